@@ -1,0 +1,86 @@
+"""The command: compose the configuration, find the run folder, run what is missing, say how it ended.
+
+Nothing here imports torch: a finished run returns at once.
+"""
+
+import difflib
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from al_bench import config
+from al_bench.errors import UserError
+from al_bench.store import RunStore
+
+failed = 0  # jobs of this process that did not finish; a sweep goes on to the next job and exits with 1 at the end
+
+
+def conf_dir() -> Path:
+    """conf/ inside the installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def main() -> None:
+    sys.path.append(os.getcwd())  # a user's own strategies, for the console script as for `python -m`
+    log = logging.getLogger("al_bench")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.propagate = False
+    try:
+        run()
+    except SystemExit as end:
+        if end.code == 1 and (hint := near_misses(sys.argv[1:])):
+            print(hint, file=sys.stderr)
+        raise
+    sys.exit(1 if failed else 0)
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+def run(cfg: DictConfig) -> None:
+    global failed
+    try:
+        one(config.read(cfg))
+    except UserError as error:
+        failed += 1
+        print(f"al_bench: {error}", file=sys.stderr)
+
+
+def one(c: config.Config) -> None:
+    if c.plan:
+        from al_bench import plan
+
+        plan.show(c)
+        return
+    store = RunStore(c)
+    if store.finished():
+        print(f"Already finished: {store.folder}")
+        return
+    from al_bench import loop
+
+    with store.at_work():
+        loop.run(c, store)
+
+
+def near_misses(arguments: list[str]) -> str:
+    """For each misspelt group, option or key among the arguments, the nearest that exist."""
+    groups = {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in conf_dir().iterdir() if d.is_dir()}
+    keys = {*groups, *config.keys()}
+    hints = []
+    for argument in arguments:
+        key, _, value = argument.lstrip("+~").partition("=")
+        if argument.startswith("-") or not value or key.startswith("hydra"):
+            continue
+        if key in groups:
+            tries = [(v, groups[key]) for v in re.split(r"[,\s]+", value) if re.fullmatch(r"\w+", v)]
+        else:
+            tries = [(key, sorted(keys))]
+        for word, known in tries:
+            if word not in known and (near := difflib.get_close_matches(word, known, n=3, cutoff=0.5)):
+                hints.append(f"{word!r}: did you mean {' or '.join(near)}?")
+    return "\n".join(hints)

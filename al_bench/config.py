@@ -1,0 +1,200 @@
+"""The schema of conf/: every key and its type, so that a misspelt key or a wrong type stops before any job starts.
+
+Values live in conf/*.yaml; what is here as a default is what most of those files leave out.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from al_bench.errors import UserError
+
+
+class OnBadImage(Enum):
+    stop = "stop"
+    skip = "skip"
+
+
+class InitialDraw(Enum):
+    random = "random"
+    balanced = "balanced"
+
+
+class Weights(Enum):
+    """Which weights a round's fit starts from."""
+
+    fresh = "fresh"
+    previous = "previous"
+    best = "best"
+
+
+class Mode(Enum):
+    finetune = "finetune"
+    frozen = "frozen"
+
+
+class Schedule(Enum):
+    constant = "constant"
+    cosine = "cosine"
+
+
+class Augment(Enum):
+    none = "none"
+    flip = "flip"
+    flip_crop = "flip_crop"
+
+
+class Monitor(Enum):
+    loss = "loss"
+    accuracy = "accuracy"
+
+
+class StopAt(Enum):
+    validation = "validation"
+    test = "test"
+
+
+@dataclass
+class DatasetConfig:
+    _target_: str = MISSING
+    name: str = MISSING
+    root: str | None = None
+    image_size: int | None = None  # null: the data's own size, or the model's
+    test_fraction: float | None = None  # null: the data set has a test split of its own
+    on_bad_image: OnBadImage = OnBadImage.stop
+    antialias: bool = True
+    mean: list[float] = field(default_factory=lambda: [0.0])
+    std: list[float] = field(default_factory=lambda: [1.0])
+
+
+@dataclass
+class ModelConfig:
+    _target_: str = MISSING
+    name: str = MISSING
+    pretrained: bool = False
+    weights: str | None = None
+    mode: Mode = Mode.finetune
+    options: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = MISSING
+
+
+@dataclass
+class StopConfig:
+    """Stop when the accuracy of the full-data reference (budget=full) is reached."""
+
+    at: StopAt | None = None
+    tolerance: float = 0.0
+    two_sided: bool = False
+
+
+@dataclass
+class BudgetConfig:
+    name: str | None = None
+    initial: int | None = MISSING
+    query: int = MISSING
+    rounds: int | None = MISSING
+    validation: int = MISSING
+    start: InitialDraw = InitialDraw.random
+    stop: StopConfig = field(default_factory=StopConfig)
+
+
+@dataclass
+class EarlyStoppingConfig:
+    patience: int | None = None
+    monitor: Monitor = Monitor.loss
+    min_delta: float = 0.0
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = MISSING
+    precision: str = MISSING
+    deterministic: bool = MISSING
+    batch_size: int = MISSING
+    predict_batch_size: int = MISSING
+    max_steps: int | None = MISSING
+    max_epochs: int | None = MISSING
+    steps_per_epoch: int | None = MISSING
+    later_max_epochs: int | None = MISSING
+    start: Weights = MISSING
+    schedule: Schedule = MISSING
+    augment: Augment = MISSING
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    num_workers: int = MISSING
+    progress: bool = MISSING
+
+
+@dataclass
+class Config:
+    results_dir: str = MISSING
+    study: str = MISSING
+    seed: int = MISSING
+    plan: bool = MISSING
+    cache_dir: str = MISSING
+    dataset: DatasetConfig = MISSING
+    model: ModelConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    budget: BudgetConfig = MISSING
+    strategy: dict[str, Any] = MISSING
+
+
+ConfigStore.instance().store("base_config", Config)
+
+
+def read(cfg: DictConfig) -> Config:
+    """The composed configuration as plain objects. Raises UserError where a value is missing or makes no sense."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{missing[0]} is not set. Set it on the command line: {missing[0]}=...")
+    config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    for wrong, message in _mistakes(config):
+        if wrong:
+            raise UserError(message)
+    return config
+
+
+def _mistakes(c: Config) -> list[tuple[bool, str]]:
+    b, t, d = c.budget, c.trainer, c.dataset
+    stops_early = t.early_stopping.patience is not None
+    return [
+        (c.seed < 0, f"seed={c.seed}: a seed is 0 or larger."),
+        (b.initial is not None and b.initial < 1, f"budget.initial={b.initial}: at least one label to start from."),
+        (b.query < 1, f"budget.query={b.query}: each round buys at least one label."),
+        (b.rounds is not None and b.rounds < 0, f"budget.rounds={b.rounds}: 0 or more, or null until the pool is empty."),
+        (b.validation < 0, f"budget.validation={b.validation}: 0 or more."),
+        (b.stop.tolerance < 0, f"budget.stop.tolerance={b.stop.tolerance}: 0 or more."),
+        (
+            b.validation == 0 and b.stop.at is StopAt.validation,
+            "budget.stop.at=validation needs budget.validation > 0.",
+        ),
+        (b.validation == 0 and stops_early, "trainer.early_stopping.patience needs budget.validation > 0."),
+        (b.validation == 0 and t.start is Weights.best, "trainer.start=best compares validation losses: it needs budget.validation > 0."),
+        (stops_early and t.early_stopping.patience < 1, "trainer.early_stopping.patience: 1 epoch or more, or null."),
+        (t.batch_size < 1 or t.predict_batch_size < 1, "trainer.batch_size and trainer.predict_batch_size are 1 or more."),
+        (t.max_steps is None and t.max_epochs is None, "Set trainer.max_steps or trainer.max_epochs: how long does a round train?"),
+        (
+            any(n is not None and n < 1 for n in (t.max_steps, t.max_epochs, t.steps_per_epoch, t.later_max_epochs)),
+            "trainer.max_steps, max_epochs, later_max_epochs and steps_per_epoch are 1 or more, or null.",
+        ),
+        (
+            t.schedule is Schedule.cosine and t.max_steps is None,
+            "trainer.schedule=cosine needs trainer.max_steps: it ends at 0 there.",
+        ),
+        (d.image_size is not None and d.image_size < 8, f"dataset.image_size={d.image_size}: 8 pixels or more."),
+        (
+            d.test_fraction is not None and not 0 < d.test_fraction < 1,
+            f"dataset.test_fraction={d.test_fraction}: between 0 and 1.",
+        ),
+        (not {"name", "_target_"} <= c.strategy.keys(), "A strategy's yaml needs the keys name, _target_ and _partial_: true."),
+    ]
+
+
+def keys(schema: type = Config, prefix: str = "") -> list[str]:
+    """Every key of the schema, dotted: seed, dataset.root, trainer.early_stopping.patience."""
+    names = []
+    for f in fields(schema):
+        names += [prefix + f.name, *(keys(f.type, f"{prefix}{f.name}.") if is_dataclass(f.type) else [])]
+    return names

@@ -1,0 +1,25 @@
+"""What the rest of al_bench knows of a data set. N images in all, V for the test, C classes, H x W pixels."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and the test split. No training label is in it: those are the Oracle's alone."""
+
+    name: str
+    images: Tensor  # uint8 [N, channels, H, W], or frozen features float32 [N, D]
+    train_idx: Tensor  # int64: what may be labelled
+    test_idx: Tensor  # int64 [V]
+    test_labels_V: Tensor
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...] | Tensor  # per channel, of images in [0, 1]; or per feature
+    std: tuple[float, ...] | Tensor
+    checksum: str  # of images and labels
+    skipped: tuple[str, ...] = ()  # files left out by dataset.on_bad_image=skip
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.class_names)

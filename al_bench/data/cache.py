@@ -1,0 +1,97 @@
+"""Arrays worth computing once: memory-mapped files named by what went into them, written whole or not at all."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from al_bench.errors import UserError
+from al_bench.store import write_atomically
+
+log = logging.getLogger("al_bench")
+
+CHUNK = 1 << 24
+
+Fill = Callable[[np.ndarray], tuple[int, dict[str, Any]]]
+
+
+def cached_array(cache_dir: str, key: dict[str, Any], shape: tuple[int, ...], dtype: str, fill: Fill) -> tuple[np.ndarray, dict[str, Any]]:
+    """The array `fill` writes, from the cache if it is there and sound, and the notes fill made.
+
+    fill(out) writes rows into `out` and returns how many rows to keep (from the front) and its notes. The array comes back
+    memory-mapped copy-on-write, so nobody can alter the file through it. A file cut short or altered is found by its
+    checksum and made again. Raises UserError where the disk is full or the folder cannot be written.
+    """
+    folder = Path(cache_dir).expanduser()
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    data, meta = folder / f"{name}.bin", folder / f"{name}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / f"{name}.lock"):  # the other jobs of a sweep wait for the first, then read
+            found = _open(data, meta)
+            if found is None:
+                _make(data, meta, key, shape, np.dtype(dtype), fill)
+                found = _open(data, meta)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"No space left in the cache folder {folder}. Make room, or name another one: cache_dir=...") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"The cache folder {folder} cannot be written. Name another one: cache_dir=...") from None
+        raise
+    if found is None:
+        raise UserError(f"{data} changes while it is read. Is the disk sound?")
+    return found
+
+
+def checksum(array: np.ndarray) -> str:
+    """sha256 over the sha256 of chunks, on as many threads as there are cores."""
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    parts = [flat[i : i + CHUNK] for i in range(0, len(flat), CHUNK)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        digests = threads.map(lambda part: hashlib.sha256(part).digest(), parts)
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _open(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
+    if not (data.exists() and meta.exists()):
+        return None
+    try:
+        facts = json.loads(meta.read_text())
+        array = np.memmap(data, dtype=facts["dtype"], mode="c", shape=tuple(facts["shape"]))
+        sound = data.stat().st_size == array.nbytes and checksum(array) == facts["checksum"]
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        log.warning(f"The cached array {data} was cut short or altered; it is made again.")
+        return None
+    return array, facts["notes"]
+
+
+def _make(data: Path, meta: Path, key: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype, fill: Fill) -> None:
+    part = data.with_name(f"{data.name}.{os.getpid()}.part")
+    row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+    try:
+        with open(part, "wb") as file:
+            # Claim the space now: writing through a memory map to a full disk kills the process without a word.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, shape[0] * row_bytes)
+            else:
+                file.truncate(shape[0] * row_bytes)
+        out = np.memmap(part, dtype=dtype, mode="r+", shape=shape)
+        rows, notes = fill(out)
+        out.flush()
+        facts = {"key": key, "shape": [rows, *shape[1:]], "dtype": dtype.str, "notes": notes, "checksum": checksum(out[:rows])}
+        del out
+        os.truncate(part, rows * row_bytes)
+        os.replace(part, data)
+        write_atomically(meta, json.dumps(facts) + "\n")  # last: without it the array does not count
+    finally:
+        part.unlink(missing_ok=True)

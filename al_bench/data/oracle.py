@@ -1,0 +1,40 @@
+"""The label wall: training labels live here and nowhere else."""
+
+import torch
+from torch import Tensor
+
+
+class Oracle:
+    """Answers what it is asked and counts what was bought.
+
+    labels_N: a label for each image of the data set, int64; buyable_idx: the images that may be asked for (never the test's).
+    """
+
+    def __init__(self, labels_N: Tensor, buyable_idx: Tensor) -> None:
+        self._labels_N = labels_N
+        self._buyable_N = torch.zeros(len(labels_N), dtype=torch.bool)
+        self._buyable_N[buyable_idx] = True
+        self._bought_N = torch.zeros(len(labels_N), dtype=torch.bool)
+
+    @property
+    def n_bought(self) -> int:
+        return int(self._bought_N.sum())
+
+    def label(self, idx_K: Tensor) -> Tensor:
+        """Labels of the images idx_K, which count as bought. Raises ValueError for an image that is not for sale."""
+        if not self._buyable_N[idx_K].all():
+            raise ValueError("asked for the label of an image that is not in the training split")
+        self._bought_N[idx_K] = True
+        return self._labels_N[idx_K]
+
+    def draw_balanced(self, candidates: Tensor, k: int, rng: torch.Generator) -> Tensor:
+        """k of the candidates, as many of each class as there are to be had: a curator who brings examples of every class.
+
+        It stands here because it knows labels nobody has paid for; a real pool has no such draw.
+        """
+        shuffled = candidates[torch.randperm(len(candidates), generator=rng)]
+        labels = self._labels_N[shuffled]
+        turn = torch.empty_like(labels)  # how many of its class come before it
+        for c in labels.unique():
+            turn[labels == c] = torch.arange(int((labels == c).sum()))
+        return shuffled[turn.argsort(stable=True)[:k]]

@@ -1,0 +1,72 @@
+"""Who is labelled and who is not. L labelled, P pool, V validation, K acquired; all hold dataset indices."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from al_bench import rng
+from al_bench.config import BudgetConfig, InitialDraw
+from al_bench.data.oracle import Oracle
+from al_bench.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pool:
+    labelled_L: Tensor  # in the order of acquisition
+    labels_L: Tensor
+    unlabelled_P: Tensor  # ascending
+    validation_V: Tensor
+    validation_labels_V: Tensor
+
+    def to_indices(self, positions_K: Tensor) -> Tensor:
+        """Pool positions, what a strategy speaks of, as dataset indices, what the Oracle and the record speak of."""
+        return self.unlabelled_P[positions_K]
+
+    def acquire(self, idx_K: Tensor, oracle: Oracle) -> "Pool":
+        """Buy the labels of idx_K. Raises UserError where one of them is not in the pool."""
+        taken_P = torch.isin(self.unlabelled_P, idx_K)
+        if int(taken_P.sum()) != len(idx_K):
+            raise UserError("The record buys images that are not in the pool: it belongs to other data or another split.")
+        return replace(
+            self,
+            labelled_L=torch.cat([self.labelled_L, idx_K]),
+            labels_L=torch.cat([self.labels_L, oracle.label(idx_K)]),
+            unlabelled_P=self.unlabelled_P[~taken_P],
+        )
+
+
+def start(train_idx: Tensor, oracle: Oracle, budget: BudgetConfig, seed: int) -> Pool:
+    """Validation first, then the initial set, each from its own stream. budget.initial=null: everything."""
+    check_budget(len(train_idx), budget)
+    order = train_idx[torch.randperm(len(train_idx), generator=rng.stream(seed, "validation"))]
+    validation_V = order[: budget.validation].sort().values
+    rest = order[budget.validation :].sort().values
+    initial = len(rest) if budget.initial is None else budget.initial
+    stream = rng.stream(seed, "initial_set")
+    if budget.start is InitialDraw.balanced:
+        first = oracle.draw_balanced(rest, initial, stream)
+    else:
+        first = rest[torch.randperm(len(rest), generator=stream)[:initial]]
+    nothing = torch.empty(0, dtype=torch.int64)
+    pool = Pool(nothing, nothing, rest, validation_V, oracle.label(validation_V))
+    return pool.acquire(first, oracle)
+
+
+def check_budget(n_train: int, budget: BudgetConfig) -> None:
+    """Raises UserError where the training split has fewer images than the budget asks for."""
+    left = n_train - budget.validation - (budget.initial or 1)
+    if left < 0:
+        raise UserError(
+            f"The training split has {n_train:,} images; budget.validation={budget.validation:,} and "
+            f"budget.initial={budget.initial or 1:,} need {n_train - left:,}. Lower one of them."
+        )
+    if budget.initial is None:
+        return
+    if budget.rounds != 0 and budget.query > left:
+        raise UserError(f"budget.query={budget.query:,} is larger than the pool: {left:,} images are left after the initial set.")
+    if budget.rounds is not None and budget.rounds * budget.query > left:
+        raise UserError(
+            f"budget.rounds={budget.rounds} times budget.query={budget.query:,} is more than the pool's {left:,} images. "
+            f"At most {left // budget.query} rounds, or budget.rounds=null to go on until the pool is empty."
+        )

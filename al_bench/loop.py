@@ -1,0 +1,175 @@
+"""The experiment: split -> fit -> test -> predict -> select -> label -> record, round after round."""
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+
+from al_bench import plots, rng
+from al_bench.config import Config, Mode, StopConfig, Weights
+from al_bench.data import pool, sources
+from al_bench.data.pool import Pool
+from al_bench.errors import UserError
+from al_bench.metrics import classification_metrics, loss_and_accuracy
+from al_bench.models import engine, nets
+from al_bench.models.classifier import Classifier
+from al_bench.store import RoundRecord, RunStore, reference
+from al_bench.strategies import PoolView, Strategy, needs_of, select
+
+log = logging.getLogger("al_bench")
+
+
+def run(c: Config, store: RunStore) -> None:
+    """Run the rounds that `store` does not hold yet, up to one that buys nothing."""
+    strategy = load_strategy(c)
+    target = reference(c)[c.budget.stop.at.name] if c.budget.stop.at else None
+    source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
+    dataset, oracle = sources.load(c.dataset, source, c.seed)
+    labels = pool.start(dataset.train_idx, oracle, c.budget, c.seed)
+    store.identify(dataset, labels, engine.device_name(c.trainer))
+    records = store.records()
+    for past in records:
+        labels = labels.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)
+    if c.model.mode is Mode.frozen:
+        dataset = engine.freeze(c, dataset)
+    images = engine.on_device(c.trainer, dataset.images)
+    announce(c, store, records)
+
+    for round in itertools.count(len(records)):
+        if records and not records[-1].acquired:
+            break
+        seconds = dict.fromkeys(("fit", "evaluate", "predict", "select"), 0.0)
+        with timed(seconds, "fit"):
+            classifier = engine.build(c, dataset, round)
+            if c.trainer.start is not Weights.fresh and records:
+                engine.load_weights(classifier, store.weights_path(records[-1].weights_from))
+            epochs, steps = engine.fit(c, classifier, images, labels, round)
+        with timed(seconds, "evaluate"):
+            validation = judge(c, classifier, images, labels)
+            weights_from = keep_best(c, store, classifier, records, validation, round)
+            test = engine.predict(c.trainer, classifier, images, dataset.test_idx)
+            metrics = classification_metrics(test.log_probs_PSC[:, 0], dataset.test_labels_V)
+        kept = validation if weights_from == round else records[weights_from].validation
+        why = why_stop(c, round, labels, {"test": metrics["accuracy"], "validation": kept and kept["accuracy"]}, target)
+        acquired = torch.empty(0, dtype=torch.int64)
+        if why is None:
+            with timed(seconds, "predict"):
+                view = look(c, strategy, classifier, images, labels, dataset.n_classes)
+            with timed(seconds, "select"):
+                k = min(c.budget.query, view.n_pool)
+                acquired = labels.to_indices(select(strategy, c.strategy["name"], view, k, rng.stream(c.seed, "select", round), round))
+        bought = labels.acquire(acquired, oracle)
+        store.note(stopped=why)
+        record = RoundRecord(
+            round, len(labels.labelled_L), len(labels.validation_V), metrics, validation, acquired.tolist(),
+            weights_from, epochs, steps, classifier.history, seconds, engine.peak_memory(c.trainer),
+        )  # fmt: skip
+        store.append(record)
+        if c.trainer.start is not Weights.fresh:
+            store.keep_weights(weights_from)
+        log.info(line(record, records[-1] if records else None))
+        records.append(record)
+        labels = bought
+
+    finish(c, store, records)
+
+
+def load_strategy(c: Config) -> Strategy:
+    """What the yaml's _target_ names, with the yaml's other keys as its options. Raises UserError where there is no such function."""
+    node = {key: value for key, value in c.strategy.items() if key != "name"} | {"_partial_": True}
+    try:
+        return instantiate(node)
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"strategy {c.strategy['name']}: {c.strategy['_target_']} cannot be loaded ({reason}).") from error
+
+
+def look(c: Config, strategy: Strategy, classifier: Classifier, images: Tensor, labels: Pool, n_classes: int) -> PoolView:
+    """What the strategy may see; one pass over the pool fetches what it needs."""
+    needs, n_pool = needs_of(strategy), len(labels.unlabelled_P)
+    if not needs.predictions and not needs.embeddings:
+        return PoolView(n_pool, n_classes)
+    seen = engine.predict(c.trainer, classifier, images, labels.unlabelled_P, needs.embeddings)
+    if not needs.embeddings:
+        return PoolView(n_pool, n_classes, seen.log_probs_PSC)
+    labelled = engine.predict(c.trainer, classifier, images, labels.labelled_L, embeddings=True)
+    return PoolView(n_pool, n_classes, seen.log_probs_PSC, seen.emb_PD, labelled.emb_PD, labels.labels_L)
+
+
+def judge(c: Config, classifier: Classifier, images: Tensor, labels: Pool) -> dict[str, float] | None:
+    if not len(labels.validation_V):
+        return None
+    seen = engine.predict(c.trainer, classifier, images, labels.validation_V)
+    return loss_and_accuracy(seen.log_probs_PSC[:, 0], labels.validation_labels_V)
+
+
+def keep_best(
+    c: Config, store: RunStore, classifier: Classifier, records: list[RoundRecord], validation: dict[str, float] | None, round: int
+) -> int:
+    """The round whose weights `classifier` holds from here on; with trainer.start=best an earlier one if it did better."""
+    if c.trainer.start is Weights.fresh:
+        return round
+    if c.trainer.start is Weights.best and records:
+        best = records[-1].weights_from
+        if validation["loss"] >= records[best].validation["loss"]:
+            engine.load_weights(classifier, store.weights_path(best))
+            return best
+    engine.save_weights(classifier, store.weights_path(round))
+    return round
+
+
+def why_stop(c: Config, round: int, labels: Pool, accuracy: dict[str, float | None], target: float | None) -> str | None:
+    if not len(labels.unlabelled_P):
+        return "the pool is empty"
+    if c.budget.rounds is not None and round >= c.budget.rounds:
+        return "the budget is used up"
+    if target is not None and is_reached(accuracy[c.budget.stop.at.name], target, c.budget.stop):
+        return f"the full-data reference is reached on {c.budget.stop.at.name} ({target:.2%})"
+    return None
+
+
+def is_reached(accuracy: float, target: float, stop: StopConfig) -> bool:
+    """Within the tolerance below the target or anywhere above it; two_sided: not far above it either."""
+    gap = abs(accuracy - target) if stop.two_sided else target - accuracy
+    return gap <= stop.tolerance + 1e-9  # accuracies are fractions of counts: 0.0025 off has to count as 0.0025
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def announce(c: Config, store: RunStore, records: list[RoundRecord]) -> None:
+    log.info(f"{c.dataset.name}, {c.model.name}, {c.strategy['name']}, seed {c.seed}")
+    if records:
+        log.info(f"{len(records)} rounds are there already; going on after them.")
+    log.info(f"{'round':>5}  {'labels':>7}  {'test accuracy':<17}  {'fit s':>7}  {'predict s':>9}  {'select s':>8}")
+    for before, record in zip([None, *records], records, strict=False):
+        log.info(line(record, before))
+
+
+def line(record: RoundRecord, before: RoundRecord | None) -> str:
+    accuracy = record.metrics["accuracy"]
+    change = f"{100 * (accuracy - before.metrics['accuracy']):+.2f}" if before else ""
+    seconds = record.seconds
+    return (
+        f"{record.round:>5}  {record.n_labelled:>7,}  {100 * accuracy:6.2f} %  {change:>7}  "
+        f"{seconds['fit']:>7.1f}  {seconds['predict']:>9.1f}  {seconds['select']:>8.2f}"
+    )
+
+
+def finish(c: Config, store: RunStore, records: list[RoundRecord]) -> None:
+    picture = store.folder / "learning_curve.png"
+    name = f"{c.strategy['name']}, seed {c.seed}"
+    plots.save_learning_curve(picture, [r.n_labelled for r in records], [r.metrics["accuracy"] for r in records], name)
+    validation = f" and {records[-1].n_val:,} validation labels" if records[-1].n_val else ""
+    log.info(f"Stopped: {store.info()['stopped']}, with {records[-1].n_labelled:,} training labels{validation}.")
+    log.info(f"Results: {store.folder}")
+    log.info(f"Learning curve: {picture}")

@@ -1,0 +1,30 @@
+"""What is measured on predictions with known labels. V images, C classes."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error, multiclass_f1_score
+
+
+def classification_metrics(log_probs_VC: Tensor, labels_V: Tensor) -> dict[str, Any]:
+    """accuracy; nll in nats; ece (Guo et al., 2017: 15 bins, L1); brier (Brier, 1950: the sum over classes, 0 to 2); macro_f1;
+    per_class: recall of each class, null where the test has none of it.
+    """
+    n_classes = log_probs_VC.shape[1]
+    probs_VC = log_probs_VC.exp()
+    recall_C = multiclass_accuracy(probs_VC, labels_V, n_classes, average=None)
+    seen_C = labels_V.bincount(minlength=n_classes) > 0
+    return {
+        "accuracy": (log_probs_VC.argmax(1) == labels_V).double().mean().item(),
+        "nll": F.nll_loss(log_probs_VC, labels_V).item(),
+        "ece": multiclass_calibration_error(probs_VC, labels_V, n_classes, n_bins=15).item(),
+        "brier": (probs_VC - F.one_hot(labels_V, n_classes)).square().sum(1).mean().item(),
+        "macro_f1": multiclass_f1_score(probs_VC, labels_V, n_classes, average="macro").item(),
+        "per_class": [r if seen else None for r, seen in zip(recall_C.tolist(), seen_C.tolist(), strict=True)],
+    }
+
+
+def loss_and_accuracy(log_probs_VC: Tensor, labels_V: Tensor) -> dict[str, float]:
+    hits_V = log_probs_VC.argmax(1) == labels_V
+    return {"loss": F.nll_loss(log_probs_VC, labels_V).item(), "accuracy": hits_V.double().mean().item()}

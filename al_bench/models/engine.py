@@ -1,0 +1,213 @@
+"""Train, predict, measure: everything that touches a Lightning Trainer. P images predicted, S passes, C classes, D embedding."""
+
+import hashlib
+import logging
+import sys
+import warnings
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import get_method
+from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from al_bench import rng
+from al_bench.config import Config, Mode, Monitor, TrainerConfig
+from al_bench.data import Dataset
+from al_bench.data.cache import cached_array
+from al_bench.data.datamodule import PoolDataModule, image_loader
+from al_bench.data.pool import Pool
+from al_bench.errors import UserError
+from al_bench.models.classifier import Classifier
+from al_bench.models.nets import LinearHead
+
+# Lightning announces the hardware at every Trainer, and misses the loader processes that whole batches do not need.
+for name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", ".*does not have many workers.*")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    log_probs_PSC: Tensor  # float32
+    emb_PD: Tensor | None  # float32, where asked for
+
+
+def build(c: Config, dataset: Dataset, round: int) -> Classifier:
+    """A fresh classifier; its weights depend on the seed and the round alone."""
+    with rng.seeded(c.seed, "weights", round):
+        net = LinearHead(dataset) if c.model.mode is Mode.frozen else get_method(c.model._target_)(c.model, dataset)
+    return Classifier(net, c.model.optimizer, c.trainer.schedule)
+
+
+def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: int) -> tuple[int, int]:
+    """Train on the labelled set with a fresh Trainer; the weights end up in `classifier`. Returns (epochs, steps).
+
+    With early stopping these are the weights of the best epoch on validation, else the last.
+    """
+    t = c.trainer
+    stopping = t.early_stopping.patience is not None
+    n_steps = t.steps_per_epoch or (None if t.max_steps is None else t.max_steps if not stopping else -(-len(pool.labelled_L) // t.batch_size))
+    data = PoolDataModule(images, pool, t, n_steps, c.seed, round)
+    monitor, mode = {Monitor.loss: ("val_loss", "min"), Monitor.accuracy: ("val_accuracy", "max")}[t.early_stopping.monitor]
+    best = BestWeights(monitor, mode)
+    stop = EarlyStopping(monitor, mode=mode, patience=t.early_stopping.patience or 1, min_delta=t.early_stopping.min_delta, check_finite=False)
+    max_epochs = t.later_max_epochs if round and t.later_max_epochs else t.max_epochs
+    trainer = _trainer(
+        t,
+        callbacks=[stop, best] if stopping else [],
+        max_epochs=-1 if max_epochs is None else max_epochs,
+        max_steps=t.max_steps or -1,
+        limit_val_batches=1.0 if stopping else 0,
+    )
+    try:
+        with rng.seeded(c.seed, "fit", round):
+            trainer.fit(classifier, datamodule=data)
+    except UserError as error:
+        raise UserError(f"round {round}: {error}") from None
+    if best.weights is not None:
+        classifier.load_state_dict(best.weights)
+    return len(classifier.history), trainer.global_step
+
+
+def predict(t: TrainerConfig, classifier: Classifier, images: Tensor, idx: Tensor, embeddings: bool = False) -> Prediction:
+    """One deterministic pass, without augmentation, in the order of idx; results on the CPU."""
+    if not len(idx):
+        return Prediction(torch.empty(0, 1, 1), None)
+    classifier.keep_embeddings = embeddings
+    batches = _trainer(t).predict(classifier, image_loader(images, idx, t))
+    log_probs, emb = zip(*batches, strict=True)
+    return Prediction(torch.cat(log_probs)[:, None], torch.cat(emb) if embeddings else None)
+
+
+def freeze(c: Config, dataset: Dataset) -> Dataset:
+    """The data set with a frozen backbone's embeddings [N, D] in place of its images, computed once and kept.
+
+    mean and std are those of the training images, labelled or not.
+    """
+    m = c.model
+    with rng.seeded(c.seed, "weights"):
+        net = get_method(m._target_)(m, dataset)
+    trained = m.pretrained or m.weights is not None  # random weights are another network for each seed
+    key = {
+        "images": dataset.checksum,
+        "model": [m._target_, m.name, m.options, None if trained else c.seed],
+        "weights": _digest(m.weights) if m.weights else getattr(getattr(net, "net", None), "pretrained_cfg", {}).get("hf_hub_id"),
+        "precision": _precision(c.trainer),
+        "features": 1,
+    }  # fmt: skip
+    images = on_device(c.trainer, dataset.images)
+
+    def fill(out: Any) -> tuple[int, dict[str, Any]]:
+        classifier = Classifier(net, m.optimizer, c.trainer.schedule)
+        out[:] = predict(c.trainer, classifier, images, torch.arange(len(images)), embeddings=True).emb_PD.numpy()
+        return len(out), {}
+
+    features, _ = cached_array(c.cache_dir, key, (len(images), net.head_hidden_size), "float32", fill)
+    features_ND = torch.from_numpy(features)
+    train_LD = features_ND[dataset.train_idx]
+    return replace(dataset, images=features_ND, mean=train_LD.mean(0), std=train_LD.std(0).clamp_min(1e-6))
+
+
+def on_device(t: TrainerConfig, images: Tensor) -> Tensor:
+    """The images on the accelerator's memory if they take less than half of what is free there, else where they are."""
+    device = _device(t)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    else:
+        return images
+    if images.nbytes * 2 > free:
+        return images
+    # Sent as stored, [N, H, W, C], so that batches stay channels_last there.
+    return images.permute(0, 2, 3, 1).contiguous().to(device).permute(0, 3, 1, 2) if images.ndim == 4 else images.to(device)
+
+
+def peak_memory(t: TrainerConfig) -> int:
+    """Bytes: of the CUDA device since the run began, or of this process."""
+    if _device(t).type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def save_weights(classifier: Classifier, path: Path) -> None:
+    part = path.with_suffix(".part")
+    save_file({k: v.contiguous() for k, v in classifier.state_dict().items()}, part)
+    part.replace(path)
+
+
+def load_weights(classifier: Classifier, path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{path}, which the next round starts from, is missing. Delete {path.parents[1]} to begin anew.")
+    classifier.load_state_dict(load_file(path))
+
+
+class BestWeights(pl.Callback):
+    """Keeps, in memory, the weights of the epoch with the best monitored value."""
+
+    def __init__(self, monitor: str, mode: str) -> None:
+        self.monitor, self.sign = monitor, 1 if mode == "max" else -1
+        self.best, self.weights = -torch.inf, None
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        value = self.sign * float(trainer.callback_metrics[self.monitor])
+        if value > self.best:
+            self.best, self.weights = value, deepcopy(module.state_dict())
+
+
+def _trainer(t: TrainerConfig, callbacks: list[pl.Callback] | None = None, **limits: Any) -> pl.Trainer:
+    bar = [RichProgressBar(refresh_rate=10, leave=False)] if t.progress and sys.stdout.isatty() else []
+    try:
+        return pl.Trainer(
+            accelerator=t.accelerator,
+            devices=1,
+            precision=_precision(t),
+            deterministic=t.deterministic,
+            callbacks=[*(callbacks or []), *bar],
+            enable_progress_bar=bool(bar),
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            **limits,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer.accelerator={t.accelerator}, trainer.precision={t.precision}: {error}") from None
+
+
+def device_name(t: TrainerConfig) -> str:
+    device = _device(t)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _device(t: TrainerConfig) -> torch.device:
+    return _trainer(t).strategy.root_device
+
+
+def _precision(t: TrainerConfig) -> str:
+    """auto: bf16 autocast where the hardware multiplies in bf16, float32 elsewhere."""
+    if t.precision != "auto":
+        return t.precision
+    if t.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif t.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        fast = False
+    else:
+        able = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.15; earlier ones cannot tell
+        fast = able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16")
+    return "bf16-mixed" if fast else "32-true"
+
+
+def _digest(weights: str) -> str:
+    with open(Path(weights).expanduser(), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,339 @@
+"""The run folder: the record is the checkpoint.
+
+    config.yaml     the configuration as asked; another one is refused
+    run.json        state, dataset and initial-set checksums, versions and hardware of each start
+    rounds.jsonl    one line a finished round, on disk before the next round starts; resuming replays `acquired`
+    run.log         what the screen showed
+    weights/        only for trainer.start=previous|best, only what the next round needs
+
+Nothing here imports torch.
+"""
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+from omegaconf import OmegaConf
+
+import al_bench
+from al_bench.config import Config
+from al_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from al_bench.data import Dataset
+    from al_bench.data.pool import Pool
+
+log = logging.getLogger("al_bench")
+
+# Where a run lies and how it is shown; all other keys change what is computed.
+NOT_COMPARED = {"results_dir", "study", "cache_dir", "plan", "dataset.root", "trainer.progress", "trainer.num_workers"}
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One line of rounds.jsonl. `acquired` was bought after the fit that `metrics` describes, so it is not in n_labelled."""
+
+    round: int
+    n_labelled: int  # training labels this round's fit had
+    n_val: int  # validation labels, bought as well
+    metrics: dict[str, Any]  # on the test set: accuracy, nll, ece, brier, macro_f1, per_class (recall)
+    validation: dict[str, float] | None  # loss and accuracy of this round's fit on the validation set
+    acquired: list[int]  # dataset indices in the order they were picked
+    weights_from: int  # the round whose weights were tested and queried; another only with trainer.start=best
+    epochs: int
+    steps: int
+    history: list[dict[str, float]]  # one entry an epoch
+    seconds: dict[str, float]  # fit, evaluate, predict, select
+    peak_memory: int  # bytes; of the device where there is one, else of the process
+
+
+class RunStore:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = run_folder(config)
+        self.rounds_path = self.folder / "rounds.jsonl"
+
+    def finished(self) -> bool:
+        if self.info().get("state") != "finished":
+            return False
+        self._refuse_another_configuration()
+        return True
+
+    def info(self) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        return read_json(path) if path.exists() else {}
+
+    def note(self, **facts: Any) -> None:
+        write_atomically(self.folder / "run.json", json.dumps(self.info() | facts, indent=1) + "\n")
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Hold the folder for this process and leave its state behind: finished, failed, interrupted, or running if killed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked(), self._logged():
+            self._refuse_another_configuration()
+            write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+            self._drop_torn_line()
+            starts = [*self.info().get("starts", []), _circumstances()]
+            self.note(state="running", error=None, starts=starts)
+            try:
+                yield
+                shutil.rmtree(self.folder / "weights", ignore_errors=True)
+                self.note(state="finished", ended=_now())
+            except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C in a fit into SystemExit
+                self._leave("interrupted", None)
+                log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
+                raise SystemExit(130) from None
+            except UserError as error:
+                self._leave("failed", str(error))
+                raise
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    self._leave("failed", repr(error))
+                    raise
+                self._leave("failed", "no space left on the disk")
+                raise UserError(f"No space left on the disk ({self.folder}); {self._kept()} Make room and type the same command.") from None
+            except Exception as error:
+                log.error(f"{traceback.format_exc()}")
+                self._leave("failed", repr(error))
+                raise
+
+    def identify(self, dataset: "Dataset", labels: "Pool", device: str) -> None:
+        """Write down which data and which initial set this is. Raises UserError where the run began on others."""
+        facts = {
+            "dataset": {
+                "name": dataset.name, "checksum": dataset.checksum, "classes": list(dataset.class_names),
+                "n_train": len(dataset.train_idx), "n_test": len(dataset.test_idx), "skipped": list(dataset.skipped),
+            },
+            "initial_set": {"n": len(labels.labelled_L), "checksum": _checksum(labels.labelled_L.tolist())},
+            "validation_set": {"n": len(labels.validation_V), "checksum": _checksum(labels.validation_V.tolist())},
+        }  # fmt: skip
+        for name, fact in facts.items():
+            there = self.info().get(name, fact)
+            if there["checksum"] != fact["checksum"]:
+                raise UserError(
+                    f"{self.folder} began with another {name.replace('_', ' ')}: the data have changed since. "
+                    "Bring the old data back, give these runs a name of their own (study=...), or delete the folder."
+                )
+        self.note(device=device, **facts)
+
+    def records(self) -> list[RoundRecord]:
+        """The finished rounds, in order. A torn last line is not one."""
+        if not self.rounds_path.exists():
+            return []
+        lines = self.rounds_path.read_bytes().splitlines(keepends=True)
+        if lines and not _is_whole(lines[-1]):
+            lines.pop()
+        records = []
+        for number, line in enumerate(lines):
+            try:
+                records.append(RoundRecord(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"{self.rounds_path}, line {number + 1} is not a round's record ({error}). "
+                    f"Delete that line and those after it to go on from there, or delete {self.folder} to begin anew."
+                ) from None
+        if [r.round for r in records] != list(range(len(records))):
+            raise UserError(f"{self.rounds_path}: rounds are missing or doubled. Delete {self.folder} to begin anew.")
+        return records
+
+    def append(self, record: RoundRecord) -> None:
+        """On disk when this returns; where that fails, the file is as it was."""
+        with open(self.rounds_path, "ab") as file:
+            before = file.tell()
+            try:
+                file.write(json.dumps(asdict(record), allow_nan=False).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self.rounds_path, before)
+                raise
+
+    def weights_path(self, round: int) -> Path:
+        path = self.folder / "weights" / f"round-{round:04d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        return path
+
+    def keep_weights(self, round: int) -> None:
+        """Called once the round's record is written: only then are older weights of no more use."""
+        for path in (self.folder / "weights").glob("*.safetensors"):
+            if path != self.weights_path(round):
+                path.unlink()
+
+    def _kept(self) -> str:
+        return f"{len(self.records())} finished rounds are kept."
+
+    def _leave(self, state: str, error: str | None) -> None:
+        try:
+            self.note(state=state, error=error, ended=_now())
+        except OSError:
+            log.error(f"The state could not be written to {self.folder}/run.json.")
+
+    def _refuse_another_configuration(self) -> None:
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            return
+        there, here = _flat(OmegaConf.load(path)), _flat(OmegaConf.structured(self.config))
+        differ = [k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k) and k not in NOT_COMPARED]
+        if differ:
+            lines = "\n".join(f"  {k}: there {there.get(k)!r}, asked {here.get(k)!r}" for k in differ)
+            raise UserError(
+                f"{self.folder} was made by another configuration:\n{lines}\n"
+                "Ask for the same again, give these runs a name of their own (study=...), or delete the folder."
+            )
+
+    def _drop_torn_line(self) -> None:
+        data = self.rounds_path.read_bytes() if self.rounds_path.exists() else b""
+        lines = data.splitlines(keepends=True)
+        if lines and not _is_whole(lines[-1]):
+            os.truncate(self.rounds_path, len(data) - len(lines[-1]))
+            log.warning(f"The last line of {self.rounds_path} was cut short; its round is done again.")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = filelock.FileLock(self.folder / ".lock", blocking=False)  # the kernel drops it when the process dies
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise UserError(
+                f"Another process is at work in {self.folder}. Wait for it, or stop it: two at once would spoil the record."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        handler = logging.FileHandler(self.folder / "run.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def run_folder(c: Config) -> Path:
+    """By identity, not by time: <results_dir>/<study>/<dataset>/<model>/<budget>/<strategy>/seed=<n>."""
+    b = c.budget
+    model = c.model.name if c.model.mode.name == "finetune" else f"{c.model.name}-{c.model.mode.name}"
+    budget = b.name or f"{b.initial}+{'all' if b.rounds is None else b.rounds}x{b.query}"
+    names = [c.study, c.dataset.name, model, budget, c.strategy["name"]]
+    return Path(c.results_dir).expanduser().joinpath(*map(as_file_name, names), f"seed={c.seed}")
+
+
+def as_file_name(name: str) -> str:
+    """timm's hub names hold slashes and colons; a name never leaves its folder."""
+    return re.sub(r"[^\w.+=-]", "_", str(name)).lstrip(".") or "_"
+
+
+def reference(c: Config) -> dict[str, float]:
+    """Accuracy of the full-data run of the same dataset, model and seed: {validation, test}.
+
+    Raises UserError where there is none yet, or where it was trained by another recipe.
+    """
+    ours = _flat(OmegaConf.structured(c))
+    folder = run_folder(c).parents[2] / "full"
+    found = sorted(folder.glob(f"*/seed={c.seed}/run.json"))
+    done = [p.parent for p in found if read_json(p).get("state") == "finished"]
+    if not done:
+        raise UserError(
+            f"budget.stop.at={c.budget.stop.at.name} needs the full-data reference, and {folder} holds no finished one "
+            f"for seed={c.seed}. Train it first: the same command with budget=full."
+        )
+    theirs = _flat(OmegaConf.load(done[0] / "config.yaml"))
+    free = NOT_COMPARED | {k for k in ours | theirs if k.startswith(("strategy.", "budget.")) and k != "budget.validation"}
+    differ = [k for k in sorted(ours.keys() | theirs.keys()) if k not in free and ours.get(k) != theirs.get(k)]
+    if differ:
+        raise UserError(f"The full-data reference {done[0]} was trained with another {', '.join(differ)}. Train it again with budget=full.")
+    last = json.loads((done[0] / "rounds.jsonl").read_text().splitlines()[-1])
+    validation = last["validation"]
+    return {"test": last["metrics"]["accuracy"], "validation": validation["accuracy"] if validation else float("nan")}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). Delete {path.parent} to begin anew.") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The old content or the new, never a part of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _checksum(indices: list[int]) -> str:
+    return hashlib.sha256(json.dumps(indices).encode()).hexdigest()
+
+
+def _is_whole(line: bytes) -> bool:
+    return line.endswith(b"\n") and line.rstrip().endswith(b"}")
+
+
+def _flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
+    tree = OmegaConf.to_container(cfg, enum_to_str=True) if OmegaConf.is_config(cfg) else cfg
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def _circumstances() -> dict[str, Any]:
+    packages = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy", "scikit-learn")
+    return {
+        "time": _now(),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "versions": {"al-bench": al_bench.__version__} | {p: importlib.metadata.version(p) for p in packages},
+        "git": _git_commit(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this package lies in, with a + where files differ from it; None for an installed wheel."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,12 @@
+"""Random sampling: what every strategy is judged against. P pool images."""
+
+import torch
+from torch import Tensor
+
+from al_bench.strategies import PoolView, needs
+
+
+@needs(predictions=False)
+def random_sampling(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
+    """Uniform without replacement, from its own stream; the pool is not even predicted."""
+    return torch.randperm(view.n_pool, generator=rng)[:k]
