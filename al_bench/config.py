@@ -163,7 +163,10 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
         (c.seed < 0, f"seed={c.seed}: a seed is 0 or larger."),
         (b.initial is not None and b.initial < 1, f"budget.initial={b.initial}: at least one label to start from."),
         (b.query < 1, f"budget.query={b.query}: each round buys at least one label."),
-        (b.rounds is not None and b.rounds < 0, f"budget.rounds={b.rounds}: 0 or more, or null until the pool is empty."),
+        (
+            b.rounds is not None and b.rounds < 0,
+            f"budget.rounds={b.rounds}: 0 or more, or null until the pool is empty.",
+        ),
         (b.validation < 0, f"budget.validation={b.validation}: 0 or more."),
         (b.stop.tolerance < 0, f"budget.stop.tolerance={b.stop.tolerance}: 0 or more."),
         (
@@ -171,24 +174,32 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
             "budget.stop.at=validation needs budget.validation > 0.",
         ),
         (b.validation == 0 and stops_early, "trainer.early_stopping.patience needs budget.validation > 0."),
-        (b.validation == 0 and t.start is Weights.best, "trainer.start=best compares validation losses: it needs budget.validation > 0."),
+        (
+            b.validation == 0 and t.start is Weights.best,
+            "trainer.start=best compares validation losses: it needs budget.validation > 0.",
+        ),
         (stops_early and t.early_stopping.patience < 1, "trainer.early_stopping.patience: 1 epoch or more, or null."),
-        (t.batch_size < 1 or t.predict_batch_size < 1, "trainer.batch_size and trainer.predict_batch_size are 1 or more."),
-        (t.max_steps is None and t.max_epochs is None, "Set trainer.max_steps or trainer.max_epochs: how long does a round train?"),
+        (
+            t.batch_size < 2 or t.predict_batch_size < 1,
+            "trainer.batch_size is 2 or more (batch norm needs two images), trainer.predict_batch_size 1 or more.",
+        ),
+        (
+            t.max_steps is None and t.max_epochs is None,
+            "Set trainer.max_steps or trainer.max_epochs: how long does a round train?",
+        ),
         (
             any(n is not None and n < 1 for n in (t.max_steps, t.max_epochs, t.steps_per_epoch, t.later_max_epochs)),
             "trainer.max_steps, max_epochs, later_max_epochs and steps_per_epoch are 1 or more, or null.",
-        ),
-        (
-            t.schedule is Schedule.cosine and t.max_steps is None,
-            "trainer.schedule=cosine needs trainer.max_steps: it ends at 0 there.",
         ),
         (d.image_size is not None and d.image_size < 8, f"dataset.image_size={d.image_size}: 8 pixels or more."),
         (
             d.test_fraction is not None and not 0 < d.test_fraction < 1,
             f"dataset.test_fraction={d.test_fraction}: between 0 and 1.",
         ),
-        (not {"name", "_target_"} <= c.strategy.keys(), "A strategy's yaml needs the keys name, _target_ and _partial_: true."),
+        (
+            not {"name", "_target_"} <= c.strategy.keys(),
+            "A strategy's yaml needs the keys name, _target_ and _partial_: true.",
+        ),
     ]
 
 

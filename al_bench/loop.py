@@ -62,7 +62,9 @@ def run(c: Config, store: RunStore) -> None:
                 view = look(c, strategy, classifier, images, labels, dataset.n_classes)
             with timed(seconds, "select"):
                 k = min(c.budget.query, view.n_pool)
-                acquired = labels.to_indices(select(strategy, c.strategy["name"], view, k, rng.stream(c.seed, "select", round), round))
+                acquired = labels.to_indices(
+                    select(strategy, c.strategy["name"], view, k, rng.stream(c.seed, "select", round), round)
+                )
         bought = labels.acquire(acquired, oracle)
         store.note(stopped=why)
         record = RoundRecord(
@@ -86,10 +88,14 @@ def load_strategy(c: Config) -> Strategy:
         return instantiate(node)
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"strategy {c.strategy['name']}: {c.strategy['_target_']} cannot be loaded ({reason}).") from error
+        raise UserError(
+            f"strategy {c.strategy['name']}: {c.strategy['_target_']} cannot be loaded ({reason})."
+        ) from error
 
 
-def look(c: Config, strategy: Strategy, classifier: Classifier, images: Tensor, labels: Pool, n_classes: int) -> PoolView:
+def look(
+    c: Config, strategy: Strategy, classifier: Classifier, images: Tensor, labels: Pool, n_classes: int
+) -> PoolView:
     """What the strategy may see; one pass over the pool fetches what it needs."""
     needs, n_pool = needs_of(strategy), len(labels.unlabelled_P)
     if not needs.predictions and not needs.embeddings:
@@ -109,7 +115,12 @@ def judge(c: Config, classifier: Classifier, images: Tensor, labels: Pool) -> di
 
 
 def keep_best(
-    c: Config, store: RunStore, classifier: Classifier, records: list[RoundRecord], validation: dict[str, float] | None, round: int
+    c: Config,
+    store: RunStore,
+    classifier: Classifier,
+    records: list[RoundRecord],
+    validation: dict[str, float] | None,
+    round: int,
 ) -> int:
     """The round whose weights `classifier` holds from here on; with trainer.start=best an earlier one if it did better."""
     if c.trainer.start is Weights.fresh:
@@ -123,7 +134,9 @@ def keep_best(
     return round
 
 
-def why_stop(c: Config, round: int, labels: Pool, accuracy: dict[str, float | None], target: float | None) -> str | None:
+def why_stop(
+    c: Config, round: int, labels: Pool, accuracy: dict[str, float | None], target: float | None
+) -> str | None:
     if not len(labels.unlabelled_P):
         return "the pool is empty"
     if c.budget.rounds is not None and round >= c.budget.rounds:

@@ -108,7 +108,9 @@ class RunStore:
                     self._leave("failed", repr(error))
                     raise
                 self._leave("failed", "no space left on the disk")
-                raise UserError(f"No space left on the disk ({self.folder}); {self._kept()} Make room and type the same command.") from None
+                raise UserError(
+                    f"No space left on the disk ({self.folder}); {self._kept()} Make room and type the same command."
+                ) from None
             except Exception as error:
                 log.error(f"{traceback.format_exc()}")
                 self._leave("failed", repr(error))
@@ -190,7 +192,9 @@ class RunStore:
         if not path.exists():
             return
         there, here = _flat(OmegaConf.load(path)), _flat(OmegaConf.structured(self.config))
-        differ = [k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k) and k not in NOT_COMPARED]
+        differ = [
+            k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k) and k not in NOT_COMPARED
+        ]
         if differ:
             lines = "\n".join(f"  {k}: there {there.get(k)!r}, asked {here.get(k)!r}" for k in differ)
             raise UserError(
@@ -260,10 +264,14 @@ def reference(c: Config) -> dict[str, float]:
             f"for seed={c.seed}. Train it first: the same command with budget=full."
         )
     theirs = _flat(OmegaConf.load(done[0] / "config.yaml"))
-    free = NOT_COMPARED | {k for k in ours | theirs if k.startswith(("strategy.", "budget.")) and k != "budget.validation"}
+    free = NOT_COMPARED | {
+        k for k in ours | theirs if k.startswith(("strategy.", "budget.")) and k != "budget.validation"
+    }
     differ = [k for k in sorted(ours.keys() | theirs.keys()) if k not in free and ours.get(k) != theirs.get(k)]
     if differ:
-        raise UserError(f"The full-data reference {done[0]} was trained with another {', '.join(differ)}. Train it again with budget=full.")
+        raise UserError(
+            f"The full-data reference {done[0]} was trained with another {', '.join(differ)}. Train it again with budget=full."
+        )
     last = json.loads((done[0] / "rounds.jsonl").read_text().splitlines()[-1])
     validation = last["validation"]
     return {"test": last["metrics"]["accuracy"], "validation": validation["accuracy"] if validation else float("nan")}
@@ -301,7 +309,9 @@ def _flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
     tree = OmegaConf.to_container(cfg, enum_to_str=True) if OmegaConf.is_config(cfg) else cfg
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {
+        k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
 
 
 def _circumstances() -> dict[str, Any]:

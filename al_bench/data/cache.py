@@ -23,7 +23,9 @@ CHUNK = 1 << 24
 Fill = Callable[[np.ndarray], tuple[int, dict[str, Any]]]
 
 
-def cached_array(cache_dir: str, key: dict[str, Any], shape: tuple[int, ...], dtype: str, fill: Fill) -> tuple[np.ndarray, dict[str, Any]]:
+def cached_array(
+    cache_dir: str, key: dict[str, Any], shape: tuple[int, ...], dtype: str, fill: Fill
+) -> tuple[np.ndarray, dict[str, Any]]:
     """The array `fill` writes, from the cache if it is there and sound, and the notes fill made.
 
     fill(out) writes rows into `out` and returns how many rows to keep (from the front) and its notes. The array comes back
@@ -42,7 +44,9 @@ def cached_array(cache_dir: str, key: dict[str, Any], shape: tuple[int, ...], dt
                 found = _open(data, meta)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"No space left in the cache folder {folder}. Make room, or name another one: cache_dir=...") from None
+            raise UserError(
+                f"No space left in the cache folder {folder}. Make room, or name another one: cache_dir=..."
+            ) from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"The cache folder {folder} cannot be written. Name another one: cache_dir=...") from None
         raise
@@ -88,7 +92,13 @@ def _make(data: Path, meta: Path, key: dict[str, Any], shape: tuple[int, ...], d
         out = np.memmap(part, dtype=dtype, mode="r+", shape=shape)
         rows, notes = fill(out)
         out.flush()
-        facts = {"key": key, "shape": [rows, *shape[1:]], "dtype": dtype.str, "notes": notes, "checksum": checksum(out[:rows])}
+        facts = {
+            "key": key,
+            "shape": [rows, *shape[1:]],
+            "dtype": dtype.str,
+            "notes": notes,
+            "checksum": checksum(out[:rows]),
+        }
         del out
         os.truncate(part, rows * row_bytes)
         os.replace(part, data)

@@ -46,15 +46,26 @@ def files_in(root: str) -> ImageFiles:
     try:
         return _archive(path, zipfile.ZipFile(path))
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise UserError(f"dataset.root={root}: not a folder, and not a zip that can be read ({error}). Download it again?") from None
+        raise UserError(
+            f"dataset.root={root}: not a folder, and not a zip that can be read ({error}). Download it again?"
+        ) from None
 
 
-def decode(files: ImageFiles, size: int, antialias: bool, on_bad_image: OnBadImage, cache_dir: str) -> tuple[np.ndarray, list[str]]:
+def decode(
+    files: ImageFiles, size: int, antialias: bool, on_bad_image: OnBadImage, cache_dir: str
+) -> tuple[np.ndarray, list[str]]:
     """uint8 [N, size, size, 3], memory-mapped, and the names that were skipped (their rows are left out).
 
     Raises UserError that lists the files which are no sound image, unless on_bad_image is skip.
     """
-    key = {"files": files.fingerprint, "names": _digest(files.names), "size": size, "antialias": antialias, "on_bad": on_bad_image.name, "decoder": 1}
+    key = {
+        "files": files.fingerprint,
+        "names": _digest(files.names),
+        "size": size,
+        "antialias": antialias,
+        "on_bad": on_bad_image.name,
+        "decoder": 1,
+    }
     fill = partial(_decode_all, files, size, antialias, on_bad_image)
     array, notes = cached_array(cache_dir, key, (len(files.names), size, size, 3), "uint8", fill)
     return array, notes["skipped"]
@@ -80,7 +91,9 @@ def resize(image: Image.Image, size: int, antialias: bool) -> Image.Image:
     return image.transform((size, size), Image.Transform.EXTENT, (0, 0, *image.size), Image.Resampling.BILINEAR)
 
 
-def _decode_all(files: ImageFiles, size: int, antialias: bool, on_bad: OnBadImage, out: np.ndarray) -> tuple[int, dict[str, Any]]:
+def _decode_all(
+    files: ImageFiles, size: int, antialias: bool, on_bad: OnBadImage, out: np.ndarray
+) -> tuple[int, dict[str, Any]]:
     def one(row: int) -> str | None:
         try:
             with Image.open(io.BytesIO(files.read(files.names[row]))) as image:
@@ -89,7 +102,9 @@ def _decode_all(files: ImageFiles, size: int, antialias: bool, on_bad: OnBadImag
             return "not an image"
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             return "too many pixels for a photograph"
-        except Exception as error:  # whatever a broken file makes a decoder raise: the file is named, none is passed over
+        except (
+            Exception
+        ) as error:  # whatever a broken file makes a decoder raise: the file is named, none is passed over
             return str(error) or type(error).__name__
         return None
 
@@ -112,7 +127,9 @@ def complaint(where: Path, bad: dict[str, str]) -> str:
     listed = [f"  {name}: {fault}" for name, fault in list(bad.items())[:LISTED]]
     more = [f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
     head = f"{len(bad)} of the files in {where} are not sound images:"
-    return "\n".join([head, *listed, *more, "Repair or remove them, or set dataset.on_bad_image=skip to leave them out."])
+    return "\n".join(
+        [head, *listed, *more, "Repair or remove them, or set dataset.on_bad_image=skip to leave them out."]
+    )
 
 
 def _folder(path: Path) -> ImageFiles:
@@ -130,7 +147,9 @@ def _archive(path: Path, archive: zipfile.ZipFile) -> ImageFiles:
     for info in infos:
         name = PurePosixPath(info.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or name.parts[0].endswith(":"):
-            raise UserError(f"{path} holds a file named {info.filename!r}, which points outside the archive. It is not read: get a clean copy.")
+            raise UserError(
+                f"{path} holds a file named {info.filename!r}, which points outside the archive. It is not read: get a clean copy."
+            )
     if inner := next((i for i in infos if PurePosixPath(i.filename).name == "train.zip"), None):
         return _archive(path, zipfile.ZipFile(io.BytesIO(archive.read(inner))))
     sizes = {i.filename: i.file_size for i in infos if _is_visible(i.filename)}
@@ -140,7 +159,9 @@ def _archive(path: Path, archive: zipfile.ZipFile) -> ImageFiles:
             raise ValueError(f"{sizes[name]:,} bytes, too large for a photograph")
         return archive.read(name)
 
-    folders = {str(f) for i in archive.infolist() for f in PurePosixPath(i.filename + "x").parents if _is_visible(str(f))}
+    folders = {
+        str(f) for i in archive.infolist() for f in PurePosixPath(i.filename + "x").parents if _is_visible(str(f))
+    }
     contents = sorted((i.filename, i.file_size, i.CRC) for i in infos)
     return ImageFiles(path, tuple(sorted(sizes)), tuple(sorted(folders - {"."})), read, _digest(contents))
 

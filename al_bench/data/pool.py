@@ -27,7 +27,9 @@ class Pool:
         """Buy the labels of idx_K. Raises UserError where one of them is not in the pool."""
         taken_P = torch.isin(self.unlabelled_P, idx_K)
         if int(taken_P.sum()) != len(idx_K):
-            raise UserError("The record buys images that are not in the pool: it belongs to other data or another split.")
+            raise UserError(
+                "The record buys images that are not in the pool: it belongs to other data or another split."
+            )
         return replace(
             self,
             labelled_L=torch.cat([self.labelled_L, idx_K]),
@@ -64,7 +66,9 @@ def check_budget(n_train: int, budget: BudgetConfig) -> None:
     if budget.initial is None:
         return
     if budget.rounds != 0 and budget.query > left:
-        raise UserError(f"budget.query={budget.query:,} is larger than the pool: {left:,} images are left after the initial set.")
+        raise UserError(
+            f"budget.query={budget.query:,} is larger than the pool: {left:,} images are left after the initial set."
+        )
     if budget.rounds is not None and budget.rounds * budget.query > left:
         raise UserError(
             f"budget.rounds={budget.rounds} times budget.query={budget.query:,} is more than the pool's {left:,} images. "

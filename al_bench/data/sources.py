@@ -29,14 +29,18 @@ class Source:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # channels, height, width
     test_idx: Tensor | None  # the data's own test split
-    read: Callable[[], tuple[np.ndarray, Tensor, tuple[str, ...]]]  # uint8 [N, H, W, channels], rows kept, names skipped
+    read: Callable[
+        [], tuple[np.ndarray, Tensor, tuple[str, ...]]
+    ]  # uint8 [N, H, W, channels], rows kept, names skipped
 
 
 def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     """model_size: the input size the model prefers; dataset.image_size goes before it."""
     source: Source = get_method(c._target_)(c, model_size, cache_dir)
     if len(source.class_names) < 2:
-        raise UserError(f"dataset {c.name} has one class only ({', '.join(source.class_names)}): there is nothing to learn.")
+        raise UserError(
+            f"dataset {c.name} has one class only ({', '.join(source.class_names)}): there is nothing to learn."
+        )
     return source
 
 
@@ -46,7 +50,9 @@ def load(c: DatasetConfig, source: Source, seed: int) -> tuple[Dataset, Oracle]:
     train_idx, test_idx = split(c, source, kept, seed)
     counts_C = labels_N[train_idx].bincount(minlength=len(source.class_names))
     if (counts_C == 0).any():
-        raise UserError(f"class {source.class_names[int(counts_C.argmin())]!r} of dataset {c.name} has no training image.")
+        raise UserError(
+            f"class {source.class_names[int(counts_C.argmin())]!r} of dataset {c.name} has no training image."
+        )
     dataset = Dataset(
         name=c.name,
         images=torch.from_numpy(images).permute(0, 3, 1, 2),  # stored as [N, H, W, C], so every batch is channels_last
@@ -73,7 +79,9 @@ def split(c: DatasetConfig, source: Source, kept: Tensor, seed: int) -> tuple[Te
         n_test = round(len(kept) * c.test_fraction)
         is_test[torch.randperm(len(kept), generator=rng.stream(seed, "test_split"))[:n_test]] = True
     if not is_test.any() or is_test.all():
-        raise UserError(f"dataset {c.name}: {len(kept)} images cannot be split into training and test. Add images or change dataset.test_fraction.")
+        raise UserError(
+            f"dataset {c.name}: {len(kept)} images cannot be split into training and test. Add images or change dataset.test_fraction."
+        )
     return (~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0]
 
 
@@ -94,7 +102,9 @@ def dogs_vs_cats(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     paths = [PurePosixPath(n) for n in files.names]
     homes = {p.parent for p in paths if p.name.startswith(("cat.", "dog."))}
     if any(p.parent.name in ("Cat", "Dog") for p in paths):
-        names, kinds = zip(*[(str(p), p.parent.name.lower()) for p in paths if p.parent.name in ("Cat", "Dog")], strict=True)
+        names, kinds = zip(
+            *[(str(p), p.parent.name.lower()) for p in paths if p.parent.name in ("Cat", "Dog")], strict=True
+        )
     elif homes:
         names, kinds = zip(*[(str(p), p.name.split(".")[0]) for p in paths if p.parent in homes], strict=True)
     else:
@@ -133,7 +143,9 @@ def image_folder(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     if empty:
         raise UserError(f"dataset.root={c.root}: the class folder {empty[0]!r} is empty. Fill it or remove it.")
     if not class_names:
-        raise UserError(f"dataset.root={c.root}: no sub-folders. It needs one folder a class, with that class's images in it.")
+        raise UserError(
+            f"dataset.root={c.root}: no sub-folders. It needs one folder a class, with that class's images in it."
+        )
     test = {n for n in labels if n.startswith(above + "test/")} if "test/" in parts else set()
     return _from_files(c, files, labels, class_names, test, model_size, cache_dir)
 
@@ -181,7 +193,9 @@ def _torchvision(c: DatasetConfig, name: str, train: dict, test: dict) -> Source
     try:
         parts = [kind(str(Path(c.root).expanduser()), download=True, **part) for part in (train, test)]
     except (OSError, RuntimeError) as error:  # no network, a broken file
-        raise UserError(f"dataset {c.name} is not whole in dataset.root={c.root} and could not be downloaded ({error}).") from None
+        raise UserError(
+            f"dataset {c.name} is not whole in dataset.root={c.root} and could not be downloaded ({error})."
+        ) from None
     images = np.concatenate([_as_nhwc(part.data) for part in parts])
     labels = np.concatenate([np.asarray(getattr(part, "targets", getattr(part, "labels", None))) for part in parts])
     names = tuple(map(str, getattr(parts[0], "classes", range(10))))
@@ -195,7 +209,9 @@ def _as_nhwc(images: Tensor | np.ndarray) -> np.ndarray:
     return images if images.shape[-1] == 3 else images.transpose(0, 2, 3, 1)  # SVHN comes as NCHW
 
 
-def _in_memory(c: DatasetConfig, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], test_idx: Tensor | None) -> Source:
+def _in_memory(
+    c: DatasetConfig, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], test_idx: Tensor | None
+) -> Source:
     if c.image_size and c.image_size != images.shape[1]:
         images = _resized(images, c.image_size)
     _, height, width, channels = images.shape
@@ -206,5 +222,8 @@ def _in_memory(c: DatasetConfig, images: np.ndarray, labels: np.ndarray, class_n
 
 def _resized(images: np.ndarray, size: int) -> np.ndarray:
     chunks = torch.from_numpy(images).permute(0, 3, 1, 2).split(4096)
-    small = [F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True).round().clamp(0, 255).byte() for x in chunks]
+    small = [
+        F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+        for x in chunks
+    ]
     return np.ascontiguousarray(torch.cat(small).permute(0, 2, 3, 1).numpy())

@@ -52,7 +52,13 @@ class Classifier(pl.LightningModule):
         images, labels = batch
         logits_BC, _ = self(images)
         hits = (logits_BC.argmax(1) == labels).sum()
-        self.judged += torch.stack([F.cross_entropy(logits_BC, labels, reduction="sum"), hits.float(), torch.full_like(hits, len(labels)).float()])
+        self.judged += torch.stack(
+            [
+                F.cross_entropy(logits_BC, labels, reduction="sum"),
+                hits.float(),
+                torch.full_like(hits, len(labels)).float(),
+            ]
+        )
 
     def on_validation_epoch_end(self) -> None:
         loss, hits, n = self.judged.tolist()
@@ -60,7 +66,9 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         if self.first_bad_step.isfinite():
-            raise UserError(f"the loss is not a number at step {int(self.first_bad_step)}. Lower model.optimizer.lr, or try trainer.precision=32-true.")
+            raise UserError(
+                f"the loss is not a number at step {int(self.first_bad_step)}. Lower model.optimizer.lr, or try trainer.precision=32-true."
+            )
         loss, hits, n = self.seen.tolist()
         judged = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         self.history.append({"loss": loss / n, "accuracy": hits / n} | judged)
@@ -73,5 +81,5 @@ class Classifier(pl.LightningModule):
         optimizer = instantiate(self.optimizer_config, params=list(self.parameters()))
         if self.schedule is Schedule.constant:
             return optimizer
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.trainer.max_steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

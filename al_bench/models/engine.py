@@ -27,10 +27,13 @@ from al_bench.errors import UserError
 from al_bench.models.classifier import Classifier
 from al_bench.models.nets import LinearHead
 
-# Lightning announces the hardware at every Trainer, and misses the loader processes that whole batches do not need.
+# Lightning announces the hardware at every Trainer, misses the loader processes that whole batches do not need, and
+# calls a part of torch's that is on its way out.
 for name in ("pytorch_lightning", "lightning_fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", ".*does not have many workers.*")
+QUIET = (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*")
+for message in QUIET:
+    warnings.filterwarnings("ignore", message)
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,21 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
     """
     t = c.trainer
     stopping = t.early_stopping.patience is not None
-    n_steps = t.steps_per_epoch or (None if t.max_steps is None else t.max_steps if not stopping else -(-len(pool.labelled_L) // t.batch_size))
+    n_steps = t.steps_per_epoch or (
+        None if t.max_steps is None else t.max_steps if not stopping else -(-len(pool.labelled_L) // t.batch_size)
+    )
     data = PoolDataModule(images, pool, t, n_steps, c.seed, round)
-    monitor, mode = {Monitor.loss: ("val_loss", "min"), Monitor.accuracy: ("val_accuracy", "max")}[t.early_stopping.monitor]
+    monitor, mode = {Monitor.loss: ("val_loss", "min"), Monitor.accuracy: ("val_accuracy", "max")}[
+        t.early_stopping.monitor
+    ]
     best = BestWeights(monitor, mode)
-    stop = EarlyStopping(monitor, mode=mode, patience=t.early_stopping.patience or 1, min_delta=t.early_stopping.min_delta, check_finite=False)
+    stop = EarlyStopping(
+        monitor,
+        mode=mode,
+        patience=t.early_stopping.patience or 1,
+        min_delta=t.early_stopping.min_delta,
+        check_finite=False,
+    )
     max_epochs = t.later_max_epochs if round and t.later_max_epochs else t.max_epochs
     trainer = _trainer(
         t,
@@ -76,7 +89,9 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
     return len(classifier.history), trainer.global_step
 
 
-def predict(t: TrainerConfig, classifier: Classifier, images: Tensor, idx: Tensor, embeddings: bool = False) -> Prediction:
+def predict(
+    t: TrainerConfig, classifier: Classifier, images: Tensor, idx: Tensor, embeddings: bool = False
+) -> Prediction:
     """One deterministic pass, without augmentation, in the order of idx; results on the CPU."""
     if not len(idx):
         return Prediction(torch.empty(0, 1, 1), None)
@@ -127,7 +142,11 @@ def on_device(t: TrainerConfig, images: Tensor) -> Tensor:
     if images.nbytes * 2 > free:
         return images
     # Sent as stored, [N, H, W, C], so that batches stay channels_last there.
-    return images.permute(0, 2, 3, 1).contiguous().to(device).permute(0, 3, 1, 2) if images.ndim == 4 else images.to(device)
+    return (
+        images.permute(0, 2, 3, 1).contiguous().to(device).permute(0, 3, 1, 2)
+        if images.ndim == 4
+        else images.to(device)
+    )
 
 
 def peak_memory(t: TrainerConfig) -> int:
@@ -148,7 +167,9 @@ def save_weights(classifier: Classifier, path: Path) -> None:
 
 def load_weights(classifier: Classifier, path: Path) -> None:
     if not path.exists():
-        raise UserError(f"{path}, which the next round starts from, is missing. Delete {path.parents[1]} to begin anew.")
+        raise UserError(
+            f"{path}, which the next round starts from, is missing. Delete {path.parents[1]} to begin anew."
+        )
     classifier.load_state_dict(load_file(path))
 
 

@@ -18,7 +18,9 @@ from al_bench.errors import UserError
 class Normalise(nn.Module):
     """(x / scale - mean) / std, as one multiplication and one addition. Not part of the weights."""
 
-    def __init__(self, mean: tuple[float, ...] | Tensor, std: tuple[float, ...] | Tensor, scale: float, spatial: bool) -> None:
+    def __init__(
+        self, mean: tuple[float, ...] | Tensor, std: tuple[float, ...] | Tensor, scale: float, spatial: bool
+    ) -> None:
         super().__init__()
         mean, std = torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(std, dtype=torch.float32)
         factor, shift = 1 / (std * scale), -mean / std
@@ -143,7 +145,9 @@ def _timm_model(c: ModelConfig, n_classes: int) -> nn.Module:
         raise UserError(f"model.weights={c.weights}: there is no such file.")
     local = {"pretrained_cfg_overlay": {"file": str(Path(c.weights).expanduser())}} if c.weights else {}
     try:
-        return timm.create_model(c.name, pretrained=c.pretrained or bool(c.weights), num_classes=n_classes, **local, **c.options)
+        return timm.create_model(
+            c.name, pretrained=c.pretrained or bool(c.weights), num_classes=n_classes, **local, **c.options
+        )
     except RuntimeError as error:
         if "Unknown model" in str(error):
             raise _unknown(c.name) from None
@@ -163,7 +167,12 @@ def _timm_model(c: ModelConfig, n_classes: int) -> nn.Module:
 
 def _is_network_error(error: BaseException | None) -> bool:
     while error is not None:
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "requests", "huggingface_hub", "urllib3"):
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in (
+            "httpx",
+            "requests",
+            "huggingface_hub",
+            "urllib3",
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -175,4 +184,6 @@ def _unknown(name: str) -> UserError:
     import timm
 
     near = difflib.get_close_matches(name, timm.list_models(), n=3)
-    return UserError(f"model.name={name}: timm has no such model." + (f" Did you mean {' or '.join(near)}?" if near else ""))
+    return UserError(
+        f"model.name={name}: timm has no such model." + (f" Did you mean {' or '.join(near)}?" if near else "")
+    )

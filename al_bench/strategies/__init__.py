@@ -75,7 +75,9 @@ def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Gen
     except ValueError as error:
         raise UserError(f"{where}: {error}.") from error
     if not isinstance(positions, Tensor) or positions.dtype != torch.int64 or positions.shape != (k,):
-        got = f"{positions.dtype} {list(positions.shape)}" if isinstance(positions, Tensor) else type(positions).__name__
+        got = (
+            f"{positions.dtype} {list(positions.shape)}" if isinstance(positions, Tensor) else type(positions).__name__
+        )
         raise UserError(f"{where}: it has to return an int64 tensor of {k} positions, and returned {got}.")
     if k and not 0 <= int(positions.min()) <= int(positions.max()) < view.n_pool:
         raise UserError(f"{where}: it returned a position outside the pool of {view.n_pool}.")
