@@ -29,8 +29,8 @@ def conf_dir() -> Path:
 def main() -> None:
     sys.path.append(os.getcwd())  # a user's own strategies, for the console script as for `python -m`
     log = logging.getLogger("al_bench")
-    log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.addHandler(screen := logging.StreamHandler(sys.stdout))
+    screen.setLevel(logging.INFO)
     log.propagate = False
     try:
         run()

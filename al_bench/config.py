@@ -61,7 +61,7 @@ class StopAt(Enum):
 class DatasetConfig:
     _target_: str = MISSING
     name: str = MISSING
-    root: str | None = None
+    root: str | None = MISSING  # where the images are; null for data that come with a library
     image_size: int | None = None  # null: the data's own size, or the model's
     test_fraction: float | None = None  # null: the data set has a test split of its own
     on_bad_image: OnBadImage = OnBadImage.stop
@@ -124,6 +124,7 @@ class TrainerConfig:
     augment: Augment = MISSING
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     num_workers: int = MISSING
+    threads: int | None = MISSING
     progress: bool = MISSING
 
 
@@ -188,8 +189,11 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
             "Set trainer.max_steps or trainer.max_epochs: how long does a round train?",
         ),
         (
-            any(n is not None and n < 1 for n in (t.max_steps, t.max_epochs, t.steps_per_epoch, t.later_max_epochs)),
-            "trainer.max_steps, max_epochs, later_max_epochs and steps_per_epoch are 1 or more, or null.",
+            any(
+                n is not None and n < 1
+                for n in (t.max_steps, t.max_epochs, t.steps_per_epoch, t.later_max_epochs, t.threads)
+            ),
+            "trainer.max_steps, max_epochs, later_max_epochs, steps_per_epoch and threads are 1 or more, or null.",
         ),
         (d.image_size is not None and d.image_size < 8, f"dataset.image_size={d.image_size}: 8 pixels or more."),
         (

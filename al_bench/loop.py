@@ -31,13 +31,14 @@ def run(c: Config, store: RunStore) -> None:
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     dataset, oracle = sources.load(c.dataset, source, c.seed)
     labels = pool.start(dataset.train_idx, oracle, c.budget, c.seed)
-    store.identify(dataset, labels, engine.device_name(c.trainer))
+    store.identify(dataset, labels)
     records = store.records()
     for past in records:
         labels = labels.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)
     if c.model.mode is Mode.frozen:
         dataset = engine.freeze(c, dataset)
     images = engine.on_device(c.trainer, dataset.images)
+    store.note(device=engine.device_name(c.trainer), threads=engine.share_cpu(c.trainer, images))
     announce(c, store, records)
 
     for round in itertools.count(len(records)):
@@ -61,10 +62,8 @@ def run(c: Config, store: RunStore) -> None:
             with timed(seconds, "predict"):
                 view = look(c, strategy, classifier, images, labels, dataset.n_classes)
             with timed(seconds, "select"):
-                k = min(c.budget.query, view.n_pool)
-                acquired = labels.to_indices(
-                    select(strategy, c.strategy["name"], view, k, rng.stream(c.seed, "select", round), round)
-                )
+                k, stream = min(c.budget.query, view.n_pool), rng.stream(c.seed, "select", round)
+                acquired = labels.to_indices(select(strategy, c.strategy["name"], view, k, stream, round))
         bought = labels.acquire(acquired, oracle)
         store.note(stopped=why)
         record = RoundRecord(
@@ -82,7 +81,7 @@ def run(c: Config, store: RunStore) -> None:
 
 
 def load_strategy(c: Config) -> Strategy:
-    """What the yaml's _target_ names, with the yaml's other keys as its options. Raises UserError where there is no such function."""
+    """The function the yaml's _target_ names, with the yaml's other keys as its options. Raises UserError."""
     node = {key: value for key, value in c.strategy.items() if key != "name"} | {"_partial_": True}
     try:
         return instantiate(node)
@@ -122,7 +121,7 @@ def keep_best(
     validation: dict[str, float] | None,
     round: int,
 ) -> int:
-    """The round whose weights `classifier` holds from here on; with trainer.start=best an earlier one if it did better."""
+    """The round whose weights `classifier` holds from here on; with trainer.start=best perhaps an earlier one."""
     if c.trainer.start is Weights.fresh:
         return round
     if c.trainer.start is Weights.best and records:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from al_bench.data.pool import Pool
 
 log = logging.getLogger("al_bench")
+log.setLevel(logging.DEBUG)  # run.log holds everything; the screen has a level of its own
 
 # Where a run lies and how it is shown; all other keys change what is computed.
 NOT_COMPARED = {"results_dir", "study", "cache_dir", "plan", "dataset.root", "trainer.progress", "trainer.num_workers"}
@@ -47,7 +48,7 @@ NOT_COMPARED = {"results_dir", "study", "cache_dir", "plan", "dataset.root", "tr
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One line of rounds.jsonl. `acquired` was bought after the fit that `metrics` describes, so it is not in n_labelled."""
+    """One line of rounds.jsonl. `acquired` was bought after the fit that `metrics` describes: not in n_labelled."""
 
     round: int
     n_labelled: int  # training labels this round's fit had
@@ -84,12 +85,14 @@ class RunStore:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Hold the folder for this process and leave its state behind: finished, failed, interrupted, or running if killed."""
+        """Hold the folder for this process, and leave its state: finished, failed, interrupted; running if killed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked(), self._logged():
-            self._refuse_another_configuration()
-            write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
             self._drop_torn_line()
+            self._refuse_another_configuration()
+            if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
+                write_atomically(self.folder / "run.json", "{}\n")
+            write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
             starts = [*self.info().get("starts", []), _circumstances()]
             self.note(state="running", error=None, starts=starts)
             try:
@@ -112,11 +115,11 @@ class RunStore:
                     f"No space left on the disk ({self.folder}); {self._kept()} Make room and type the same command."
                 ) from None
             except Exception as error:
-                log.error(f"{traceback.format_exc()}")
+                log.debug(traceback.format_exc())  # to run.log; the screen gets Hydra's report
                 self._leave("failed", repr(error))
                 raise
 
-    def identify(self, dataset: "Dataset", labels: "Pool", device: str) -> None:
+    def identify(self, dataset: "Dataset", labels: "Pool") -> None:
         """Write down which data and which initial set this is. Raises UserError where the run began on others."""
         facts = {
             "dataset": {
@@ -133,7 +136,7 @@ class RunStore:
                     f"{self.folder} began with another {name.replace('_', ' ')}: the data have changed since. "
                     "Bring the old data back, give these runs a name of their own (study=...), or delete the folder."
                 )
-        self.note(device=device, **facts)
+        self.note(**facts)
 
     def records(self) -> list[RoundRecord]:
         """The finished rounds, in order. A torn last line is not one."""
@@ -189,7 +192,7 @@ class RunStore:
 
     def _refuse_another_configuration(self) -> None:
         path = self.folder / "config.yaml"
-        if not path.exists():
+        if not (path.exists() and self.records()):
             return
         there, here = _flat(OmegaConf.load(path)), _flat(OmegaConf.structured(self.config))
         differ = [
@@ -216,7 +219,7 @@ class RunStore:
             lock.acquire()
         except filelock.Timeout:
             raise UserError(
-                f"Another process is at work in {self.folder}. Wait for it, or stop it: two at once would spoil the record."
+                f"Another process is at work in {self.folder}. Wait for it or stop it: two at once would spoil it."
             ) from None
         try:
             yield
@@ -269,9 +272,8 @@ def reference(c: Config) -> dict[str, float]:
     }
     differ = [k for k in sorted(ours.keys() | theirs.keys()) if k not in free and ours.get(k) != theirs.get(k)]
     if differ:
-        raise UserError(
-            f"The full-data reference {done[0]} was trained with another {', '.join(differ)}. Train it again with budget=full."
-        )
+        keys = ", ".join(differ)
+        raise UserError(f"The full-data reference {done[0]} has another {keys}. Train it again with budget=full.")
     last = json.loads((done[0] / "rounds.jsonl").read_text().splitlines()[-1])
     validation = last["validation"]
     return {"test": last["metrics"]["accuracy"], "validation": validation["accuracy"] if validation else float("nan")}
@@ -334,7 +336,7 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this package lies in, with a + where files differ from it; None for an installed wheel."""
+    """The commit of the checkout this package lies in, with a + where files differ; None for an installed wheel."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from al_bench.store import write_atomically
 log = logging.getLogger("al_bench")
 
 CHUNK = 1 << 24
+DAY = 24 * 60 * 60  # seconds
 
 Fill = Callable[[np.ndarray], tuple[int, dict[str, Any]]]
 
@@ -26,11 +28,11 @@ Fill = Callable[[np.ndarray], tuple[int, dict[str, Any]]]
 def cached_array(
     cache_dir: str, key: dict[str, Any], shape: tuple[int, ...], dtype: str, fill: Fill
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The array `fill` writes, from the cache if it is there and sound, and the notes fill made.
+    """The array `fill` writes, from the cache if it is there and sound, and the notes fill made, `checksum` among them.
 
-    fill(out) writes rows into `out` and returns how many rows to keep (from the front) and its notes. The array comes back
-    memory-mapped copy-on-write, so nobody can alter the file through it. A file cut short or altered is found by its
-    checksum and made again. Raises UserError where the disk is full or the folder cannot be written.
+    fill(out) writes rows into `out` and returns how many rows to keep (from the front) and its notes. The array comes
+    back memory-mapped copy-on-write, so nobody can alter the file through it. A file cut short or altered is found by
+    its checksum and made again. Raises UserError where the disk is full or the folder cannot be written.
     """
     folder = Path(cache_dir).expanduser()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
@@ -47,8 +49,10 @@ def cached_array(
             raise UserError(
                 f"No space left in the cache folder {folder}. Make room, or name another one: cache_dir=..."
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"The cache folder {folder} cannot be written. Name another one: cache_dir=...") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
+            raise UserError(
+                f"The cache folder {folder} cannot be written ({error}). Name another one: cache_dir=..."
+            ) from None
         raise
     if found is None:
         raise UserError(f"{data} changes while it is read. Is the disk sound?")
@@ -65,21 +69,22 @@ def checksum(array: np.ndarray) -> str:
 
 
 def _open(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
-    if not (data.exists() and meta.exists()):
+    if not data.exists() and not meta.exists():
         return None
     try:
         facts = json.loads(meta.read_text())
         array = np.memmap(data, dtype=facts["dtype"], mode="c", shape=tuple(facts["shape"]))
-        sound = data.stat().st_size == array.nbytes and checksum(array) == facts["checksum"]
-    except (ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        log.warning(f"The cached array {data} was cut short or altered; it is made again.")
-        return None
-    return array, facts["notes"]
+        is_whole = data.stat().st_size == array.nbytes and facts.pop("seal") == _seal(facts)
+        if is_whole and checksum(array) == facts["notes"]["checksum"]:
+            return array, facts["notes"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
+        pass  # missing, or damaged in some way
+    log.warning(f"The cached array {data} was cut short or altered; it is made again.")
+    return None
 
 
 def _make(data: Path, meta: Path, key: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype, fill: Fill) -> None:
+    _remove_leftovers(data)
     part = data.with_name(f"{data.name}.{os.getpid()}.part")
     row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
     try:
@@ -92,16 +97,23 @@ def _make(data: Path, meta: Path, key: dict[str, Any], shape: tuple[int, ...], d
         out = np.memmap(part, dtype=dtype, mode="r+", shape=shape)
         rows, notes = fill(out)
         out.flush()
-        facts = {
-            "key": key,
-            "shape": [rows, *shape[1:]],
-            "dtype": dtype.str,
-            "notes": notes,
-            "checksum": checksum(out[:rows]),
-        }
+        notes = {**notes, "checksum": checksum(out[:rows])}
+        facts = {"key": key, "shape": [rows, *shape[1:]], "dtype": dtype.str, "notes": notes}
+        facts["seal"] = _seal(facts)
         del out
         os.truncate(part, rows * row_bytes)
         os.replace(part, data)
         write_atomically(meta, json.dumps(facts) + "\n")  # last: without it the array does not count
     finally:
         part.unlink(missing_ok=True)
+
+
+def _seal(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _remove_leftovers(data: Path) -> None:
+    """What killed processes left. Not the young ones: on some clusters a lock holds on one machine only."""
+    for part in data.parent.glob(f"{data.name}.*.part"):
+        if time.time() - part.stat().st_mtime > DAY:
+            part.unlink(missing_ok=True)

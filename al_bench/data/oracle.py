@@ -7,7 +7,7 @@ from torch import Tensor
 class Oracle:
     """Answers what it is asked and counts what was bought.
 
-    labels_N: a label for each image of the data set, int64; buyable_idx: the images that may be asked for (never the test's).
+    labels_N: a label for each image of the data set, int64; buyable_idx: what may be asked for (never the test's).
     """
 
     def __init__(self, labels_N: Tensor, buyable_idx: Tensor) -> None:
@@ -28,7 +28,7 @@ class Oracle:
         return self._labels_N[idx_K]
 
     def draw_balanced(self, candidates: Tensor, k: int, rng: torch.Generator) -> Tensor:
-        """k of the candidates, as many of each class as there are to be had: a curator who brings examples of every class.
+        """k of the candidates, equally many of each class until one runs out: a curator with examples of every class.
 
         It stands here because it knows labels nobody has paid for; a real pool has no such draw.
         """
@@ -37,4 +37,5 @@ class Oracle:
         turn = torch.empty_like(labels)  # how many of its class come before it
         for c in labels.unique():
             turn[labels == c] = torch.arange(int((labels == c).sum()))
-        return shuffled[turn.argsort(stable=True)[:k]]
+        rank_C = torch.randperm(int(labels.max()) + 1, generator=rng)  # else the odd ones fall to the largest class
+        return shuffled[(turn * len(rank_C) + rank_C[labels]).argsort()[:k]]

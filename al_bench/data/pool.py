@@ -67,10 +67,11 @@ def check_budget(n_train: int, budget: BudgetConfig) -> None:
         return
     if budget.rounds != 0 and budget.query > left:
         raise UserError(
-            f"budget.query={budget.query:,} is larger than the pool: {left:,} images are left after the initial set."
+            f"budget.query={budget.query:,} is larger than the pool: {left:,} images are left after validation and the "
+            "initial set. Lower one of budget.query, budget.initial and budget.validation."
         )
     if budget.rounds is not None and budget.rounds * budget.query > left:
         raise UserError(
-            f"budget.rounds={budget.rounds} times budget.query={budget.query:,} is more than the pool's {left:,} images. "
-            f"At most {left // budget.query} rounds, or budget.rounds=null to go on until the pool is empty."
+            f"budget.rounds={budget.rounds} times budget.query={budget.query:,} is more than the pool's {left:,} "
+            f"images. At most {left // budget.query} rounds, or budget.rounds=null to go on until the pool is empty."
         )

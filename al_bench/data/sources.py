@@ -1,9 +1,12 @@
 """Where images come from: one function a source, each returns a Source; `load` turns it into (Dataset, Oracle)."""
 
+import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+import filelock
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,17 @@ from al_bench.data.decode import ImageFiles, complaint, decode, files_in
 from al_bench.data.oracle import Oracle
 from al_bench.errors import UserError
 
+log = logging.getLogger("al_bench")
+
 PHOTO_SIZE = 64  # pixels, where neither dataset.image_size nor the model asks for a size
+
+
+@dataclass(frozen=True)
+class Images:
+    pixels: np.ndarray  # uint8 [N, H, W, channels]
+    checksum: str
+    kept_N: Tensor  # which of the source's images they are
+    skipped: tuple[str, ...] = ()  # file names
 
 
 @dataclass(frozen=True)
@@ -29,41 +42,37 @@ class Source:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # channels, height, width
     test_idx: Tensor | None  # the data's own test split
-    read: Callable[
-        [], tuple[np.ndarray, Tensor, tuple[str, ...]]
-    ]  # uint8 [N, H, W, channels], rows kept, names skipped
+    read: Callable[[], Images]
 
 
 def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     """model_size: the input size the model prefers; dataset.image_size goes before it."""
     source: Source = get_method(c._target_)(c, model_size, cache_dir)
+    _refuse_empty_class(c, source.labels_N, source.class_names, "image")
     if len(source.class_names) < 2:
-        raise UserError(
-            f"dataset {c.name} has one class only ({', '.join(source.class_names)}): there is nothing to learn."
-        )
+        names = ", ".join(source.class_names)
+        raise UserError(f"dataset {c.name} has one class only ({names}): there is nothing to learn. Add another.")
     return source
 
 
 def load(c: DatasetConfig, source: Source, seed: int) -> tuple[Dataset, Oracle]:
-    images, kept, skipped = source.read()
-    labels_N = source.labels_N[kept]
-    train_idx, test_idx = split(c, source, kept, seed)
-    counts_C = labels_N[train_idx].bincount(minlength=len(source.class_names))
-    if (counts_C == 0).any():
-        raise UserError(
-            f"class {source.class_names[int(counts_C.argmin())]!r} of dataset {c.name} has no training image."
-        )
+    images = source.read()
+    labels_N = source.labels_N[images.kept_N]
+    train_idx, test_idx = split(c, source, images.kept_N, seed)
+    _refuse_empty_class(c, labels_N[train_idx], source.class_names, "training image")
+    if images.skipped:
+        log.warning(f"dataset.on_bad_image=skip left out {len(images.skipped):,} files; run.json names them.")
     dataset = Dataset(
         name=c.name,
-        images=torch.from_numpy(images).permute(0, 3, 1, 2),  # stored as [N, H, W, C], so every batch is channels_last
+        images=torch.from_numpy(images.pixels).permute(0, 3, 1, 2),  # stored [N, H, W, C]: batches are channels_last
         train_idx=train_idx,
         test_idx=test_idx,
         test_labels_V=labels_N[test_idx],
         class_names=source.class_names,
         mean=tuple(c.mean),
         std=tuple(c.std),
-        checksum=checksum(np.frombuffer((checksum(images) + checksum(labels_N.numpy())).encode(), np.uint8)),
-        skipped=skipped,
+        checksum=hashlib.sha256((images.checksum + checksum(labels_N.numpy())).encode()).hexdigest(),
+        skipped=images.skipped,
     )
     return dataset, Oracle(labels_N, train_idx)
 
@@ -80,7 +89,8 @@ def split(c: DatasetConfig, source: Source, kept: Tensor, seed: int) -> tuple[Te
         is_test[torch.randperm(len(kept), generator=rng.stream(seed, "test_split"))[:n_test]] = True
     if not is_test.any() or is_test.all():
         raise UserError(
-            f"dataset {c.name}: {len(kept)} images cannot be split into training and test. Add images or change dataset.test_fraction."
+            f"dataset {c.name}: {len(kept)} images cannot be split into training and test. "
+            "Add images or change dataset.test_fraction."
         )
     return (~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0]
 
@@ -94,60 +104,75 @@ def digits(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
 
 
 def dogs_vs_cats(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
-    """Kaggle's layout, `cat.0.jpg`, or Microsoft's, `Cat/0.jpg`."""
-    root = Path(c.root).expanduser()
+    root = _root(c)
     if (root / "train.zip").exists() and not (root / "train").exists():
         root = root / "train.zip"
     files = files_in(str(root))
-    paths = [PurePosixPath(n) for n in files.names]
-    homes = {p.parent for p in paths if p.name.startswith(("cat.", "dog."))}
-    if any(p.parent.name in ("Cat", "Dog") for p in paths):
-        names, kinds = zip(
-            *[(str(p), p.parent.name.lower()) for p in paths if p.parent.name in ("Cat", "Dog")], strict=True
-        )
-    elif homes:
-        names, kinds = zip(*[(str(p), p.name.split(".")[0]) for p in paths if p.parent in homes], strict=True)
-    else:
+    kinds = _cat_or_dog(files.names)
+    if not kinds:
         raise UserError(
-            f"dataset.root={c.root}: none of its {len(paths)} files is named cat.* or dog.*, or lies in Cat/ or Dog/. "
-            "Give Kaggle's zip, its train.zip, the extracted folder, or PetImages."
+            f"dataset.root={root}: none of its {len(files.names)} files is named cat.* or dog.*, or lies in Cat/ or "
+            "Dog/. Give Kaggle's zip, its train.zip, the extracted folder, or PetImages."
         )
-    strangers = [n for n, kind in zip(names, kinds, strict=True) if kind not in ("cat", "dog")]
+    strangers = {name: "neither cat.* nor dog.*" for name, kind in kinds.items() if kind not in ("cat", "dog")}
     if strangers and c.on_bad_image is OnBadImage.stop:
-        raise UserError(complaint(files.where, dict.fromkeys(strangers, "neither cat.* nor dog.*")))
-    known = {n: ("cat", "dog").index(kind) for n, kind in zip(names, kinds, strict=True) if n not in strangers}
-    return _from_files(c, files, known, ("cat", "dog"), set(), model_size, cache_dir, skipped=strangers)
+        raise UserError(complaint(files.where, strangers))
+    labels = {name: ("cat", "dog").index(kind) for name, kind in kinds.items() if name not in strangers}
+    return _from_files(c, files, labels, ("cat", "dog"), set(), model_size, cache_dir, skipped=tuple(strangers))
+
+
+def _cat_or_dog(names: Sequence[str]) -> dict[str, str]:
+    """What each photograph is called: Microsoft's `Cat/0.jpg`, or Kaggle's `cat.0.jpg` and all that lies beside it."""
+    places = [(name, *name.rpartition("/")[::2]) for name in names]
+    pets = {name: home.rpartition("/")[2].lower() for name, home, _ in places if f"/{home}".endswith(("/Cat", "/Dog"))}
+    homes = {home for _, home, file in places if file.startswith(("cat.", "dog."))}
+    return pets or {name: file.split(".")[0] for name, home, file in places if home in homes}
 
 
 def image_folder(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     """One sub-folder a class; with train/ and test/ above them that split is kept. A folder or a zip of one."""
-    files = files_in(c.root)
-    top = {f for f in files.folders if "/" not in f}
-    if len(top) == 1 and "train" not in top:  # an archive or a folder with one folder around it all
-        above = f"{top.pop()}/"
-        top = {f.removeprefix(above) for f in files.folders if f.count("/") == 1 and f.startswith(above)}
-    else:
-        above = ""
-    parts = ("train/", "test/") if {"train", "test"} <= top else ("train/",) if top == {"train"} else ("",)
-    depth = (above + parts[0]).count("/")
-    inside = [f.split("/")[-1] for f in files.folders if f.count("/") == depth and f.startswith(above + parts[0])]
-    class_names = tuple(sorted(inside))
-    labels = {}
-    for name in files.names:
-        home = name.split("/")[depth : depth + 1]
-        if name.startswith(tuple(above + p for p in parts)) and name.count("/") > depth:
-            if home[0] not in class_names:
-                raise UserError(f"dataset.root={c.root}: test/ has a class {home[0]!r} that train/ lacks.")
-            labels[name] = class_names.index(home[0])
-    empty = [name for i, name in enumerate(class_names) if i not in labels.values()]
-    if empty:
-        raise UserError(f"dataset.root={c.root}: the class folder {empty[0]!r} is empty. Fill it or remove it.")
+    files = files_in(str(_root(c)))
+    base = ""
+    while len(top := _subfolders(files, base)) == 1 and top != ["train"] and _subfolders(files, f"{base}{top[0]}/"):
+        base += f"{top[0]}/"  # an archive often has one folder around it all
+    is_split = top == ["train"] or {"train", "test"} <= set(top)
+    home = f"{base}train/" if is_split else base
+    train = _by_class(files, home)
+    test = _by_class(files, f"{base}test/") if is_split else {}
+    class_names = tuple(_subfolders(files, home))
+    _refuse_layout(c, top, class_names, test)
+    labels = {name: class_names.index(folder) for name, folder in (train | test).items()}
+    return _from_files(c, files, labels, class_names, set(test), model_size, cache_dir)
+
+
+def _subfolders(files: ImageFiles, above: str) -> list[str]:
+    below = [folder.removeprefix(above) for folder in files.folders if folder.startswith(above)]
+    return sorted(folder for folder in below if "/" not in folder)
+
+
+def _by_class(files: ImageFiles, above: str) -> dict[str, str]:
+    """Each file's class: the first folder below `above`, however deep the file lies in it."""
+    below = {name: name.removeprefix(above) for name in files.names if name.startswith(above)}
+    return {name: rest.split("/")[0] for name, rest in below.items() if "/" in rest}
+
+
+def _refuse_layout(c: DatasetConfig, top: list[str], class_names: tuple[str, ...], test: dict[str, str]) -> None:
     if not class_names:
         raise UserError(
-            f"dataset.root={c.root}: no sub-folders. It needs one folder a class, with that class's images in it."
+            f"dataset.root={c.root}: no class folders in {'train/' if 'train' in top else 'it'}. "
+            "It needs one sub-folder a class, with that class's images in it."
         )
-    test = {n for n in labels if n.startswith(above + "test/")} if "test/" in parts else set()
-    return _from_files(c, files, labels, class_names, test, model_size, cache_dir)
+    if not {"train", "test"} <= set(top):
+        return
+    if others := sorted(set(top) - {"train", "test"}):
+        raise UserError(
+            f"dataset.root={c.root}: beside train/ and test/ there is {others[0]}/, which would not be read. "
+            "Move its images into train/ (validation images are drawn from there), or take it away."
+        )
+    if not test:
+        raise UserError(f"dataset.root={c.root}: test/ holds no class folders with images. Fill it or remove it.")
+    if strange := sorted(set(test.values()) - set(class_names)):
+        raise UserError(f"dataset.root={c.root}: test/ has a class {strange[0]!r} that train/ lacks.")
 
 
 def _from_files(
@@ -157,45 +182,50 @@ def _from_files(
     files = replace(files, names=tuple(labels))
     size = c.image_size or model_size or PHOTO_SIZE
 
-    def read() -> tuple[np.ndarray, Tensor, tuple[str, ...]]:
-        images, bad = decode(files, size, c.antialias, c.on_bad_image, cache_dir)
-        kept = [i for i, name in enumerate(files.names) if name not in set(bad)]
-        return images, torch.tensor(kept), (*skipped, *bad)
+    def read() -> Images:
+        pixels, notes = decode(files, size, c.antialias, c.on_bad_image, cache_dir)
+        bad = set(notes["skipped"])
+        kept = [row for row, name in enumerate(files.names) if name not in bad]
+        return Images(pixels, notes["checksum"], torch.tensor(kept), (*skipped, *notes["skipped"]))
 
     test_idx = torch.tensor([i for i, name in enumerate(files.names) if name in test]) if test else None
-    return Source(torch.tensor(list(labels.values())), class_names, (3, size, size), test_idx, read)
+    labels_N = torch.tensor(list(labels.values()), dtype=torch.int64)
+    return Source(labels_N, class_names, (3, size, size), test_idx, read)
 
 
 def mnist(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
-    return _torchvision(c, "MNIST", {"train": True}, {"train": False})
+    return _torchvision(c, cache_dir, "MNIST", {"train": True}, {"train": False})
 
 
 def fashion_mnist(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
-    return _torchvision(c, "FashionMNIST", {"train": True}, {"train": False})
+    return _torchvision(c, cache_dir, "FashionMNIST", {"train": True}, {"train": False})
 
 
 def cifar10(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
-    return _torchvision(c, "CIFAR10", {"train": True}, {"train": False})
+    return _torchvision(c, cache_dir, "CIFAR10", {"train": True}, {"train": False})
 
 
 def cifar100(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
-    return _torchvision(c, "CIFAR100", {"train": True}, {"train": False})
+    return _torchvision(c, cache_dir, "CIFAR100", {"train": True}, {"train": False})
 
 
 def svhn(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
-    return _torchvision(c, "SVHN", {"split": "train"}, {"split": "test"})
+    return _torchvision(c, cache_dir, "SVHN", {"split": "train"}, {"split": "test"})
 
 
-def _torchvision(c: DatasetConfig, name: str, train: dict, test: dict) -> Source:
+def _torchvision(c: DatasetConfig, cache_dir: str, name: str, train: dict, test: dict) -> Source:
     import torchvision.datasets
 
-    kind = getattr(torchvision.datasets, name)
+    kind, root, cache = getattr(torchvision.datasets, name), str(_root(c)), Path(cache_dir).expanduser()
     try:
-        parts = [kind(str(Path(c.root).expanduser()), download=True, **part) for part in (train, test)]
-    except (OSError, RuntimeError) as error:  # no network, a broken file
+        cache.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(cache / f"{name}.lock"):  # of a sweep's first jobs only one downloads and unpacks
+            parts = [kind(root, download=True, **part) for part in (train, test)]
+    except Exception as error:  # no network, a broken file, a full disk: torchvision does not say what it raises
         raise UserError(
-            f"dataset {c.name} is not whole in dataset.root={c.root} and could not be downloaded ({error})."
-        ) from None
+            f"dataset {c.name} is not whole in dataset.root={root}, and could not be fetched ({type(error).__name__}: {error}). "
+            "Delete what is broken there; without a network, bring the files from another machine."
+        ) from error
     images = np.concatenate([_as_nhwc(part.data) for part in parts])
     labels = np.concatenate([np.asarray(getattr(part, "targets", getattr(part, "labels", None))) for part in parts])
     names = tuple(map(str, getattr(parts[0], "classes", range(10))))
@@ -213,17 +243,33 @@ def _in_memory(
     c: DatasetConfig, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], test_idx: Tensor | None
 ) -> Source:
     if c.image_size and c.image_size != images.shape[1]:
-        images = _resized(images, c.image_size)
+        images = _resized(images, c.image_size, c.antialias)
+    images = np.ascontiguousarray(images)  # a batch is cut in whole rows
     _, height, width, channels = images.shape
     labels_N = torch.from_numpy(labels.astype(np.int64))
-    everything = torch.arange(len(images))
-    return Source(labels_N, class_names, (channels, height, width), test_idx, lambda: (images, everything, ()))
+
+    def read() -> Images:
+        return Images(images, checksum(images), torch.arange(len(images)))
+
+    return Source(labels_N, class_names, (channels, height, width), test_idx, read)
 
 
-def _resized(images: np.ndarray, size: int) -> np.ndarray:
+def _resized(images: np.ndarray, size: int, antialias: bool) -> np.ndarray:
     chunks = torch.from_numpy(images).permute(0, 3, 1, 2).split(4096)
-    small = [
-        F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
-        for x in chunks
-    ]
-    return np.ascontiguousarray(torch.cat(small).permute(0, 2, 3, 1).numpy())
+    resized = [F.interpolate(x.float(), (size, size), mode="bilinear", antialias=antialias) for x in chunks]
+    return torch.cat([x.round().clamp(0, 255).byte() for x in resized]).permute(0, 2, 3, 1).numpy()
+
+
+def _root(c: DatasetConfig) -> Path:
+    if c.root is None:
+        raise UserError(f"dataset {c.name} needs dataset.root=..., the folder or the file its images are in.")
+    return Path(c.root).expanduser()
+
+
+def _refuse_empty_class(c: DatasetConfig, labels: Tensor, class_names: tuple[str, ...], what: str) -> None:
+    counts_C = labels.bincount(minlength=len(class_names))
+    if (counts_C == 0).any():
+        name = class_names[int(counts_C.argmin())]
+        raise UserError(
+            f"class {name!r} of dataset {c.name} (dataset.root={c.root}) has no {what}. Add some, or remove the class."
+        )

@@ -35,6 +35,8 @@ QUIET = (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*")
 for message in QUIET:
     warnings.filterwarnings("ignore", message)
 
+ALL_THREADS = torch.get_num_threads()
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -49,6 +51,24 @@ def build(c: Config, dataset: Dataset, round: int) -> Classifier:
     return Classifier(net, c.model.optimizer, c.trainer.schedule)
 
 
+def training_length(t: TrainerConfig, n_labelled: int, round: int) -> tuple[int | None, int | None]:
+    """(full batches in an epoch, or None for one pass over the labelled set; epochs at most, or None for no limit)."""
+    epoch_steps = t.steps_per_epoch
+    if epoch_steps is None and t.max_steps is not None:
+        # Counted in steps, batches are full. Without early stopping nothing happens between epochs: one will do.
+        stopping = t.early_stopping.patience is not None
+        epoch_steps = -(-n_labelled // t.batch_size) if stopping else t.max_steps
+    return epoch_steps, t.later_max_epochs if round and t.later_max_epochs else t.max_epochs
+
+
+def images_trained(t: TrainerConfig, n_labelled: int, round: int) -> int:
+    """Images a fit goes through, repeats included, unless it is stopped early."""
+    epoch_steps, max_epochs = training_length(t, n_labelled, round)
+    by_epochs = torch.inf if max_epochs is None else max_epochs * (epoch_steps * t.batch_size if epoch_steps else n_labelled)
+    by_steps = torch.inf if t.max_steps is None else t.max_steps * t.batch_size
+    return int(min(by_epochs, by_steps))
+
+
 def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: int) -> tuple[int, int]:
     """Train on the labelled set with a fresh Trainer; the weights end up in `classifier`. Returns (epochs, steps).
 
@@ -56,10 +76,8 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
     """
     t = c.trainer
     stopping = t.early_stopping.patience is not None
-    n_steps = t.steps_per_epoch or (
-        None if t.max_steps is None else t.max_steps if not stopping else -(-len(pool.labelled_L) // t.batch_size)
-    )
-    data = PoolDataModule(images, pool, t, n_steps, c.seed, round)
+    epoch_steps, max_epochs = training_length(t, len(pool.labelled_L), round)
+    data = PoolDataModule(images, pool, t, epoch_steps, c.seed, round)
     monitor, mode = {Monitor.loss: ("val_loss", "min"), Monitor.accuracy: ("val_accuracy", "max")}[
         t.early_stopping.monitor
     ]
@@ -71,7 +89,6 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
         min_delta=t.early_stopping.min_delta,
         check_finite=False,
     )
-    max_epochs = t.later_max_epochs if round and t.later_max_epochs else t.max_epochs
     trainer = _trainer(
         t,
         callbacks=[stop, best] if stopping else [],
@@ -149,10 +166,24 @@ def on_device(t: TrainerConfig, images: Tensor) -> Tensor:
     )
 
 
+def share_cpu(t: TrainerConfig, images: Tensor) -> int:
+    """Set the number of CPU threads for these images, and return it.
+
+    Small batches gain nothing from a second thread, and lose a lot where other programs want the cores as well: threads
+    that wait for each other after every small layer made a fit ten times slower on a busy machine.
+    """
+    small = images.ndim == 2 or images[0].numel() <= 16 * 16
+    torch.set_num_threads(t.threads or (1 if small else ALL_THREADS))
+    return torch.get_num_threads()
+
+
 def peak_memory(t: TrainerConfig) -> int:
     """Bytes: of the CUDA device since the run began, or of this process."""
-    if _device(t).type == "cuda":
-        return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() if _device(t).type == "cuda" else process_memory()
+
+
+def process_memory() -> int:
+    """The most this process has held, in bytes."""
     import resource
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

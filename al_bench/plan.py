@@ -1,0 +1,106 @@
+"""plan=true: what a run would buy, compute and hold in memory; nothing is decoded or trained."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from hydra.utils import get_method
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from al_bench.config import Config, Mode
+from al_bench.data import Dataset, pool, sources
+from al_bench.loop import load_strategy
+from al_bench.models import engine, nets
+from al_bench.store import run_folder
+from al_bench.strategies import needs_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    labels: list[int]  # training labels of each fit
+    trained: list[int]  # images a fit trains on, repeats included; early stopping may end it sooner
+    predicted: list[int]  # pool images predicted after it
+    n_test: int
+    memory: dict[str, int]  # bytes
+
+
+def show(c: Config) -> None:
+    plan = make(c)
+    table = Table(title=str(run_folder(c)), title_justify="left")
+    for name in ("round", "labels", "bought after", "images trained", "pool images predicted"):
+        table.add_column(name, justify="right")
+    bought = [after - before for before, after in zip(plan.labels, plan.labels[1:], strict=False)] + [0]
+    for row in zip(range(len(plan.labels)), plan.labels, bought, plan.trained, plan.predicted, strict=True):
+        table.add_row(*(f"{n:,}" for n in row))
+    console = Console(highlight=False)
+    console.print(table)
+    n = c.budget.validation
+    console.print(f"Labels bought: {plan.labels[-1] + n:,} ({plan.labels[-1]:,} to train on, {n:,} for validation)")
+    console.print(
+        f"Work: {len(plan.labels)} fits, at most {sum(plan.trained):,} images trained, {sum(plan.predicted):,} pool "
+        f"images predicted, {plan.n_test:,} test images predicted after each fit"
+    )
+    parts = ", ".join(f"{name} {_megabytes(size)}" for name, size in plan.memory.items())
+    console.print(f"Memory: about {_megabytes(sum(plan.memory.values()))} ({parts})")
+
+
+def make(c: Config) -> Plan:
+    """Raises UserError, as the run would, where the data cannot carry the budget."""
+    needs = needs_of(load_strategy(c))
+    source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
+    train_idx, test_idx = sources.split(c.dataset, source, torch.arange(len(source.labels_N)), c.seed)
+    pool.check_budget(len(train_idx), c.budget)
+    for_sale = len(train_idx) - c.budget.validation
+    labels = label_counts(c, for_sale)
+    predicts = needs.predictions or needs.embeddings
+    return Plan(
+        labels=labels,
+        trained=[engine.images_trained(c.trainer, n, round) for round, n in enumerate(labels)],
+        predicted=[(for_sale - n) * predicts for n in labels[:-1]] + [0],
+        n_test=len(test_idx),
+        memory=_memory(c, source, len(train_idx)),
+    )
+
+
+def label_counts(c: Config, for_sale: int) -> list[int]:
+    if c.budget.initial is None:
+        return [for_sale]
+    last = for_sale if c.budget.rounds is None else c.budget.initial + c.budget.rounds * c.budget.query
+    return [*range(c.budget.initial, last, c.budget.query), last]
+
+
+def _memory(c: Config, source: sources.Source, n_pool: int) -> dict[str, int]:
+    """What the program and its arrays take: an estimate, for the work space of convolutions comes on top."""
+    fake = Dataset(
+        c.dataset.name, torch.zeros(2, *source.image_shape, dtype=torch.uint8), *[torch.arange(2)] * 3, source.class_names,
+        tuple(c.dataset.mean), tuple(c.dataset.std), checksum="",
+    )  # fmt: skip
+    net = get_method(c.model._target_)(replace(c.model, pretrained=False, weights=None), fake).eval()
+    frozen = c.model.mode is Mode.frozen
+    weights = sum(p.nbytes for p in net.parameters())
+    widths = net.head_hidden_size + len(source.class_names)
+    activations = 0 if frozen else _activations(net, fake.images[:1]) * c.trainer.batch_size
+    return {
+        "the program": engine.process_memory(),
+        "images": fake.images[0].nbytes * len(source.labels_N),
+        **({"features": 4 * net.head_hidden_size * len(source.labels_N)} if frozen else {}),
+        "weights, gradients and optimiser": weights if frozen else 4 * weights,
+        "a training batch": 2 * activations,
+        "predictions of the pool": 4 * widths * n_pool,
+    }
+
+
+def _activations(net: nn.Module, image: Tensor) -> int:
+    """Bytes of what the layers put out for one image, in float32."""
+    sizes: list[int] = []
+    for layer in net.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(lambda _, __, out: sizes.append(4 * out.numel()))
+    with torch.inference_mode():
+        net.forward_head(net.forward_features(image))
+    return sum(sizes)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

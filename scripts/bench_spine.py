@@ -1,0 +1,189 @@
+"""What the framework costs: images per second of engine.fit and engine.predict against a bare PyTorch loop.
+
+    python scripts/bench_spine.py --out results/bench_spine.json
+    python scripts/bench_spine.py --zip train.zip --out ...      and the time to decode an archive of cats and dogs
+
+The bare loop is the article's CNN with the same autocast, memory format and batch sizes, on images that already lie in
+memory as normalised floats; ours are 20,000 uint8 images, so reading and converting them is part of our time. The two
+take turns, so that a machine busy with something else slows both; the figures are medians over the repeats.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from al_bench import config
+from al_bench.cli import conf_dir
+from al_bench.data import Dataset, sources
+from al_bench.data.oracle import Oracle
+from al_bench.data.pool import Pool
+from al_bench.models import engine
+
+N_IMAGES, SIZE = 20_000, 64
+PREDICT_BATCH = 256
+
+
+def settings(*overrides: str) -> config.Config:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return config.read(compose("config", ["trainer.progress=false", "trainer.accelerator=cpu", *overrides]))
+
+
+def data() -> tuple[Dataset, Pool]:
+    stream = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (N_IMAGES, SIZE, SIZE, 3), dtype=torch.uint8, generator=stream)
+    labels = torch.randint(0, 2, (N_IMAGES,), generator=stream)
+    everything, nothing = torch.arange(N_IMAGES), torch.empty(0, dtype=torch.int64)
+    half = (0.5, 0.5, 0.5)
+    dataset = Dataset(
+        "noise", images.permute(0, 3, 1, 2), everything, nothing, nothing, ("cat", "dog"), half, half, "noise"
+    )
+    pool = Pool(nothing, nothing, everything, nothing, nothing)
+    return dataset, pool.acquire(everything, Oracle(labels, everything))
+
+
+def our_fit(c: config.Config, dataset: Dataset, pool: Pool) -> float:
+    classifier = engine.build(c, dataset, 0)
+    start = time.perf_counter()
+    engine.fit(c, classifier, dataset.images, pool, 0)
+    return c.trainer.batch_size * c.trainer.max_steps / (time.perf_counter() - start)
+
+
+def our_predict(c: config.Config, dataset: Dataset) -> float:
+    classifier = engine.build(c, dataset, 0)
+    start = time.perf_counter()
+    engine.predict(c.trainer, classifier, dataset.images, dataset.train_idx)
+    return N_IMAGES / (time.perf_counter() - start)
+
+
+def bare_net() -> nn.Module:
+    def block(channels: int, width: int, padding: int) -> list[nn.Module]:
+        conv = nn.Conv2d(channels, width, 3, padding=padding)
+        return [conv, nn.ReLU(), nn.BatchNorm2d(width), nn.MaxPool2d(2), nn.Dropout(0.25)]
+
+    convolutions = [*block(3, 32, 1), *block(32, 64, 0), *block(64, 128, 0)]
+    dense = [nn.Flatten(), nn.Linear(4608, 128), nn.ReLU(), nn.BatchNorm1d(128), nn.Dropout(0.5), nn.Linear(128, 2)]
+    return nn.Sequential(*convolutions, *dense).to(memory_format=torch.channels_last)
+
+
+def bare_fit(x: Tensor, y: Tensor, batch_size: int, steps: int, bf16: bool) -> float:
+    net = bare_net()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    start = time.perf_counter()
+    for _ in range(steps):
+        rows = torch.randint(0, len(x), (batch_size,))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(net(x[rows]), y[rows])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return batch_size * steps / (time.perf_counter() - start)
+
+
+def bare_predict(x: Tensor, n: int, bf16: bool) -> float:
+    net = bare_net().eval()
+    start = time.perf_counter()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for i in range(0, n, PREDICT_BATCH):
+            net(x[i % len(x) :][: min(PREDICT_BATCH, n - i)])
+    return n / (time.perf_counter() - start)
+
+
+def ratios(repeats: int, seconds: float) -> list[dict]:
+    dataset, pool = data()
+    x = torch.rand(4096, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 2, (4096,))
+    base = settings(f"trainer.predict_batch_size={PREDICT_BATCH}")
+    bf16 = engine._precision(base.trainer) == "bf16-mixed"
+    contests: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {}
+    for batch_size in (16, 128):
+        steps = int(seconds * bare_fit(x, y, batch_size, 20, bf16) / batch_size) + 1
+        c = settings(f"trainer.batch_size={batch_size}", f"trainer.max_steps={steps}")
+        contests[f"train, batches of {batch_size}"] = (
+            lambda c=c: our_fit(c, dataset, pool),
+            lambda b=batch_size, s=steps: bare_fit(x, y, b, s, bf16),
+        )
+    contests[f"predict, batches of {PREDICT_BATCH}"] = (
+        lambda: our_predict(base, dataset),
+        lambda: bare_predict(x, N_IMAGES, bf16),
+    )
+    rows = []
+    for name, (ours, bare) in contests.items():
+        ours(), bare()
+        pairs = [(ours(), bare()) if i % 2 else (bare(), ours())[::-1] for i in range(repeats)]
+        rows.append({
+            "what": name, "ours": median(o for o, _ in pairs), "bare": median(b for _, b in pairs),
+            "ratio": median(o / b for o, b in pairs), "ratios": sorted(o / b for o, b in pairs),
+        })  # fmt: skip
+    return rows
+
+
+def decode_seconds(archive: str) -> dict:
+    with tempfile.TemporaryDirectory() as cache:
+        c = settings("dataset=dogs_vs_cats", f"dataset.root={archive}", f"cache_dir={cache}")
+        times = []
+        for _ in ("decoded", "read back from the cache"):
+            start = time.perf_counter()
+            images, _, _ = sources.find(c.dataset, None, cache).read()
+            times.append(time.perf_counter() - start)
+    return {"images": len(images), "size": images.shape[1], "decode": times[0], "from_cache": times[1]}
+
+
+def start_seconds(repeats: int) -> dict[str, float]:
+    """Wall time of whole processes on the digits: one step and no purchase, the default run, the same when finished."""
+    tiny = ["budget.initial=10", "budget.validation=0", "budget.rounds=0", "trainer.max_steps=1"]
+    times: dict[str, list[float]] = {"one step": [], "default run": [], "already finished": []}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as results:
+            for name, arguments in (("one step", ["study=tiny", *tiny]), ("default run", []), ("already finished", [])):
+                command = [sys.executable, "-m", "al_bench", f"results_dir={results}", *arguments]
+                start = time.perf_counter()
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=conf_dir().parent)
+                times[name].append(time.perf_counter() - start)
+    return {name: median(seconds) for name, seconds in times.items()}
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--out", type=Path, help="a JSON file for the figures")
+    ask.add_argument("--zip", help="train.zip of cats and dogs: time its decoding")
+    ask.add_argument("--repeats", type=int, default=7)
+    ask.add_argument("--seconds", type=float, default=4.0, help="about how long each training measurement lasts")
+    ask.add_argument("--only", choices=["ratios", "start"])
+    a = ask.parse_args()
+
+    found: dict = {"torch": torch.__version__, "cores": os.cpu_count(), "machine": platform.machine()}
+    if a.only != "start":
+        found |= {"repeats": a.repeats, "throughput": ratios(a.repeats, a.seconds)}
+        table = Table("images per second", "al_bench", "bare loop", "ratio", "(lowest, highest)")
+        for row in found["throughput"]:
+            low, *_, high = row["ratios"]
+            table.add_row(row["what"], f"{row['ours']:,.0f}", f"{row['bare']:,.0f}", f"{row['ratio']:.2f}",
+                          f"({low:.2f}, {high:.2f})")  # fmt: skip
+        Console().print(table)
+    if a.only != "ratios":
+        found["start"] = start_seconds(min(a.repeats, 3))
+        print("  ".join(f"{name} {seconds:.1f} s" for name, seconds in found["start"].items()))
+    if a.zip:
+        found["decode"] = decode_seconds(a.zip)
+        print("decoding:", json.dumps(found["decode"]))
+    if a.out:
+        a.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

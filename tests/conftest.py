@@ -1,0 +1,53 @@
+"""What several tests use: configurations composed from the real conf/, runs in this process, and the real command."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from al_bench import config, loop
+from al_bench.cli import conf_dir
+from al_bench.store import RunStore
+
+QUICK = (
+    "trainer.max_steps=20", "trainer.progress=false", "budget.initial=20", "budget.query=10", "budget.rounds=3",
+    "budget.validation=20",
+)  # fmt: skip
+
+
+def asked(*overrides: str) -> config.Config:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return config.read(compose("config", list(overrides)))
+
+
+def run_here(folder: Path, *overrides: str) -> RunStore:
+    c = asked(f"results_dir={folder}", f"cache_dir={folder}/cache", *QUICK, *overrides)
+    store = RunStore(c)
+    with store.at_work():
+        loop.run(c, store)
+    return store
+
+
+def command(
+    folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "al_bench"), **kwargs
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *program, *arguments], cwd=folder, capture_output=True, text=True, **kwargs)
+
+
+def lines_of(run_folder: Path) -> list[dict]:
+    """The records without what differs between two runs of the same thing."""
+    records = [json.loads(line) for line in (run_folder / "rounds.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in ("seconds", "peak_memory")} for record in records]
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real images and weights that lie beside a checkout; not part of the project."""
+    folder = Path(os.environ.get("AL_BENCH_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real data in {folder}")
+    return folder

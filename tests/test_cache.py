@@ -1,0 +1,150 @@
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from al_bench.data.cache import DAY, cached_array
+from al_bench.errors import UserError
+
+ROWS = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 0, 1]]
+
+CHILD = """
+import sys, time
+from al_bench.data.cache import cached_array
+
+def fill(out):
+    out[:2] = 9
+    print("filling", flush=True)
+    time.sleep(float(sys.argv[2]))
+    out[:] = 9
+    return len(out), {}
+
+cached_array(sys.argv[1], {"name": "rows"}, (4, 3), "uint8", fill)
+"""
+
+
+def fill(out):
+    out[:] = ROWS
+    return len(out), {"note": "a"}
+
+
+def not_again(out):
+    raise AssertionError("it is in the cache already")
+
+
+def cached(folder, fill, shape=(4, 3)):
+    return cached_array(str(folder), {"name": "rows"}, shape, "uint8", fill)
+
+
+def left_in(folder):
+    return sorted(path.suffix for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def filling_child(folder, seconds):
+    child = subprocess.Popen([sys.executable, "-c", CHILD, folder, str(seconds)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "filling\n"
+    return child
+
+
+@pytest.fixture
+def logged(caplog):
+    log = logging.getLogger("al_bench")  # does not propagate once the command has run in this process
+    log.addHandler(caplog.handler)
+    yield caplog
+    log.removeHandler(caplog.handler)
+
+
+def test_the_second_call_reads_what_the_first_made(tmp_path, logged):
+    (first, notes), (second, same_notes) = cached(tmp_path, fill), cached(tmp_path, not_again)
+    assert first.tolist() == second.tolist() == ROWS and notes == same_notes and notes["note"] == "a"
+    assert not logged.text
+
+
+def test_the_array_can_be_written_in_memory_and_the_file_stays(tmp_path):
+    array, _ = cached(tmp_path, fill)
+    array[0, 0] = 99
+    assert array[0, 0] == 99 and cached(tmp_path, not_again)[0].tolist() == ROWS
+
+
+def test_rows_that_were_claimed_and_not_used_are_given_back(tmp_path):
+    assert cached(tmp_path, lambda out: (2, fill(out)[1]))[0].tolist() == ROWS[:2]
+    assert cached(tmp_path, not_again)[0].tolist() == ROWS[:2]
+    assert next(tmp_path.glob("*.bin")).stat().st_size == 6
+
+
+@pytest.mark.parametrize(
+    "suffix, damage",
+    [
+        ("bin", lambda b: b[:-1]),
+        ("bin", lambda b: b + b"\0"),
+        ("bin", lambda b: b[:5] + b"\x80" + b[6:]),
+        ("bin", lambda b: b""),
+        ("bin", None),
+        ("json", None),
+        ("json", lambda b: b[:-9]),
+        ("json", lambda b: b"[]"),
+        ("json", lambda b: b"{}"),
+        ("json", lambda b: b"\xff" + b),
+        ("json", lambda b: b.replace(b'"a"', b'"b"')),
+        ("json", lambda b: b.replace(b"[4, 3]", b"[3, 4]")),
+        ("json", lambda b: b.replace(b"[4, 3]", b"[4" + b"0" * 30 + b", 3]")),
+    ],
+)
+def test_what_is_damaged_or_missing_is_made_again_and_said_so(suffix, damage, tmp_path, logged):
+    cached(tmp_path, fill)
+    path = next(tmp_path.glob(f"*.{suffix}"))
+    path.write_bytes(damage(path.read_bytes())) if damage else path.unlink()
+    array, notes = cached(tmp_path, fill)
+    assert array.tolist() == ROWS and notes["note"] == "a" and "made again" in logged.text
+    assert cached(tmp_path, not_again)[0].tolist() == ROWS
+
+
+def test_a_fill_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(AssertionError):
+        cached(tmp_path, not_again)
+    assert left_in(tmp_path) == []
+
+
+def test_what_a_killed_process_wrote_does_not_count_and_goes_after_a_day(tmp_path):
+    with filling_child(tmp_path, 60) as child:
+        child.kill()
+    assert left_in(tmp_path) == [".part"]
+    assert cached(tmp_path, fill)[0].tolist() == ROWS
+    assert left_in(tmp_path) == [".bin", ".json", ".part"]  # a process on another machine might still write it
+    part, yesterday = next(tmp_path.glob("*.part")), -2 * DAY
+    os.utime(part, (part.stat().st_atime, part.stat().st_mtime + yesterday))
+    next(tmp_path.glob("*.json")).unlink()
+    assert cached(tmp_path, fill)[0].tolist() == ROWS and left_in(tmp_path) == [".bin", ".json"]
+
+
+def test_of_two_processes_one_makes_it_and_the_other_waits(tmp_path):
+    with filling_child(tmp_path, 0.5) as child:
+        assert cached(tmp_path, not_again)[0].tolist() == [[9, 9, 9]] * 4
+    assert child.returncode == 0
+
+
+def test_a_full_disk_is_said_so(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        with pytest.raises(UserError, match=f"No space left in the cache folder {tmp_path}.*cache_dir="):
+            cached(tmp_path, not_again, (1 << 17, 3))
+        assert left_in(tmp_path) == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "closed", "closed/below"])
+def test_a_folder_that_cannot_be_written_is_said_so(folder, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir(0o500)
+    user = os.geteuid()
+    if "closed" in folder:
+        os.seteuid(user or 65534)  # to the superuser every folder is open
+    try:
+        with pytest.raises(UserError, match=f"cache folder .*{folder} cannot be written.*cache_dir="):
+            cached(tmp_path / folder, fill)
+    finally:
+        os.seteuid(user)

@@ -1,0 +1,189 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from conftest import asked
+
+from al_bench.errors import UserError
+from al_bench.store import RoundRecord, RunStore, as_file_name, run_folder, write_atomically
+
+
+def record(round: int, acquired: tuple[int, ...] = (5, 3)) -> RoundRecord:
+    return RoundRecord(round, 20, 10, {"accuracy": 0.5}, None, list(acquired), round, 1, 20, [], {"fit": 1.0}, 1)
+
+
+@pytest.fixture
+def store(tmp_path) -> RunStore:
+    store = RunStore(asked(f"results_dir={tmp_path}", "strategy=entropy"))
+    with store.at_work():
+        store.append(record(0))
+        store.append(record(1))
+    return store
+
+
+def again(store: RunStore, *overrides: str) -> RunStore:
+    return RunStore(asked(f"results_dir={store.config.results_dir}", "strategy=entropy", *overrides))
+
+
+def test_the_folder_is_named_by_what_is_asked():
+    c = asked("study=s", "dataset=mnist", "model=timm", "model.mode=frozen", "strategy=margin", "seed=7")
+    assert run_folder(c).as_posix() == "results/s/mnist/resnet18-frozen/20+5x20/margin/seed=7"
+    assert run_folder(asked("budget.rounds=null")).parts[-3] == "20+allx20"
+    assert run_folder(asked("budget.name=low")).parts[-3] == "low"
+
+
+@pytest.mark.parametrize(
+    "name, file_name",
+    [("hf_hub:timm/vit.augreg_in1k", "hf_hub_timm_vit.augreg_in1k"), ("..", "_"), ("../../etc", "_.._etc"), ("", "_")],
+)
+def test_a_name_never_leaves_its_folder(name, file_name):
+    assert as_file_name(name) == file_name
+
+
+def test_records_come_back_as_they_were_written(store):
+    assert store.records() == [record(0), record(1)]
+    assert store.info()["state"] == "finished" and store.finished()
+
+
+@pytest.mark.parametrize("torn", [b'{"round": 2, "n_lab', b'{"round": 2}', b"\n", b'{"round": 2, "x": {"a": 1}'])
+def test_a_torn_last_line_is_dropped_and_said(store, torn, capfd):
+    whole = store.rounds_path.read_bytes()
+    store.rounds_path.write_bytes(whole + torn)
+    assert store.records() == [record(0), record(1)]
+    with store.at_work():
+        assert store.rounds_path.read_bytes() == whole
+        store.append(record(2))
+    assert store.records() == [record(0), record(1), record(2)]
+    assert "was cut short; its round is done again" in (store.folder / "run.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "damaged, message",
+    [(b'{"round": 0}\n{}\n', "line 1 is not a round's record"), (b"garbage\n{}\n", "line 1 is not a round's record")],
+)
+def test_a_damaged_record_is_an_error_that_names_the_line(store, damaged, message):
+    store.rounds_path.write_bytes(damaged)
+    with pytest.raises(UserError, match=message):
+        store.records()
+
+
+def test_a_missing_round_is_an_error(store):
+    store.rounds_path.write_bytes(store.rounds_path.read_bytes().splitlines(keepends=True)[1])
+    with pytest.raises(UserError, match="rounds are missing or doubled"):
+        store.records()
+
+
+def test_a_damaged_run_json_is_an_error_that_says_what_to_do(store):
+    (store.folder / "run.json").write_text('{"state": ')
+    with pytest.raises(UserError, match=r"run\.json is damaged.*Delete"):
+        store.info()
+
+
+def test_another_configuration_is_refused_by_the_keys_that_differ(store):
+    for act in (
+        again(store, "trainer.batch_size=32").finished,
+        again(store, "trainer.batch_size=32").at_work().__enter__,
+    ):
+        with pytest.raises(UserError, match=r"trainer\.batch_size: there 64, asked 32") as error:
+            act()
+        assert "study=" in str(error.value) and "max_steps" not in str(error.value)
+    assert again(store, "trainer.num_workers=2", "plan=true", "cache_dir=elsewhere").finished()
+
+
+def test_a_start_that_finished_no_round_may_be_corrected(tmp_path):
+    wrong = RunStore(asked(f"results_dir={tmp_path}", "budget.validation=7"))
+    with pytest.raises(UserError, match="no good"), wrong.at_work():
+        raise UserError("no good")
+    assert wrong.info()["state"] == "failed" and wrong.info()["error"] == "no good"
+    right = RunStore(asked(f"results_dir={tmp_path}"))
+    with right.at_work():
+        assert right.info()["state"] == "running" and right.info()["error"] is None
+
+
+def test_data_that_changed_between_two_starts_are_refused(store):
+    class Facts:
+        name, class_names, skipped = "digits", ("a", "b"), ()
+        train_idx = test_idx = labelled_L = validation_V = __import__("torch").arange(3)
+
+    def dataset(checksum):
+        facts = Facts()
+        facts.checksum = checksum
+        return facts
+
+    store.identify(dataset("one"), Facts())
+    store.identify(dataset("one"), Facts())
+    with pytest.raises(UserError, match="began with another dataset"):
+        store.identify(dataset("two"), Facts())
+
+
+def test_an_internal_error_leaves_its_traceback_in_the_log(store):
+    with pytest.raises(ZeroDivisionError), again(store).at_work():
+        1 / 0  # noqa: B018
+    assert store.info()["state"] == "failed" and "ZeroDivisionError" in store.info()["error"]
+    assert "Traceback" in (store.folder / "run.log").read_text()
+    assert store.records() == [record(0), record(1)]
+
+
+def test_a_second_process_is_turned_away(store):
+    holder = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from conftest import asked; from al_bench.store import RunStore\n"
+        "with RunStore(asked(*sys.argv[2:])).at_work(): print('in', flush=True); time.sleep(60)"
+    )
+    tests = __file__.rsplit("/", 1)[0]
+    asked_for = (f"results_dir={store.config.results_dir}", "strategy=entropy")
+    first = subprocess.Popen([sys.executable, "-c", holder, tests, *asked_for], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match="Another process is at work in"), again(store).at_work():
+            pass
+    finally:
+        first.kill()
+        first.communicate()
+    with again(store).at_work():  # killed without a word: the lock went with it
+        assert store.info()["state"] == "running"
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_keeps_the_finished_rounds_and_says_so(tiny_disk):
+    store = RunStore(asked(f"results_dir={tiny_disk}"))
+    with pytest.raises(UserError, match="No space left on the disk.*2 finished rounds are kept"), store.at_work():
+        store.append(record(0))
+        store.append(record(1))
+        (tiny_disk / "other").write_bytes(b"x" * 8000)
+        store.append(record(2, acquired=tuple(range(20_000))))
+    (tiny_disk / "other").unlink()
+    assert store.records() == [record(0), record(1)]
+    with store.at_work():
+        store.append(record(2))
+    assert len(store.records()) == 3
+
+
+def test_a_record_that_is_not_a_number_is_never_written(store):
+    with pytest.raises(ValueError), again(store).at_work():
+        store.append(replace(record(2), metrics={"accuracy": float("nan")}))
+    assert store.records() == [record(0), record(1)]
+
+
+def test_an_atomic_write_leaves_the_old_content_when_it_fails(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "new \udc80")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_run_json_is_readable_json(store):
+    assert json.loads((store.folder / "run.json").read_text())["starts"][0]["python"] == sys.version.split()[0]
