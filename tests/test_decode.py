@@ -31,9 +31,12 @@ def grey(value, side=8):
 
 
 def write(folder, files):
+    """Names that end in / are empty folders."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+        (folder / f"{name}.").parent.mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            (folder / name).write_bytes(content)
     return folder
 
 
@@ -208,3 +211,5 @@ def test_an_archive_cut_short_or_garbled_is_refused(tmp_path):
     for name in ("cut", "garbled", "no zip inside", "text"):
         with pytest.raises(UserError, match=f"{name}.zip cannot be read"):
             files_in(str(tmp_path / f"{name}.zip"))
+    with pytest.raises(UserError, match="absent.zip: there is no such file or folder"):
+        files_in(str(tmp_path / "absent.zip"))

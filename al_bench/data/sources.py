@@ -223,8 +223,8 @@ def _torchvision(c: DatasetConfig, cache_dir: str, name: str, train: dict, test:
             parts = [kind(root, download=True, **part) for part in (train, test)]
     except Exception as error:  # no network, a broken file, a full disk: torchvision does not say what it raises
         raise UserError(
-            f"dataset {c.name} is not whole in dataset.root={root}, and could not be fetched ({type(error).__name__}: {error}). "
-            "Delete what is broken there; without a network, bring the files from another machine."
+            f"dataset {c.name} is not whole in dataset.root={root}, and could not be fetched "
+            f"({type(error).__name__}: {error}). Delete what is broken there; without a network, bring the files."
         ) from error
     images = np.concatenate([_as_nhwc(part.data) for part in parts])
     labels = np.concatenate([np.asarray(getattr(part, "targets", getattr(part, "labels", None))) for part in parts])
