@@ -94,7 +94,7 @@ def draw(labels_R: np.ndarray, accuracy: dict[str, np.ndarray], path: Path) -> N
 
 def table(labels_R: np.ndarray, accuracy: dict[str, np.ndarray]) -> str:
     rows = [
-        f"| strategy | labels to {TARGET:.0%}, median | mean accuracy of the curve | difference to random, 95% interval |",
+        f"| strategy | labels to {TARGET:.0%}, median | mean accuracy of the curve | minus random, 95% interval |",
         "| --- | --- | --- | --- |",
     ]
     area = {s: np.trapezoid(a, labels_R, axis=1) / (labels_R[-1] - labels_R[0]) for s, a in accuracy.items()}

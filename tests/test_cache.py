@@ -77,19 +77,14 @@ def test_rows_that_were_claimed_and_not_used_are_given_back(tmp_path):
 @pytest.mark.parametrize(
     "suffix, damage",
     [
-        ("bin", lambda b: b[:-1]),
-        ("bin", lambda b: b + b"\0"),
-        ("bin", lambda b: b[:5] + b"\x80" + b[6:]),
-        ("bin", lambda b: b""),
         ("bin", None),
+        ("bin", lambda b: b[:-1]),
+        ("bin", lambda b: b[:5] + b"\x80" + b[6:]),
         ("json", None),
         ("json", lambda b: b[:-9]),
         ("json", lambda b: b"[]"),
-        ("json", lambda b: b"{}"),
-        ("json", lambda b: b"\xff" + b),
         ("json", lambda b: b.replace(b'"a"', b'"b"')),
         ("json", lambda b: b.replace(b"[4, 3]", b"[3, 4]")),
-        ("json", lambda b: b.replace(b"[4, 3]", b"[4" + b"0" * 30 + b", 3]")),
     ],
 )
 def test_what_is_damaged_or_missing_is_made_again_and_said_so(suffix, damage, tmp_path, logged):

@@ -34,7 +34,7 @@ def write(folder, files):
     """Names that end in / are empty folders."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (folder / f"{name}.").parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}x").parent.mkdir(parents=True, exist_ok=True)
         if not name.endswith("/"):
             (folder / name).write_bytes(content)
     return folder

@@ -87,21 +87,15 @@ def test_acquired_images_leave_the_pool_in_the_order_they_were_bought():
 @pytest.mark.parametrize(
     "budget, keys",
     [
-        (dict(initial=10, query=1, rounds=1, validation=91), ["budget.validation=91", "budget.initial=10"]),
-        (dict(initial=101, query=1, rounds=1, validation=0), ["budget.validation=0", "budget.initial=101"]),
+        (dict(initial=11, query=1, rounds=0, validation=90), ["budget.validation=90", "budget.initial=11"]),
+        (dict(initial=101, query=1, rounds=0, validation=0), ["budget.validation=0", "budget.initial=101"]),
         (dict(initial=None, query=1, rounds=0, validation=100), ["budget.validation=100"]),
         (dict(initial=10, query=61, rounds=None, validation=30), ["budget.query=61", "60 images"]),
-        (dict(initial=10, query=20, rounds=4, validation=30), ["budget.rounds=4", "budget.query=20", "At most 3"]),
+        (dict(initial=11, query=20, rounds=3, validation=30), ["budget.rounds=3", "budget.query=20", "At most 2"]),
     ],
 )
-def test_a_budget_larger_than_the_data_names_the_keys(budget, keys):
+def test_a_budget_one_image_larger_than_the_data_names_the_keys(budget, keys):
     with pytest.raises(UserError) as refused:
         pool.check_budget(100, BudgetConfig(**budget))
     assert all(key in str(refused.value) for key in keys)
-
-
-def test_a_budget_that_just_fits_is_taken():
-    pool.check_budget(100, BudgetConfig(initial=10, query=20, rounds=3, validation=30))
-    pool.check_budget(100, BudgetConfig(initial=10, query=60, rounds=None, validation=30))
-    pool.check_budget(100, BudgetConfig(initial=70, query=1, rounds=0, validation=30))
-    pool.check_budget(100, BudgetConfig(initial=None, query=1, rounds=0, validation=99))
+    pool.check_budget(101, BudgetConfig(**budget))

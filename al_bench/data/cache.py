@@ -73,11 +73,11 @@ def _open(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
         return None
     try:
         facts = json.loads(meta.read_text())
-        array = np.memmap(data, dtype=facts["dtype"], mode="c", shape=tuple(facts["shape"]))
-        is_whole = data.stat().st_size == array.nbytes and facts.pop("seal") == _seal(facts)
-        if is_whole and checksum(array) == facts["notes"]["checksum"]:
-            return array, facts["notes"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
+        if facts.pop("seal") == _seal(facts):
+            array = np.memmap(data, dtype=facts["dtype"], mode="c", shape=tuple(facts["shape"]))
+            if data.stat().st_size == array.nbytes and checksum(array) == facts["notes"]["checksum"]:
+                return array, facts["notes"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         pass  # missing, or damaged in some way
     log.warning(f"The cached array {data} was cut short or altered; it is made again.")
     return None

@@ -51,7 +51,7 @@ def files_in(root: str) -> ImageFiles:
         raise UserError(f"dataset.root={root}: there is no such file or folder. Give the path of the images.")
     try:
         return _folder(path) if path.is_dir() else _archive(path, zipfile.ZipFile(path))
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:  # zipfile's range
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
         raise UserError(
             f"dataset.root={root} cannot be read: {error}. It must be a folder or a zip of images; "
             "if it is a zip, is it all there, and does it open without a password?"

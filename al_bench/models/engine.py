@@ -4,6 +4,7 @@ import hashlib
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import get_method
-from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,6 +27,7 @@ from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.models.classifier import Classifier
 from al_bench.models.nets import LinearHead
+from al_bench.models.progress import ProgressLine
 
 # Lightning announces the hardware at every Trainer, misses the loader processes that whole batches do not need, and
 # calls a part of torch's that is on its way out.
@@ -34,6 +36,8 @@ for name in ("pytorch_lightning", "lightning_fabric"):
 QUIET = (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*")
 for message in QUIET:
     warnings.filterwarnings("ignore", message)
+
+log = logging.getLogger("al_bench")
 
 ALL_THREADS = torch.get_num_threads()
 
@@ -91,6 +95,7 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
     )
     trainer = _trainer(
         t,
+        f"Training, round {round}",
         callbacks=[stop, best] if stopping else [],
         max_epochs=-1 if max_epochs is None else max_epochs,
         max_steps=t.max_steps or -1,
@@ -113,7 +118,7 @@ def predict(
     if not len(idx):
         return Prediction(torch.empty(0, 1, 1), None)
     classifier.keep_embeddings = embeddings
-    batches = _trainer(t).predict(classifier, image_loader(images, idx, t))
+    batches = _trainer(t, "Predicting").predict(classifier, image_loader(images, idx, t))
     log_probs, emb = zip(*batches, strict=True)
     return Prediction(torch.cat(log_probs)[:, None], torch.cat(emb) if embeddings else None)
 
@@ -137,6 +142,7 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
     images = on_device(c.trainer, dataset.images)
 
     def fill(out: Any) -> tuple[int, dict[str, Any]]:
+        log.info(f"Computing the features of {len(images):,} images by {m.name}, once.")
         classifier = Classifier(net, m.optimizer, c.trainer.schedule)
         out[:] = predict(c.trainer, classifier, images, torch.arange(len(images)), embeddings=True).emb_PD.numpy()
         return len(out), {}
@@ -217,16 +223,16 @@ class BestWeights(pl.Callback):
             self.best, self.weights = value, deepcopy(module.state_dict())
 
 
-def _trainer(t: TrainerConfig, callbacks: list[pl.Callback] | None = None, **limits: Any) -> pl.Trainer:
-    bar = [RichProgressBar(refresh_rate=10, leave=False)] if t.progress and sys.stdout.isatty() else []
+def _trainer(t: TrainerConfig, what: str = "", callbacks: Sequence[pl.Callback] = (), **limits: Any) -> pl.Trainer:
+    line = [ProgressLine(what)] if t.progress and sys.stdout.isatty() else []
     try:
         return pl.Trainer(
             accelerator=t.accelerator,
             devices=1,
             precision=_precision(t),
             deterministic=t.deterministic,
-            callbacks=[*(callbacks or []), *bar],
-            enable_progress_bar=bool(bar),
+            callbacks=[*callbacks, *line],
+            enable_progress_bar=False,
             num_sanity_val_steps=0,
             logger=False,
             enable_checkpointing=False,

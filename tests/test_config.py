@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import pytest
+from conftest import asked
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from al_bench import config
+from al_bench.cli import conf_dir, near_misses
+from al_bench.errors import UserError
+from al_bench.loop import load_strategy
+from al_bench.models.engine import images_trained, training_length
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = sorted(f"{f.parent.name}={f.stem}" for f in conf_dir().glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_file_of_conf_composes_into_the_schema(option):
+    needs_root = option.startswith("experiment") or option in ("dataset=dogs_vs_cats", "dataset=image_folder")
+    c = asked(option, *(["dataset.root=here"] if needs_root else []))
+    assert isinstance(c, config.Config) and callable(load_strategy(c))
+
+
+def test_the_article_is_set_as_its_code_runs_it():
+    c = asked("experiment=gentle_introduction", "dataset.root=train.zip")
+    t = c.trainer
+    assert (c.budget.initial, c.budget.query, c.budget.rounds, c.budget.validation) == (5000, 200, 29, 2475)
+    assert c.budget.initial + c.budget.rounds * c.budget.query == 10_800
+    assert c.budget.stop == config.StopConfig(config.StopAt.test, 0.0025, two_sided=True)
+    assert (c.dataset.image_size, c.dataset.antialias, c.dataset.mean, c.dataset.std) == (64, False, [0.0], [1.0])
+    assert (t.start, t.batch_size, t.schedule) == (config.Weights.best, 16, config.Schedule.constant)
+    assert t.early_stopping == config.EarlyStoppingConfig(10, config.Monitor.loss, 0.001)
+    assert c.model.optimizer == {"_target_": "torch.optim.Adam", "lr": 0.001, "eps": 1e-7}
+    assert [training_length(t, n, r) for n, r in ((5000, 0), (5200, 1), (20025, 0))] == [
+        (1251, 200),
+        (1251, 100),
+        (1251, 200),
+    ]
+
+    full = asked("experiment=gentle_introduction", "dataset.root=train.zip", "budget=full")
+    assert (full.budget.initial, full.budget.validation, full.budget.stop.at) == (None, 2475, None)
+    assert full.trainer == t
+
+
+def test_the_fair_protocol_has_fresh_weights_fixed_steps_and_six_label_counts():
+    c = asked("experiment=gentle_introduction_fair", "dataset.root=train.zip")
+    assert [c.budget.initial + r * c.budget.query for r in range(c.budget.rounds + 1)][-1] == 10_800
+    assert (c.trainer.start, c.trainer.max_steps, c.trainer.early_stopping.patience) == (
+        config.Weights.fresh,
+        1000,
+        None,
+    )
+    assert (c.budget.rounds, c.budget.validation, c.budget.stop.at) == (5, 0, None)
+    assert images_trained(c.trainer, 800, 0) == images_trained(c.trainer, 10_800, 5) == 128_000
+
+
+@pytest.mark.parametrize(
+    "overrides, length",
+    [
+        (["trainer.max_steps=7"], ((7, None), 7 * 64)),
+        (["trainer.max_steps=7", "trainer.early_stopping.patience=1"], ((2, None), 7 * 64)),
+        (["trainer.max_steps=null", "trainer.max_epochs=3"], ((None, 3), 3 * 100)),
+        (["trainer.max_steps=null", "trainer.max_epochs=3", "trainer.steps_per_epoch=5"], ((5, 3), 15 * 64)),
+        (["trainer.max_steps=null", "trainer.max_epochs=3", "trainer.later_max_epochs=2"], ((None, 2), 2 * 100)),
+    ],
+)
+def test_the_length_of_training_by_hand(overrides, length):
+    t = asked(*overrides).trainer
+    assert (training_length(t, 100, 1), images_trained(t, 100, 1)) == length
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("budget.rounds=-1", "budget.rounds=-1: 0 or more, or null"),
+        ("budget.query=0", "budget.query=0"),
+        ("budget.validation=-1", "budget.validation=-1"),
+        ("trainer.batch_size=1", "trainer.batch_size is 2 or more"),
+        ("trainer.max_steps=null", "Set trainer.max_steps or trainer.max_epochs"),
+        ("trainer.max_steps=0", "are 1 or more, or null"),
+        ("dataset.image_size=4", "8 pixels or more"),
+        ("dataset.test_fraction=1.0", "between 0 and 1"),
+        ("budget.validation=0 trainer.start=best", "needs budget.validation > 0"),
+        ("budget.validation=0 budget.stop.at=validation", "needs budget.validation > 0"),
+        ("budget.validation=0 trainer.early_stopping.patience=3", "needs budget.validation > 0"),
+        ("~strategy.name", "A strategy's yaml needs the keys"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(override, message):
+    with pytest.raises(UserError) as error:
+        asked(*override.split())
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["seeed=1", "trainer.max_stps=1", "seed=one", "trainer.start=bst", "strategy=best"]
+)
+def test_a_misspelt_key_option_or_value_does_not_compose(override):
+    with pytest.raises(HydraException):
+        asked(override)
+
+
+def test_near_misses_of_what_was_typed():
+    assert near_misses(["strategy=random,entrpy", "sed=1", "-m", "seed=0"]) == (
+        "'entrpy': did you mean entropy?\n'sed': did you mean seed or study?"
+    )
+    assert near_misses(["trainer.bach_size=3"]).startswith("'trainer.bach_size': did you mean trainer.batch_size")
+    assert near_misses(["strategy=entropy", "trainer.max_steps=5", "+model.options.drop_rate=0.1"]) == ""
+
+
+def test_the_configuration_is_never_written_to():
+    c = asked("strategy=entropy")
+    before = OmegaConf.to_yaml(OmegaConf.structured(c))
+    load_strategy(c)
+    assert OmegaConf.to_yaml(OmegaConf.structured(c)) == before
+
+
+def test_the_readme_and_ci_give_the_same_commands():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    assert "pip install -e . && python -m al_bench\n" in readme
+    assert "pip install -e '.[test]' && python -m pytest\n" in readme
+    assert "pip install -e '.[test]' && python -m pytest" in ci
