@@ -73,8 +73,8 @@ def near_misses(arguments: list[str]) -> str:
     keys = {*groups, *config.keys()}
     hints = []
     for argument in arguments:
-        key, _, value = argument.lstrip("+~").partition("=")
-        if argument.startswith("-") or not value or key.startswith("hydra"):
+        key, _, value = argument.partition("=")
+        if argument.startswith(("-", "+", "~")) or not value or key.startswith("hydra"):
             continue
         if key in groups:
             tries = [(v, groups[key]) for v in re.split(r"[,\s]+", value) if re.fullmatch(r"\w+", v)]

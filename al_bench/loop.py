@@ -12,7 +12,8 @@ from torch import Tensor
 
 from al_bench import plots, rng
 from al_bench.config import Config, Mode, StopConfig, Weights
-from al_bench.data import pool, sources
+from al_bench.data import Dataset, pool, sources
+from al_bench.data.oracle import Oracle
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.metrics import classification_metrics, loss_and_accuracy
@@ -28,15 +29,7 @@ def run(c: Config, store: RunStore) -> None:
     """Run the rounds that `store` does not hold yet, up to one that buys nothing."""
     strategy = load_strategy(c)
     target = reference(c)[c.budget.stop.at.name] if c.budget.stop.at else None
-    source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
-    dataset, oracle = sources.load(c.dataset, source, c.seed)
-    labels = pool.start(dataset.train_idx, oracle, c.budget, c.seed)
-    store.identify(dataset, labels)
-    records = store.records()
-    for past in records:
-        labels = labels.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)
-    if c.model.mode is Mode.frozen:
-        dataset = engine.freeze(c, dataset)
+    dataset, oracle, labels, records = begin(c, store)
     images = engine.on_device(c.trainer, dataset.images)
     store.note(device=engine.device_name(c.trainer), threads=engine.share_cpu(c.trainer, images))
     announce(c, store, records)
@@ -78,6 +71,18 @@ def run(c: Config, store: RunStore) -> None:
         labels = bought
 
     finish(c, store, records)
+
+
+def begin(c: Config, store: RunStore) -> tuple[Dataset, Oracle, Pool, list[RoundRecord]]:
+    """Data, splits and initial set, and the finished rounds replayed on them."""
+    source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
+    dataset, oracle = sources.load(c.dataset, source, c.seed)
+    labels = pool.start(dataset.train_idx, oracle, c.budget, c.seed)
+    store.identify(dataset, labels)
+    records = store.records()
+    for past in records:
+        labels = labels.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)
+    return engine.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset, oracle, labels, records
 
 
 def load_strategy(c: Config) -> Strategy:

@@ -11,29 +11,24 @@ Nothing here imports torch.
 
 import errno
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import re
 import shutil
-import socket
-import subprocess
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 from omegaconf import OmegaConf
 
-import al_bench
 from al_bench.config import Config
 from al_bench.errors import UserError
+from al_bench.provenance import circumstances, now
 
 if TYPE_CHECKING:
     from al_bench.data import Dataset
@@ -93,12 +88,12 @@ class RunStore:
             if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
                 write_atomically(self.folder / "run.json", "{}\n")
             write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
-            starts = [*self.info().get("starts", []), _circumstances()]
+            starts = [*self.info().get("starts", []), circumstances()]
             self.note(state="running", error=None, starts=starts)
             try:
                 yield
                 shutil.rmtree(self.folder / "weights", ignore_errors=True)
-                self.note(state="finished", ended=_now())
+                self.note(state="finished", ended=now())
             except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C in a fit into SystemExit
                 self._leave("interrupted", None)
                 log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
@@ -186,7 +181,7 @@ class RunStore:
 
     def _leave(self, state: str, error: str | None) -> None:
         try:
-            self.note(state=state, error=error, ended=_now())
+            self.note(state=state, error=error, ended=now())
         except OSError:
             log.error(f"The state could not be written to {self.folder}/run.json.")
 
@@ -314,38 +309,3 @@ def _flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
     return {
         k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
     }
-
-
-def _circumstances() -> dict[str, Any]:
-    packages = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy", "scikit-learn")
-    return {
-        "time": _now(),
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "versions": {"al-bench": al_bench.__version__} | {p: importlib.metadata.version(p) for p in packages},
-        "git": _git_commit(),
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout this package lies in, with a + where files differ; None for an installed wheel."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        return subprocess.run(ask, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

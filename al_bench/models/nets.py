@@ -1,10 +1,16 @@
 """Networks, one contract (timm's): forward_features(x), forward_head(features, pre_logits), get_classifier().
 
-Every net takes images as uint8 [B, C, H, W] and brings them to its own size, mean and std. `forward_head(..., pre_logits=True)`
-is what the last linear layer sees: the embedding, of width `head_hidden_size`.
+Every net takes images as uint8 [B, C, H, W] and brings them to its own size, mean and std.
+`forward_head(..., pre_logits=True)` is what the last linear layer sees: the embedding, of width `head_hidden_size`.
 """
 
+import difflib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +41,8 @@ class SmallCNN(nn.Module):
     """The seed article's CNN (a Keras model): 684,162 trainable parameters for 3x64x64 images and two classes.
 
     Three blocks of convolution, ReLU, batch norm, max-pooling and dropout, the first padded, the others not; then a
-    dense layer of 128. Keras's initial weights (Glorot uniform, zero biases) and batch-norm epsilon. From 8x8 pixels up:
-    a block whose map would shrink to nothing is padded.
+    dense layer of 128. Keras's initial weights (Glorot uniform, zero biases) and batch-norm epsilon. From 8x8 pixels
+    up: a block whose map would shrink to nothing is padded.
     """
 
     head_hidden_size = 128
@@ -74,17 +80,20 @@ class SmallCNN(nn.Module):
 
 
 class TimmNet(nn.Module):
-    """A timm backbone with a new head, fed at the input size, mean and std of timm's own configuration for its weights."""
+    """A timm backbone and a linear layer, fed at the input size, mean and std of timm's configuration for its weights.
+
+    The layer takes the place of timm's own classifier, which in a dozen families is not one linear layer on the
+    embedding: two heads (distilled DeiT, LeViT), a convolution (BiT, DPN), batch norm (SHViT), an extra head (VOLO).
+    """
 
     def __init__(self, c: ModelConfig, dataset: Dataset) -> None:
         super().__init__()
-        import timm
-
-        data = timm.data.resolve_data_config(model=(net := _timm_model(c, dataset.n_classes)))
-        self.net = net
+        self.net = _timm_backbone(c)
+        data = _input_of(self.net)
         self.size = data["input_size"][-1]
         self.normalise = Normalise(data["mean"], data["std"], scale=255, spatial=True)
-        self.head_hidden_size = net.head_hidden_size
+        self.head_hidden_size = self.net.head_hidden_size
+        self.classifier = nn.Linear(self.head_hidden_size, dataset.n_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.normalise(x.expand(-1, 3, -1, -1))  # grey images: the same in all three channels
@@ -93,10 +102,11 @@ class TimmNet(nn.Module):
         return self.net.forward_features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.net.forward_head(x, pre_logits=pre_logits)
+        emb = self.net.forward_head(x, pre_logits=True)
+        return emb if pre_logits else self.classifier(emb)
 
-    def get_classifier(self) -> nn.Module:
-        return self.net.get_classifier()
+    def get_classifier(self) -> nn.Linear:
+        return self.classifier
 
 
 class LinearHead(nn.Module):
@@ -127,63 +137,94 @@ def timm_net(c: ModelConfig, dataset: Dataset) -> nn.Module:
 
 
 def preferred_size(c: ModelConfig) -> int | None:
-    """The input size the weights were trained for, without building the network; None where any size will do."""
+    """The input size the weights were trained for; None where any size will do."""
     if not c._target_.endswith("timm_net"):
         return None
-    from timm.models import get_pretrained_cfg
-
-    known = get_pretrained_cfg(c.name, allow_unregistered=True)
-    if known is None:
-        raise _unknown(c.name)
-    return int(known.input_size[-1])
+    return _input_of(_timm_backbone(replace(c, pretrained=False, weights=None)))["input_size"][-1]
 
 
-def _timm_model(c: ModelConfig, n_classes: int) -> nn.Module:
+def _input_of(net: nn.Module) -> dict[str, Any]:
+    from timm.data import resolve_data_config
+
+    return resolve_data_config(model=net)
+
+
+def _timm_backbone(c: ModelConfig) -> nn.Module:
     import timm
 
-    if c.weights is not None and not Path(c.weights).expanduser().is_file():
-        raise UserError(f"model.weights={c.weights}: there is no such file.")
-    local = {"pretrained_cfg_overlay": {"file": str(Path(c.weights).expanduser())}} if c.weights else {}
+    download = c.pretrained and not c.weights
     try:
-        return timm.create_model(
-            c.name, pretrained=c.pretrained or bool(c.weights), num_classes=n_classes, **local, **c.options
-        )
-    except RuntimeError as error:
-        if "Unknown model" in str(error):
-            raise _unknown(c.name) from None
-        if c.weights:
-            raise UserError(f"model.weights={c.weights} does not fit {c.name}: {str(error)[:500]}") from None
-        raise
+        with _hub_asked_once() if download or ":" in c.name else nullcontext():  # hf-hub:name reads its settings there
+            net = timm.create_model(c.name, pretrained=download, num_classes=0, **c.options)
     except Exception as error:
-        if c.weights:  # a file that is no weights file, or one that would run code when read
-            raise UserError(f"model.weights={c.weights} cannot be read as weights: {str(error)[:500]}") from None
-        if c.pretrained and _is_network_error(error):
-            raise UserError(
-                f"The weights of {c.name} could not be downloaded ({type(error).__name__}). "
-                "Give them as a file (model.weights=...), or train from nothing (model.pretrained=false)."
-            ) from None
-        raise
+        raise _complaint(c, error) from error
+    if c.weights:
+        _load_file(net, c)
+    return net
 
 
-def _is_network_error(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in (
-            "httpx",
-            "requests",
-            "huggingface_hub",
-            "urllib3",
-        ):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _load_file(net: nn.Module, c: ModelConfig) -> None:
+    """Every weight of the backbone from the file model.weights; the file's own classifier is left out.
 
-
-def _unknown(name: str) -> UserError:
-    import difflib
-
+    Read here and not by create_model, which in older versions runs a pickle's code, and takes a file without one
+    fitting name for a success.
+    """
     import timm
 
-    near = difflib.get_close_matches(name, timm.list_models(), n=3)
-    return UserError(
-        f"model.name={name}: timm has no such model." + (f" Did you mean {' or '.join(near)}?" if near else "")
-    )
+    # timm's own change of a file to its model, position embeddings to another image size for one.
+    convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", lambda state, net: state)
+    path = Path(c.weights).expanduser()
+    if not path.is_file():
+        raise UserError(f"model.weights={c.weights}: there is no such file.")
+    try:
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # no weights file, cut short, or one that would run code when read
+        raise UserError(f"model.weights={c.weights} cannot be read as weights: {_short(error)}") from error
+    try:
+        missing = net.load_state_dict(convert(state, net), strict=False).missing_keys
+    except Exception as error:  # other shapes, or no state dict at all
+        raise UserError(f"model.weights={c.weights} does not fit {c.name}: {_short(error)}") from error
+    if missing:
+        raise UserError(
+            f"model.weights={c.weights} does not fit {c.name}: it lacks {len(missing)} of {len(net.state_dict())} "
+            f"entries, {missing[0]} for one. The names have to be timm's."
+        )
+
+
+@contextmanager
+def _hub_asked_once() -> Iterator[None]:
+    """Without a network huggingface_hub tries again for a minute; in its offline mode it looks at its cache alone."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        down = get_session().head(constants.ENDPOINT, timeout=10).status_code >= 500
+    except Exception:  # requests' or httpx's, by version
+        down = True
+    constants.HF_HUB_OFFLINE = before or down
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _complaint(c: ModelConfig, error: Exception) -> UserError:
+    """What the user can do about an error of timm's."""
+    import timm
+
+    if isinstance(error, RuntimeError) and str(error).startswith(("Unknown model", "Invalid pretrained tag")):
+        near = difflib.get_close_matches(c.name, timm.list_models() + timm.list_pretrained(), n=3)
+        return UserError(
+            f"model.name={c.name}: timm has no such model." + (f" Did you mean {' or '.join(near)}?" if near else "")
+        )
+    if isinstance(error, OSError):  # as huggingface_hub's and urllib's are
+        return UserError(
+            f"The weights of {c.name} could not be downloaded ({_short(error)}). "
+            "Give them as a file (model.weights=...), or train from nothing (model.pretrained=false)."
+        )
+    return UserError(f"model.name={c.name}, model.options={c.options}: timm cannot build it: {_short(error)}")
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
