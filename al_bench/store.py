@@ -16,6 +16,9 @@ import logging
 import os
 import re
 import shutil
+import signal
+import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +42,9 @@ log.setLevel(logging.DEBUG)  # run.log holds everything; the screen has a level 
 
 # Where a run lies and how it is shown; all other keys change what is computed.
 NOT_COMPARED = {"results_dir", "study", "cache_dir", "plan", "dataset.root", "trainer.progress", "trainer.num_workers"}
+
+
+TERMINATED = 128 + signal.SIGTERM  # the exit code a shell gives to a process that SIGTERM ended
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class RunStore:
     def at_work(self) -> Iterator[None]:
         """Hold the folder for this process, and leave its state: finished, failed, interrupted; running if killed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked(), self._logged():
+        with self._locked(), self._logged(), _stopped_by_sigterm():
             self._drop_torn_line()
             self._refuse_another_configuration()
             if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
@@ -94,10 +100,10 @@ class RunStore:
                 yield
                 shutil.rmtree(self.folder / "weights", ignore_errors=True)
                 self.note(state="finished", ended=now())
-            except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C in a fit into SystemExit
+            except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns Ctrl-C in a fit into SystemExit(1)
                 self._leave("interrupted", None)
                 log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
-                raise SystemExit(130) from None
+                raise SystemExit(TERMINATED if getattr(end, "code", None) == TERMINATED else 130) from None
             except UserError as error:
                 self._leave("failed", str(error))
                 raise
@@ -231,6 +237,19 @@ class RunStore:
         finally:
             log.removeHandler(handler)
             handler.close()
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does; left to itself, Lightning notes the signal and goes on predicting."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def run_folder(c: Config) -> Path:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data in {folder}")
     return folder
+
+
+@pytest.fixture
+def tiny_disk() -> Iterator[Path]:
+    """64 KiB that can really be filled. Not below tmp_path: pytest could not clear it away after a killed session."""
+    place = Path(tempfile.mkdtemp(prefix="al_bench_tiny_disk_"))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True).returncode:
+        place.rmdir()
+        pytest.skip("needs the right to mount a small file system")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+    place.rmdir()

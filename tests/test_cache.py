@@ -120,15 +120,10 @@ def test_of_two_processes_one_makes_it_and_the_other_waits(tmp_path):
     assert child.returncode == 0
 
 
-def test_a_full_disk_is_said_so(tmp_path):
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True).returncode:
-        pytest.skip("a small disk cannot be mounted here")
-    try:
-        with pytest.raises(UserError, match=f"No space left in the cache folder {tmp_path}.*cache_dir="):
-            cached(tmp_path, not_again, (1 << 17, 3))
-        assert left_in(tmp_path) == []
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
+def test_a_full_disk_is_said_so(tiny_disk):
+    with pytest.raises(UserError, match=f"No space left in the cache folder {tiny_disk}.*cache_dir="):
+        cached(tiny_disk, not_again, (1 << 17, 3))
+    assert left_in(tiny_disk) == []
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below", "closed", "closed/below"])

@@ -87,14 +87,15 @@ def test_a_run_killed_in_fit_in_predict_and_before_its_record_ends_as_if_it_had_
     assert again.stdout.splitlines() == [f"Already finished: {lines[7].split(': ')[1]}", "False"]
 
 
-def test_ctrl_c_leaves_an_interrupted_run_that_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_leave_an_interrupted_run_that_says_how_to_go_on(tmp_path, sent, code):
     ask = (*QUICK, "trainer.max_steps=5000", f"results_dir={tmp_path}")
     run = subprocess.Popen([sys.executable, "-m", "al_bench", *ask], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert run.stdout.readline().startswith("digits")
     time.sleep(2)  # into the fit, where Lightning has its own idea of Ctrl-C
-    run.send_signal(signal.SIGINT)
+    run.send_signal(sent)
     out, _ = run.communicate(timeout=60)
-    assert run.returncode == 130
+    assert run.returncode == code
     assert out.splitlines()[-1] == "Interrupted; 0 finished rounds are kept. The same command goes on from there."
     info = json.loads((run_folder(asked(*ask)) / "run.json").read_text())
     assert info["state"] == "interrupted"

@@ -146,17 +146,6 @@ def test_a_second_process_is_turned_away(store):
         assert store.info()["state"] == "running"
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a small file system")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
 def test_a_full_disk_keeps_the_finished_rounds_and_says_so(tiny_disk):
     store = RunStore(asked(f"results_dir={tiny_disk}"))
     with pytest.raises(UserError, match="No space left on the disk.*2 finished rounds are kept"), store.at_work():
