@@ -1,7 +1,9 @@
 """What is measured on predictions with known labels. V images, C classes."""
 
+from math import log
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.classification import (
@@ -10,25 +12,32 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
+# A true class that got probability 0 counts as the smallest float32 has, so that the mean stays a number.
+LEAST = log(torch.finfo(torch.float32).tiny)
+
 
 def classification_metrics(log_probs_VC: Tensor, labels_V: Tensor) -> dict[str, Any]:
-    """accuracy; nll in nats; ece (Guo et al., 2017: 15 bins, L1); brier (Brier, 1950: the sum over classes, 0 to 2); macro_f1;
-    per_class: recall of each class, null where the test has none of it.
+    """accuracy; nll in nats; ece (Guo et al., 2017: 15 bins, L1); brier (Brier, 1950: the sum over classes, 0 to 2);
+    macro_f1; per_class: recall of each class, null where the test has none of it.
     """
     n_classes = log_probs_VC.shape[1]
-    probs_VC = log_probs_VC.exp()
-    recall_C = multiclass_accuracy(probs_VC, labels_V, n_classes, average=None)
+    probs_VC, predicted_V = log_probs_VC.exp(), log_probs_VC.argmax(1)
+    recall_C = multiclass_accuracy(predicted_V, labels_V, n_classes, average=None)
     seen_C = labels_V.bincount(minlength=n_classes) > 0
     return {
-        "accuracy": (log_probs_VC.argmax(1) == labels_V).double().mean().item(),
-        "nll": F.nll_loss(log_probs_VC, labels_V).item(),
+        "accuracy": (predicted_V == labels_V).double().mean().item(),
+        "nll": _nll(log_probs_VC, labels_V),
         "ece": multiclass_calibration_error(probs_VC, labels_V, n_classes, n_bins=15).item(),
         "brier": (probs_VC - F.one_hot(labels_V, n_classes)).square().sum(1).mean().item(),
-        "macro_f1": multiclass_f1_score(probs_VC, labels_V, n_classes, average="macro").item(),
+        "macro_f1": multiclass_f1_score(predicted_V, labels_V, n_classes, average="macro").item(),
         "per_class": [r if seen else None for r, seen in zip(recall_C.tolist(), seen_C.tolist(), strict=True)],
     }
 
 
 def loss_and_accuracy(log_probs_VC: Tensor, labels_V: Tensor) -> dict[str, float]:
     hits_V = log_probs_VC.argmax(1) == labels_V
-    return {"loss": F.nll_loss(log_probs_VC, labels_V).item(), "accuracy": hits_V.double().mean().item()}
+    return {"loss": _nll(log_probs_VC, labels_V), "accuracy": hits_V.double().mean().item()}
+
+
+def _nll(log_probs_VC: Tensor, labels_V: Tensor) -> float:
+    return F.nll_loss(log_probs_VC.clamp_min(LEAST), labels_V).item()

@@ -18,7 +18,7 @@ def stream(seed: int, purpose: str, round: int = 0) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, purpose: str, round: int = 0) -> Iterator[None]:
-    """Torch's global generators, set for the block and given back after it: for weights and dropout, which take no generator."""
+    """Torch's global generators, set for the block, given back after it: weights and dropout take no generator."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(_number(seed, purpose, round))

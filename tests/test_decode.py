@@ -62,7 +62,7 @@ def png_of_side(side):
     return png
 
 
-SIXTEEN_BIT = Image.fromarray(np.full((8, 8), 77 * 257, np.uint16))
+SIXTEEN_BIT = Image.fromarray(np.full((8, 8), 77 * 257 + 200, np.uint16))
 PALETTE = flat("P", 1)
 PALETTE.putpalette([1, 2, 3, 200, 30, 40])
 NOISE = np.random.default_rng(0).integers(0, 256, (75, 53, 3), dtype=np.uint8)

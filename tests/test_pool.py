@@ -37,13 +37,14 @@ def test_the_articles_split_of_cats_and_dogs():
 
 
 def test_one_seed_gives_one_split_and_another_seed_another():
-    labels = torch.arange(1000) % 2
+    labels, everything = torch.arange(1000) % 2, torch.arange(1000)
     budget = BudgetConfig(initial=100, query=10, rounds=1, validation=100)
-    (test, a, _), (same_test, same, _), (other_test, other, _) = [started(labels, budget, seed) for seed in (0, 0, 1)]
+    test, same_test, other_test = [started(labels, budget, seed)[0] for seed in (0, 0, 1)]
     assert torch.equal(test, same_test) and not torch.equal(test, other_test)
+    one, same, other = [pool.start(everything, Oracle(labels, everything), budget, seed) for seed in (0, 0, 1)]
     for name in ("validation_V", "labelled_L", "unlabelled_P"):
-        assert torch.equal(getattr(a, name), getattr(same, name))
-        assert not torch.equal(getattr(a, name), getattr(other, name))
+        assert torch.equal(getattr(one, name), getattr(same, name))
+        assert not torch.equal(getattr(one, name), getattr(other, name))
 
 
 def test_the_full_budget_labels_everything_but_validation():

@@ -84,7 +84,7 @@ PLACES = [write, lambda folder, files: zipped(folder.with_suffix(".zip"), files)
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("around", ["", "fruit/", "one/in/another/"])
+@pytest.mark.parametrize("around", ["", "train/", "one/in/another/"])
 def test_an_image_folder_has_a_class_for_each_sub_folder(around, place, tmp_path):
     hidden = {".git/x": b"", "__MACOSX/._a/0": b"", "a/.DS_Store": b"", "notes.txt": b"beside the classes"}
     files = greys("a/0 a/1 b/2 b/deep/er/3 train/4 train/5") | hidden  # a class may be called train

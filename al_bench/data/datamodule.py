@@ -3,7 +3,7 @@
 N images of the data set, L labelled, B images in a batch. Batches are cut whole from one array; no per-image Python.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytorch_lightning as pl
 import torch
@@ -38,7 +38,7 @@ class PoolDataModule(pl.LightningDataModule):
 
 
 class Batches(Dataset):
-    """A data set whose items are whole batches: item `rows` is (images, labels), or images alone where labels is None."""
+    """A data set of whole batches: item `rows` is (images, labels), or images alone where labels is None."""
 
     def __init__(self, images: Tensor, idx: Tensor, labels: Tensor | None) -> None:
         # index_select on [N, H, W, C] copies whole rows; on the [N, C, H, W] view it would go pixel by pixel.
@@ -106,5 +106,7 @@ def augment(images_BCHW: Tensor, how: Augment, stream: torch.Generator) -> Tenso
     return shifted_BHWC.permute(0, 3, 1, 2)
 
 
-def _loader(batches: Batches, order, c: TrainerConfig) -> DataLoader:
-    return DataLoader(batches, sampler=order, batch_size=None, num_workers=c.num_workers)
+def _loader(batches: Batches, order: Iterable[Tensor], c: TrainerConfig) -> DataLoader:
+    workers = c.num_workers if batches.rows.device.type == "cpu" else 0  # memory of the device is not shared with them
+    own = torch.Generator().manual_seed(0)  # without one each pass draws a number from torch's global generator
+    return DataLoader(batches, sampler=order, batch_size=None, num_workers=workers, generator=own)

@@ -133,9 +133,9 @@ def image_folder(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     """One sub-folder a class; with train/ and test/ above them that split is kept. A folder or a zip of one."""
     files = files_in(str(_root(c)))
     base = ""
-    while len(top := _subfolders(files, base)) == 1 and top != ["train"] and _subfolders(files, f"{base}{top[0]}/"):
+    while len(top := _subfolders(files, base)) == 1 and _subfolders(files, f"{base}{top[0]}/"):
         base += f"{top[0]}/"  # an archive often has one folder around it all
-    is_split = top == ["train"] or {"train", "test"} <= set(top)
+    is_split = {"train", "test"} <= set(top)
     home = f"{base}train/" if is_split else base
     train = _by_class(files, home)
     test = _by_class(files, f"{base}test/") if is_split else {}

@@ -24,25 +24,25 @@ class Classifier(pl.LightningModule):
         self.history: list[dict[str, float]] = []
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits_BC, emb_BD), both float32. The last layer never runs in bf16: its 8 bits would make ties of near scores."""
+        """(logits_BC, emb_BD), both float32. The last layer never runs in bf16: 8 bits make ties of near scores."""
         emb_BD = self.net.forward_head(self.net.forward_features(images), pre_logits=True).float()
         with torch.autocast(emb_BD.device.type, enabled=False):
             return self.net.get_classifier()(emb_BD), emb_BD
 
     def on_train_epoch_start(self) -> None:
-        self.seen = torch.zeros(3, device=self.device)  # sum of losses, hits, images: read once an epoch
-        self.first_bad_step = torch.full((), torch.inf, device=self.device)
+        # Sums that stay on the device and are read once an epoch: a read in each step would wait for the step to end.
+        self.first_step, self.n_seen = self.global_step, 0
+        self.loss_sum, self.n_hits, self.n_good_steps = torch.zeros(3, device=self.device).unbind()
+        self.validation: dict[str, float] = {}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         logits_BC, _ = self(images)
         loss = F.cross_entropy(logits_BC, labels)
-        with torch.no_grad():
-            n = len(labels)
-            hits = (logits_BC.argmax(1) == labels).sum()
-            self.seen += torch.stack([loss.detach() * n, hits.float(), torch.full_like(loss, n)])
-            step = torch.where(loss.isfinite(), torch.inf, self.global_step)
-            self.first_bad_step = torch.minimum(self.first_bad_step, step)
+        self.n_seen += len(labels)
+        self.n_hits += (logits_BC.argmax(1) == labels).sum()
+        self.loss_sum.add_(loss.detach(), alpha=len(labels))
+        self.n_good_steps += self.loss_sum.isfinite()  # once NaN, a sum stays NaN
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -62,23 +62,27 @@ class Classifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         loss, hits, n = self.judged.tolist()
-        self.log_dict({"val_loss": loss / n, "val_accuracy": hits / n})
+        self.validation = {"val_loss": loss / n, "val_accuracy": hits / n}
+        self.log_dict(self.validation)
 
     def on_train_epoch_end(self) -> None:
-        if self.first_bad_step.isfinite():
+        if not self.loss_sum.isfinite():
             raise UserError(
-                f"the loss is not a number at step {int(self.first_bad_step)}. Lower model.optimizer.lr, or try trainer.precision=32-true."
+                f"the loss is not a number at step {self.first_step + int(self.n_good_steps)}. "
+                "Lower model.optimizer.lr, or try trainer.precision=32-true."
             )
-        loss, hits, n = self.seen.tolist()
-        judged = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
-        self.history.append({"loss": loss / n, "accuracy": hits / n} | judged)
+        loss, accuracy = float(self.loss_sum) / self.n_seen, float(self.n_hits) / self.n_seen
+        self.history.append({"loss": loss, "accuracy": accuracy} | self.validation)
 
     def predict_step(self, images: Tensor, batch_idx: int) -> tuple[Tensor, Tensor | None]:
         logits_BC, emb_BD = self(images)
         return logits_BC.log_softmax(1).cpu(), emb_BD.cpu() if self.keep_embeddings else None
 
     def configure_optimizers(self) -> Any:
-        optimizer = instantiate(self.optimizer_config, params=list(self.parameters()))
+        try:
+            optimizer = instantiate(self.optimizer_config, _partial_=True)(self.parameters())
+        except Exception as error:
+            raise UserError(f"model.optimizer={self.optimizer_config}: {error.__cause__ or error}") from error
         if self.schedule is Schedule.constant:
             return optimizer
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.trainer.estimated_stepping_batches)

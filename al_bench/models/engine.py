@@ -1,4 +1,7 @@
-"""Train, predict, measure: everything that touches a Lightning Trainer. P images predicted, S passes, C classes, D embedding."""
+"""Train, predict, measure: everything that touches a Lightning Trainer.
+
+P images predicted, S passes, C classes, D embedding width.
+"""
 
 import hashlib
 import logging
@@ -16,10 +19,10 @@ from hydra.utils import get_method
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from al_bench import rng
-from al_bench.config import Config, Mode, Monitor, TrainerConfig
+from al_bench.config import Augment, Config, Mode, Monitor, TrainerConfig
 from al_bench.data import Dataset
 from al_bench.data.cache import cached_array
 from al_bench.data.datamodule import PoolDataModule, image_loader
@@ -40,6 +43,7 @@ for message in QUIET:
 log = logging.getLogger("al_bench")
 
 ALL_THREADS = torch.get_num_threads()
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")  # with the -true halves the last layer could not be float32
 
 
 @dataclass(frozen=True)
@@ -57,18 +61,19 @@ def build(c: Config, dataset: Dataset, round: int) -> Classifier:
 
 def training_length(t: TrainerConfig, n_labelled: int, round: int) -> tuple[int | None, int | None]:
     """(full batches in an epoch, or None for one pass over the labelled set; epochs at most, or None for no limit)."""
-    epoch_steps = t.steps_per_epoch
-    if epoch_steps is None and t.max_steps is not None:
+    epoch_steps, max_epochs = t.steps_per_epoch, t.later_max_epochs if round and t.later_max_epochs else t.max_epochs
+    if epoch_steps is None and max_epochs is None:
         # Counted in steps, batches are full. Without early stopping nothing happens between epochs: one will do.
         stopping = t.early_stopping.patience is not None
         epoch_steps = -(-n_labelled // t.batch_size) if stopping else t.max_steps
-    return epoch_steps, t.later_max_epochs if round and t.later_max_epochs else t.max_epochs
+    return epoch_steps, max_epochs
 
 
 def images_trained(t: TrainerConfig, n_labelled: int, round: int) -> int:
     """Images a fit goes through, repeats included, unless it is stopped early."""
     epoch_steps, max_epochs = training_length(t, n_labelled, round)
-    by_epochs = torch.inf if max_epochs is None else max_epochs * (epoch_steps * t.batch_size if epoch_steps else n_labelled)
+    an_epoch = epoch_steps * t.batch_size if epoch_steps else n_labelled
+    by_epochs = torch.inf if max_epochs is None else max_epochs * an_epoch
     by_steps = torch.inf if t.max_steps is None else t.max_steps * t.batch_size
     return int(min(by_epochs, by_steps))
 
@@ -115,12 +120,16 @@ def predict(
     t: TrainerConfig, classifier: Classifier, images: Tensor, idx: Tensor, embeddings: bool = False
 ) -> Prediction:
     """One deterministic pass, without augmentation, in the order of idx; results on the CPU."""
-    if not len(idx):
-        return Prediction(torch.empty(0, 1, 1), None)
     classifier.keep_embeddings = embeddings
     batches = _trainer(t, "Predicting").predict(classifier, image_loader(images, idx, t))
     log_probs, emb = zip(*batches, strict=True)
-    return Prediction(torch.cat(log_probs)[:, None], torch.cat(emb) if embeddings else None)
+    log_probs_PC = torch.cat(log_probs)
+    if log_probs_PC.isnan().any():
+        raise UserError(
+            f"the predictions of {int(log_probs_PC.isnan().any(1).sum()):,} of {len(idx):,} images are not numbers. "
+            "Lower model.optimizer.lr, or try trainer.precision=32-true."
+        )
+    return Prediction(log_probs_PC[:, None], torch.cat(emb) if embeddings else None)
 
 
 def freeze(c: Config, dataset: Dataset) -> Dataset:
@@ -129,13 +138,16 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
     mean and std are those of the training images, labelled or not.
     """
     m = c.model
+    if c.trainer.augment is not Augment.none:
+        raise UserError("model.mode=frozen sees each image once, not augmented. Set trainer.augment=none.")
     with rng.seeded(c.seed, "weights"):
         net = get_method(m._target_)(m, dataset)
     trained = m.pretrained or m.weights is not None  # random weights are another network for each seed
     key = {
         "images": dataset.checksum,
         "model": [m._target_, m.name, m.options, None if trained else c.seed],
-        "weights": _digest(m.weights) if m.weights else getattr(getattr(net, "net", None), "pretrained_cfg", {}).get("hf_hub_id"),
+        "weights": _digest(m.weights) if m.weights else _hub_id(net),
+        "scaling": [*map(float, dataset.mean), *map(float, dataset.std)],
         "precision": _precision(c.trainer),
         "features": 1,
     }  # fmt: skip
@@ -239,7 +251,7 @@ def _trainer(t: TrainerConfig, what: str = "", callbacks: Sequence[pl.Callback] 
             enable_model_summary=False,
             **limits,
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, ImportError) as error:
         raise UserError(f"trainer.accelerator={t.accelerator}, trainer.precision={t.precision}: {error}") from None
 
 
@@ -254,6 +266,8 @@ def _device(t: TrainerConfig) -> torch.device:
 
 def _precision(t: TrainerConfig) -> str:
     """auto: bf16 autocast where the hardware multiplies in bf16, float32 elsewhere."""
+    if t.precision not in PRECISIONS:
+        raise UserError(f"trainer.precision={t.precision}: there are {', '.join(PRECISIONS)}.")
     if t.precision != "auto":
         return t.precision
     if t.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -264,6 +278,10 @@ def _precision(t: TrainerConfig) -> str:
         able = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.15; earlier ones cannot tell
         fast = able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16")
     return "bf16-mixed" if fast else "32-true"
+
+
+def _hub_id(net: nn.Module) -> str | None:
+    return getattr(getattr(net, "net", None), "pretrained_cfg", {}).get("hf_hub_id")
 
 
 def _digest(weights: str) -> str:

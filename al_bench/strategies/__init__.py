@@ -35,7 +35,7 @@ Strategy = Callable[[PoolView, int, torch.Generator], Tensor]
 
 
 def needs(*, predictions: bool = True, embeddings: bool = False) -> Callable[[Strategy], Strategy]:
-    """Declares, beside a strategy, what the one pass over the pool has to fetch for it. Undeclared: predictions alone."""
+    """Declares, beside a strategy, what the one pass over the pool fetches for it. Undeclared: predictions alone."""
 
     def declare(strategy: Strategy) -> Strategy:
         strategy.needs = Needs(predictions, embeddings)  # type: ignore[attr-defined]
@@ -49,7 +49,7 @@ def needs_of(strategy: Strategy) -> Needs:
 
 
 def top_k(score_P: Tensor, k: int, rng: torch.Generator) -> Tensor:
-    """Positions of the k highest scores; equal scores are drawn at random, never in file order. NaN raises ValueError."""
+    """Positions of the k highest scores, equal ones drawn at random, never in file order. NaN raises ValueError."""
     if score_P.isnan().any():
         raise ValueError(f"{int(score_P.isnan().sum())} of {len(score_P)} scores are NaN")
     order_P = torch.randperm(len(score_P), generator=rng)
@@ -57,7 +57,7 @@ def top_k(score_P: Tensor, k: int, rng: torch.Generator) -> Tensor:
 
 
 def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Generator, round: int) -> Tensor:
-    """The strategy's choice, checked: k distinct positions of the pool. Raises UserError naming strategy, round and cause."""
+    """The strategy's choice, checked: k distinct positions of the pool. UserError names strategy, round and cause."""
     where = f"strategy {name}, round {round}"
     for field in ("log_probs_PSC", "emb_PD", "labelled_emb_LD"):
         values = getattr(view, field)

@@ -2,7 +2,7 @@
 
 P pool images, S stochastic passes (1 if the net is deterministic), C classes.
 Scores: higher means "label me first". With two classes the three rank alike, for each is a falling function of
-the larger probability.
+the larger probability; they are written so that rounding keeps it so, for nearly even and for very certain rows.
 """
 
 from math import log
@@ -16,27 +16,34 @@ from al_bench.strategies import PoolView, top_k
 def mean_log_probs(log_probs_PSC: Tensor) -> Tensor:
     """Log of the average prediction over passes, averaged as probabilities, not as logits.
 
-    In float64, and normalised there: float32 cannot tell the entropies of nearly even predictions apart (they differ
-    by the square of the margin), and its rounding would rank two classes differently by each score.
+    In float64, and normalised there: float32 cannot tell the entropies of nearly even predictions apart, for they
+    differ by the square of the margin.
     """
     return (log_probs_PSC.double().logsumexp(dim=1) - log(log_probs_PSC.shape[1])).log_softmax(dim=-1)
 
 
+def unlikely_probs(log_probs_PC: Tensor) -> Tensor:
+    """The probabilities with 0 in place of the largest. They add up to 1 - max p, and tell 1 - 1e-20 from 1."""
+    probs_PC = log_probs_PC.exp()
+    return probs_PC.scatter(-1, log_probs_PC.argmax(dim=-1, keepdim=True), 0)
+
+
 def least_confidence_score(log_probs_PC: Tensor) -> Tensor:
-    """Minus the log-probability of the likeliest class (Lewis & Gale, 1994): ranks as 1 - max p, and tells 1 - 1e-9 from 1."""
-    return -log_probs_PC.max(dim=-1).values
+    """1 - max p (Lewis & Gale, 1994)."""
+    return unlikely_probs(log_probs_PC).sum(dim=-1)
 
 
 def margin_score(log_probs_PC: Tensor) -> Tensor:
-    """Minus the gap between the two likeliest classes (Scheffer et al., 2001)."""
-    top_P2 = log_probs_PC.exp().topk(2, dim=-1).values
-    return top_P2[:, 1] - top_P2[:, 0]
+    """1 minus the gap between the two likeliest classes (Scheffer et al., 2001): 1 - (p1 - p2) = (1 - p1) + p2."""
+    unlikely_PC = unlikely_probs(log_probs_PC)
+    return unlikely_PC.sum(dim=-1) + unlikely_PC.max(dim=-1).values
 
 
 def entropy_score(log_probs_PC: Tensor) -> Tensor:
-    """Shannon entropy in nats (Shannon, 1948). xlogy makes 0 log 0 exactly 0, so a certain net scores 0, not NaN."""
-    probs_PC = log_probs_PC.exp()
-    return -torch.xlogy(probs_PC, probs_PC).sum(dim=-1)
+    """Shannon entropy in nats (Shannon, 1948). 0 log 0 is exactly 0, so a certain net scores 0, not NaN."""
+    unlikely_PC = unlikely_probs(log_probs_PC)
+    rest_P = unlikely_PC.sum(dim=-1)
+    return -torch.xlogy(unlikely_PC, unlikely_PC).sum(dim=-1) - torch.special.xlog1py(1 - rest_P, -rest_P)
 
 
 def least_confidence(view: PoolView, k: int, rng: torch.Generator) -> Tensor:

@@ -1,0 +1,43 @@
+import json
+from math import log
+
+import pytest
+import torch
+
+from al_bench.metrics import classification_metrics, loss_and_accuracy
+
+PROBS = [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.2, 0.1, 0.7]]
+
+
+def test_every_metric_matches_values_computed_by_hand():
+    m = classification_metrics(torch.tensor(PROBS).log(), torch.tensor([0, 1, 1, 1]))  # predicted: 0, 1, 0, 2
+    assert m["accuracy"] == 0.5
+    assert m["nll"] == pytest.approx(-(log(0.7) + log(0.6) + log(0.3) + log(0.1)) / 4, rel=1e-6)
+    # Bins of a fifteenth: 0.7 twice (10/15 to 11/15), one right; 0.6, right, on an edge; 0.5, wrong.
+    assert m["ece"] == pytest.approx((abs(1.4 - 1) + abs(0.6 - 1) + abs(0.5 - 0)) / 4, rel=1e-5)
+    # 0.09 + 0.04 + 0.01, 0.01 + 0.16 + 0.09, 0.25 + 0.49 + 0.04, 0.04 + 0.81 + 0.49
+    assert m["brier"] == pytest.approx((0.14 + 0.26 + 0.78 + 1.34) / 4, rel=1e-6)
+    # class 0: precision 1/2, recall 1; class 1: precision 1, recall 1/3; class 2: predicted once, never there
+    assert m["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3, rel=1e-6)
+    assert m["per_class"] == [1.0, pytest.approx(1 / 3), None]
+
+
+def test_validation_reports_the_same_loss_and_accuracy():
+    log_probs, labels = torch.tensor(PROBS).log(), torch.tensor([0, 1, 1, 1])
+    m, v = classification_metrics(log_probs, labels), loss_and_accuracy(log_probs, labels)
+    assert v == {"loss": m["nll"], "accuracy": m["accuracy"]}
+
+
+def test_certain_predictions_right_and_wrong_give_numbers_that_json_can_hold():
+    certain = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).log()  # -inf beside 0
+    m = classification_metrics(certain, torch.tensor([0, 1]))
+    assert m == {"accuracy": 1, "nll": 0, "ece": 0, "brier": 0, "macro_f1": 1, "per_class": [1, 1]}
+    m = classification_metrics(certain, torch.tensor([0, 0]))
+    assert m["nll"] == pytest.approx(126 * log(2) / 2)  # 2^-126, float32's smallest, stands for 0
+    assert (m["accuracy"], m["ece"], m["brier"], m["per_class"]) == (0.5, 0.5, 1, [0.5, None])
+    json.dumps([m, loss_and_accuracy(certain, torch.tensor([0, 0]))], allow_nan=False)
+
+
+def test_an_ordinary_loss_is_not_touched_by_that_floor():
+    log_probs = torch.tensor([[-80.0, 0.0]])
+    assert classification_metrics(log_probs, torch.tensor([0]))["nll"] == 80

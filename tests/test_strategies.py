@@ -1,0 +1,213 @@
+from functools import partial
+from math import log
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from al_bench import rng
+from al_bench.errors import UserError
+from al_bench.strategies import Needs, PoolView, needs, needs_of, select, top_k
+from al_bench.strategies.random import random_sampling
+from al_bench.strategies.uncertainty import (
+    entropy,
+    entropy_score,
+    least_confidence,
+    least_confidence_score,
+    margin,
+    margin_score,
+    mean_log_probs,
+)
+
+UNCERTAINTY = {"least_confidence": least_confidence, "margin": margin, "entropy": entropy}
+SCORES = {"least_confidence": least_confidence_score, "margin": margin_score, "entropy": entropy_score}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def view_of(log_probs_PSC):
+    return PoolView(len(log_probs_PSC), log_probs_PSC.shape[2], log_probs_PSC)
+
+
+def random_log_probs(p, s, c, scale=2.0, seed=0):
+    return (scale * torch.randn(p, s, c, generator=seeded(seed))).log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    "score, expected",
+    [
+        (least_confidence_score, [0, 1 / 2, 0.3, 2 / 3, 0.5]),
+        (margin_score, [0, 1, 1 - (0.7 - 0.2), 1, 1 - (0.5 - 0.4)]),
+        (entropy_score, [0, log(2), 0.801819, log(3), 0.943348]),
+    ],
+)
+def test_scores_match_values_computed_by_hand(score, expected):
+    third = 1 / 3
+    probs = [[0, 1, 0], [0.5, 0, 0.5], [0.7, 0.2, 0.1], [third, third, third], [0.1, 0.5, 0.4]]
+    assert score(torch.tensor(probs, dtype=torch.float64).log()).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def slow_scores(log_probs_PSC):
+    """The textbook formulas, image by image and class by class, on probabilities averaged over the passes."""
+    found = {"least_confidence": [], "margin": [], "entropy": []}
+    for passes_SC in log_probs_PSC.double().exp().tolist():
+        mean_C = [sum(column) / len(passes_SC) for column in zip(*passes_SC, strict=True)]
+        mean_C = [p / sum(mean_C) for p in mean_C]
+        first, second = sorted(mean_C, reverse=True)[:2]
+        found["least_confidence"].append(1 - first)
+        found["margin"].append(1 - (first - second))
+        total = 0.0
+        for p in mean_C:
+            total -= p * log(p) if p else 0.0
+        found["entropy"].append(total)
+    return found
+
+
+@pytest.mark.parametrize("s, c", [(1, 2), (1, 10), (7, 4)])
+def test_scores_and_choices_agree_with_a_slow_reference(s, c):
+    log_probs = random_log_probs(200, s, c)
+    log_probs[5], log_probs[6] = log(1 / c), torch.eye(c)[0].log()
+    for name, slow in slow_scores(log_probs).items():
+        score_P = SCORES[name](mean_log_probs(log_probs))
+        torch.testing.assert_close(score_P, torch.tensor(slow, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+        chosen = UNCERTAINTY[name](view_of(log_probs), 20, seeded())
+        by_hand = sorted(range(200), key=lambda i: -slow[i])[:20]
+        assert chosen.tolist() == by_hand
+
+
+def test_passes_are_averaged_as_probabilities_not_as_logits():
+    passes = torch.tensor([[[0.9, 0.1], [0.1, 0.9]]]).log()
+    torch.testing.assert_close(mean_log_probs(passes).exp(), torch.tensor([[0.5, 0.5]]).double())
+    torch.testing.assert_close(
+        mean_log_probs(torch.tensor([[[0.98, 0.02], [0.5, 0.5]]]).log()).exp(), torch.tensor([[0.74, 0.26]]).double()
+    )
+
+
+logit_gaps = st.one_of(
+    st.floats(-2, 2, width=32), st.floats(-700, 700, width=32), st.floats(-(2**-20), 2**-20, width=32),
+    st.sampled_from([0.0, 16.5, 17.0, 40.0, -40.0, 90.0, 700.0, 1e30]),
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(logit_gaps, min_size=2, max_size=60), st.integers(0, 2**32), st.data())
+def test_with_two_classes_the_three_scores_pick_the_same_images_in_the_same_order(gaps, seed, data):
+    logits = torch.tensor([[gap, 0.0] for gap in gaps], dtype=torch.float32)
+    log_probs_PC = logits.log_softmax(1)
+    k = data.draw(st.integers(1, len(gaps)))
+    picks = [f(view_of(log_probs_PC[:, None]), k, seeded(seed)).tolist() for f in UNCERTAINTY.values()]
+    assert picks[0] == picks[1] == picks[2]
+
+
+def test_the_three_agree_on_a_large_pool_down_to_the_most_certain_image():
+    log_probs = (torch.randn(20_000, 1, 2, generator=seeded()) * 12).log_softmax(-1)
+    assert (log_probs == 0).any(), "some rows are certain in float32"
+    picks = [f(view_of(log_probs), 20_000, seeded(1)) for f in UNCERTAINTY.values()]
+    assert torch.equal(picks[0], picks[1]) and torch.equal(picks[0], picks[2])
+
+
+@pytest.mark.parametrize("strategy", UNCERTAINTY.values(), ids=UNCERTAINTY)
+@pytest.mark.parametrize("row", [[1.0, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
+def test_where_all_images_are_equal_the_choice_is_a_seeded_draw_and_not_the_first_files(strategy, row):
+    view = view_of(torch.tensor(row).log().expand(100, 1, 3))
+    picks = [strategy(view, 10, seeded(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(picks[0], picks[1]) and not torch.equal(picks[0], picks[2])
+    assert not torch.equal(picks[0].sort().values, torch.arange(10))
+    counts = sum(torch.zeros(100).index_add_(0, strategy(view, 10, seeded(i)), torch.ones(10)) for i in range(100))
+    assert chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("strategy", UNCERTAINTY.values(), ids=UNCERTAINTY)
+def test_shuffling_the_pool_shuffles_the_choice_alike(strategy):
+    log_probs = random_log_probs(300, 2, 5)
+    order = torch.randperm(300, generator=seeded(4))
+    plain = strategy(view_of(log_probs), 30, seeded())
+    shuffled = strategy(view_of(log_probs[order]), 30, seeded(1))
+    assert torch.equal(order[shuffled], plain)
+
+
+def test_top_k_takes_the_highest_first_draws_among_equals_and_can_take_all_or_one():
+    score = torch.tensor([1.0, 3.0, 2.0, 3.0, -torch.inf, 2.0])
+    orders = {tuple(top_k(score, 6, seeded(i)).tolist()) for i in range(40)}
+    assert orders == {(*a, *b, 0, 4) for a in [(1, 3), (3, 1)] for b in [(2, 5), (5, 2)]}
+    assert {top_k(score, 1, seeded(i)).item() for i in range(20)} == {1, 3}
+    with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+        top_k(torch.tensor([0.0, torch.nan]), 1, seeded())
+
+
+@pytest.mark.parametrize("strategy", [*UNCERTAINTY.values(), random_sampling], ids=[*UNCERTAINTY, "random"])
+@pytest.mark.parametrize("k", [1, 12])
+def test_every_strategy_returns_k_positions_once_each_and_is_its_generators_doing(strategy, k):
+    view = view_of(random_log_probs(12, 1, 3))
+    state = torch.get_rng_state()
+    picks = [select(strategy, "s", view, k, seeded(seed), 0) for seed in (0, 0)]
+    assert torch.equal(*picks) and len(picks[0].unique()) == k
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_random_needs_no_predictions_and_the_others_predictions_alone():
+    assert needs_of(random_sampling) == Needs(predictions=False)
+    assert needs_of(partial(random_sampling)) == Needs(predictions=False)  # what a yaml's _partial_ makes
+    assert all(needs_of(s) == Needs(predictions=True, embeddings=False) for s in UNCERTAINTY.values())
+    assert len(random_sampling(PoolView(5, 2), 3, seeded())) == 3
+
+    @needs(embeddings=True)
+    def diverse(view, k, rng):
+        return torch.arange(k)
+
+    assert needs_of(partial(diverse)) == Needs(predictions=True, embeddings=True)
+
+
+def test_random_is_uniform_and_differs_between_seeds_and_rounds():
+    view = PoolView(40, 2)
+    picks = [random_sampling(view, 8, rng.stream(seed, "select", r)) for seed in range(50) for r in range(20)]
+    assert len({tuple(p.tolist()) for p in picks}) == len(picks)
+    assert chisquare(torch.cat(picks).bincount(minlength=40)).pvalue > 1e-3
+    assert chisquare(torch.stack(picks)[:, 0].bincount(minlength=40)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    "answer, complaint",
+    [
+        (torch.arange(3).int(), "an int64 tensor of 3 positions, and returned torch.int32"),
+        (torch.arange(2), r"3 positions, and returned torch.int64 \[2\]"),
+        (torch.arange(3)[:, None], r"returned torch.int64 \[3, 1\]"),
+        ([0, 1, 2], "returned list"),
+        (torch.tensor([1, 4, 1]), "1 positions twice"),
+        (torch.tensor([0, 1, 9]), "outside the pool of 9"),
+        (torch.tensor([-1, 0, 1]), "outside the pool of 9"),
+    ],
+)
+def test_a_strategy_that_answers_wrongly_is_named_with_the_round(answer, complaint):
+    with pytest.raises(UserError, match=f"strategy mine, round 4: .*{complaint}"):
+        select(lambda view, k, rng: answer, "mine", PoolView(9, 2), 3, seeded(), 4)
+
+
+@pytest.mark.parametrize("field", ["log_probs_PSC", "emb_PD", "labelled_emb_LD"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_broken_models_outputs_are_refused_by_name(field, bad):
+    fields = {
+        "log_probs_PSC": random_log_probs(9, 1, 2),
+        "emb_PD": torch.zeros(9, 4),
+        "labelled_emb_LD": torch.ones(2, 4),
+    }
+    fields[field].view(-1)[3] = bad
+    with pytest.raises(UserError, match=f"strategy entropy, round 2: the model's {field} holds NaN or infinite"):
+        select(entropy, "entropy", PoolView(9, 2, **fields), 3, seeded(), 2)
+
+
+def test_a_class_that_is_ruled_out_is_no_fault_and_embeddings_minus_infinity_are():
+    certain = torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]]]).log()
+    assert select(entropy, "entropy", view_of(certain), 1, seeded(), 0).tolist() == [1]
+    with pytest.raises(UserError, match="emb_PD"):
+        select(entropy, "entropy", PoolView(2, 2, certain, torch.tensor([[0.0], [-torch.inf]])), 1, seeded(), 0)
+
+
+def test_scores_that_are_not_numbers_are_the_strategys_fault_and_it_is_named():
+    with pytest.raises(UserError, match="strategy mine, round 1: 1 of 3 scores are NaN"):
+        nan = torch.tensor([0.0, torch.nan, 1.0])
+        select(lambda view, k, rng: top_k(nan, k, rng), "mine", PoolView(3, 2), 1, seeded(), 1)
