@@ -161,6 +161,13 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
     b, t, d = c.budget, c.trainer, c.dataset
     stops_early = t.early_stopping.patience is not None
     return [
+        (t.num_workers < 0, f"trainer.num_workers={t.num_workers}: 0 or more."),
+        (len(d.mean) != len(d.std) or min(d.std) <= 0, "dataset.mean and dataset.std: as many of each, std above 0."),
+        (
+            t.max_steps is not None and t.max_epochs is not None,
+            "trainer.max_steps and trainer.max_epochs are both set, so one would cut the other short. "
+            "Set the one that is not meant to null.",
+        ),
         (c.seed < 0, f"seed={c.seed}: a seed is 0 or larger."),
         (b.initial is not None and b.initial < 1, f"budget.initial={b.initial}: at least one label to start from."),
         (b.query < 1, f"budget.query={b.query}: each round buys at least one label."),

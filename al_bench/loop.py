@@ -1,5 +1,6 @@
 """The experiment: split -> fit -> test -> predict -> select -> label -> record, round after round."""
 
+import inspect
 import itertools
 import logging
 import time
@@ -28,10 +29,10 @@ log = logging.getLogger("al_bench")
 def run(c: Config, store: RunStore) -> None:
     """Run the rounds that `store` does not hold yet, up to one that buys nothing."""
     strategy = load_strategy(c)
-    target = reference(c)[c.budget.stop.at.name] if c.budget.stop.at else None
     dataset, oracle, labels, records = begin(c, store)
+    target = find_target(c, dataset)
     images = engine.on_device(c.trainer, dataset.images)
-    store.note(device=engine.device_name(c.trainer), threads=engine.share_cpu(c.trainer, images))
+    store.note_hardware(**engine.use_hardware(c.trainer, images))
     announce(c, store, records)
 
     for round in itertools.count(len(records)):
@@ -75,6 +76,8 @@ def run(c: Config, store: RunStore) -> None:
 
 def begin(c: Config, store: RunStore) -> tuple[Dataset, Oracle, Pool, list[RoundRecord]]:
     """Data, splits and initial set, and the finished rounds replayed on them."""
+    if c.budget.stop.at:
+        reference(c)  # a missing one is told before images are decoded
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     dataset, oracle = sources.load(c.dataset, source, c.seed)
     labels = pool.start(dataset.train_idx, oracle, c.budget, c.seed)
@@ -85,11 +88,23 @@ def begin(c: Config, store: RunStore) -> tuple[Dataset, Oracle, Pool, list[Round
     return engine.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset, oracle, labels, records
 
 
+def find_target(c: Config, dataset: Dataset) -> float | None:
+    """The full-data accuracy to stop at, if any. Raises UserError where the reference saw other data."""
+    if c.budget.stop.at is None:
+        return None
+    accuracy, checksum = reference(c)
+    if checksum != dataset.checksum:
+        raise UserError("The full-data reference was trained on other images. Train it again with budget=full.")
+    return accuracy[c.budget.stop.at.name]
+
+
 def load_strategy(c: Config) -> Strategy:
     """The function the yaml's _target_ names, with the yaml's other keys as its options. Raises UserError."""
     node = {key: value for key, value in c.strategy.items() if key != "name"} | {"_partial_": True}
     try:
-        return instantiate(node)
+        strategy = instantiate(node)
+        inspect.signature(strategy.func).bind(None, 1, None, **strategy.keywords)
+        return strategy
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(

@@ -72,15 +72,15 @@ def label_counts(c: Config, for_sale: int) -> list[int]:
 
 def _memory(c: Config, source: sources.Source, n_pool: int) -> dict[str, int]:
     """What the program and its arrays take: an estimate, for the work space of convolutions comes on top."""
-    fake = Dataset(
-        c.dataset.name, torch.zeros(2, *source.image_shape, dtype=torch.uint8), *[torch.arange(2)] * 3, source.class_names,
-        tuple(c.dataset.mean), tuple(c.dataset.std), checksum="",
-    )  # fmt: skip
+    one = torch.arange(1)
+    image = torch.zeros(1, *source.image_shape, dtype=torch.uint8)
+    mean, std = tuple(c.dataset.mean), tuple(c.dataset.std)
+    fake = Dataset(c.dataset.name, image, one, one, one, source.class_names, mean, std, checksum="")
     net = get_method(c.model._target_)(replace(c.model, pretrained=False, weights=None), fake).eval()
     frozen = c.model.mode is Mode.frozen
     weights = sum(p.nbytes for p in net.parameters())
     widths = net.head_hidden_size + len(source.class_names)
-    activations = 0 if frozen else _activations(net, fake.images[:1]) * c.trainer.batch_size
+    activations = 0 if frozen else _activations(net, image) * c.trainer.batch_size
     return {
         "the program": engine.process_memory(),
         "images": fake.images[0].nbytes * len(source.labels_N),

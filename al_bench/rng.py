@@ -19,7 +19,7 @@ def stream(seed: int, purpose: str, round: int = 0) -> torch.Generator:
 @contextmanager
 def seeded(seed: int, purpose: str, round: int = 0) -> Iterator[None]:
     """Torch's global generators, set for the block, given back after it: weights and dropout take no generator."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(_number(seed, purpose, round))
         yield

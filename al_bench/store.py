@@ -41,7 +41,7 @@ log = logging.getLogger("al_bench")
 log.setLevel(logging.DEBUG)  # run.log holds everything; the screen has a level of its own
 
 # Where a run lies and how it is shown; all other keys change what is computed.
-NOT_COMPARED = {"results_dir", "study", "cache_dir", "plan", "dataset.root", "trainer.progress", "trainer.num_workers"}
+NOT_COMPARED = {"results_dir", "study", "cache_dir", "plan", "trainer.progress", "trainer.num_workers"}
 
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code a shell gives to a process that SIGTERM ended
@@ -87,16 +87,21 @@ class RunStore:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Hold the folder for this process, and leave its state: finished, failed, interrupted; running if killed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "run.log").touch()
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror}). Name another place: results_dir=..."
+            ) from None
         with self._locked(), self._logged(), _stopped_by_sigterm():
             self._drop_torn_line()
             self._refuse_another_configuration()
-            if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
-                write_atomically(self.folder / "run.json", "{}\n")
-            write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
-            starts = [*self.info().get("starts", []), circumstances()]
-            self.note(state="running", error=None, starts=starts)
             try:
+                if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
+                    write_atomically(self.folder / "run.json", "{}\n")
+                write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+                self.note(state="running", error=None, starts=[*self.info().get("starts", []), circumstances()])
                 yield
                 shutil.rmtree(self.folder / "weights", ignore_errors=True)
                 self.note(state="finished", ended=now())
@@ -139,6 +144,14 @@ class RunStore:
                 )
         self.note(**facts)
 
+    def note_hardware(self, **facts: Any) -> None:
+        """What this start computes on. Says so where it is not what the finished rounds were computed on."""
+        *before, now = self.info()["starts"]
+        self.note(starts=[*before, now | facts])
+        for name, fact in facts.items():
+            if self.records() and before and before[-1].get(name, fact) != fact:
+                log.warning(f"The rounds so far were computed with {name} {before[-1][name]}; going on with {fact}.")
+
     def records(self) -> list[RoundRecord]:
         """The finished rounds, in order. A torn last line is not one."""
         if not self.rounds_path.exists():
@@ -161,11 +174,12 @@ class RunStore:
 
     def append(self, record: RoundRecord) -> None:
         """On disk when this returns; where that fails, the file is as it was."""
-        with open(self.rounds_path, "ab") as file:
+        left = memoryview(json.dumps(asdict(record), allow_nan=False).encode() + b"\n")
+        with open(self.rounds_path, "ab", buffering=0) as file:  # a buffer would write its rest on closing
             before = file.tell()
             try:
-                file.write(json.dumps(asdict(record), allow_nan=False).encode() + b"\n")
-                file.flush()
+                while left:
+                    left = left[file.write(left) :]
                 os.fsync(file.fileno())
             except OSError:
                 os.truncate(self.rounds_path, before)
@@ -230,6 +244,7 @@ class RunStore:
     @contextmanager
     def _logged(self) -> Iterator[None]:
         handler = logging.FileHandler(self.folder / "run.log")
+        handler.handleError = lambda record: None  # a full disk is reported once, by the record that does not fit
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
         try:
@@ -266,8 +281,8 @@ def as_file_name(name: str) -> str:
     return re.sub(r"[^\w.+=-]", "_", str(name)).lstrip(".") or "_"
 
 
-def reference(c: Config) -> dict[str, float]:
-    """Accuracy of the full-data run of the same dataset, model and seed: {validation, test}.
+def reference(c: Config) -> tuple[dict[str, float], str]:
+    """Accuracy of the full-data run of the same dataset, model and seed, {validation, test}, and its data's checksum.
 
     Raises UserError where there is none yet, or where it was trained by another recipe.
     """
@@ -290,7 +305,11 @@ def reference(c: Config) -> dict[str, float]:
         raise UserError(f"The full-data reference {done[0]} has another {keys}. Train it again with budget=full.")
     last = json.loads((done[0] / "rounds.jsonl").read_text().splitlines()[-1])
     validation = last["validation"]
-    return {"test": last["metrics"]["accuracy"], "validation": validation["accuracy"] if validation else float("nan")}
+    accuracy = {
+        "test": last["metrics"]["accuracy"],
+        "validation": validation["accuracy"] if validation else float("nan"),
+    }
+    return accuracy, read_json(done[0] / "run.json")["dataset"]["checksum"]
 
 
 def read_json(path: Path) -> dict[str, Any]:

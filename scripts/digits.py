@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 ROOT = Path(__file__).parents[1]
+BUDGET = ("budget.initial=20", "budget.query=20", "budget.rounds=5", "budget.name=20+5x20")
 STRATEGIES = ("random", "least_confidence", "margin", "entropy")
 SEEDS = range(10)
 TARGET = 0.9
@@ -45,7 +46,7 @@ def sweep() -> None:
     """Two processes, a core each: digits trains on one thread."""
     seeds = f"seed={','.join(map(str, SEEDS))}"
     halves = (STRATEGIES[:2], STRATEGIES[2:])
-    command = [sys.executable, "-m", "al_bench", "-m", "study=digits", "results_dir=results/runs", seeds]
+    command = [sys.executable, "-m", "al_bench", "-m", "study=digits", "results_dir=results/runs", *BUDGET, seeds]
     jobs = [subprocess.Popen([*command, f"strategy={','.join(half)}"], cwd=ROOT) for half in halves]
     if any([job.wait() for job in jobs]):
         sys.exit("The sweep did not finish: its own words are above. The same command goes on from there.")
@@ -56,7 +57,7 @@ def collect() -> list[dict]:
     records = []
     for strategy in STRATEGIES:
         for seed in SEEDS:
-            folder = next((ROOT / "results/runs/digits/digits").glob(f"*/*/{strategy}/seed={seed}"))
+            folder = ROOT / f"results/runs/digits/digits/small_cnn/20+5x20/{strategy}/seed={seed}"
             for line in (folder / "rounds.jsonl").read_text().splitlines():
                 record = {k: v for k, v in json.loads(line).items() if k not in ("seconds", "peak_memory")}
                 records.append({"strategy": strategy, "seed": seed, **record})

@@ -66,7 +66,7 @@ def test_the_fair_protocol_has_fresh_weights_fixed_steps_and_six_label_counts():
     ],
 )
 def test_the_length_of_training_by_hand(overrides, length):
-    t = asked(*overrides).trainer
+    t = asked("budget.validation=10", *overrides).trainer
     assert (training_length(t, 100, 1), images_trained(t, 100, 1)) == length
 
 
@@ -81,6 +81,9 @@ def test_the_length_of_training_by_hand(overrides, length):
         ("trainer.max_steps=0", "are 1 or more, or null"),
         ("dataset.image_size=4", "8 pixels or more"),
         ("dataset.test_fraction=1.0", "between 0 and 1"),
+        ("trainer.max_epochs=3", "trainer.max_steps and trainer.max_epochs are both set"),
+        ("trainer.num_workers=-1", "trainer.num_workers=-1"),
+        ("dataset.std=[0.0]", "std above 0"),
         ("budget.validation=0 trainer.start=best", "needs budget.validation > 0"),
         ("budget.validation=0 budget.stop.at=validation", "needs budget.validation > 0"),
         ("budget.validation=0 trainer.early_stopping.patience=3", "needs budget.validation > 0"),

@@ -152,6 +152,22 @@ def test_best_so_far_answers_the_query_and_throws_worse_fits_away(tmp_path):
         assert r.metrics == records[r.weights_from].metrics
 
 
+@pytest.mark.parametrize("initial, epochs", [(300, 2), (600, 1)])  # 8 steps: an epoch of 5 and a part, or a part of 10
+def test_early_stopping_judges_the_weights_of_an_epoch_that_max_steps_cut_short(tmp_path, initial, epochs):
+    stopping = ("trainer.max_steps=8", "trainer.early_stopping.patience=50", "budget.rounds=0")
+    (record,) = run_here(tmp_path, *stopping, f"budget.initial={initial}").records()
+    assert (record.steps, record.epochs, len(record.history)) == (8, epochs, epochs)
+    losses = [epoch["val_loss"] for epoch in record.history]
+    assert record.validation["loss"] == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_a_reference_on_other_images_is_refused(tmp_path, monkeypatch):
+    store = run_here(tmp_path, *FULL, "trainer.max_steps=3")
+    store.note(dataset=store.info()["dataset"] | {"checksum": "another"})
+    with pytest.raises(UserError, match="The full-data reference was trained on other images"):
+        run_here(tmp_path, "budget.stop.at=validation", "trainer.max_steps=3")
+
+
 def test_a_warm_start_goes_on_from_the_previous_weights(tmp_path):
     cold = run_here(tmp_path, "budget.rounds=2").records()
     warm = run_here(tmp_path, "budget.rounds=2", "trainer.start=previous", "study=warm").records()
@@ -196,5 +212,7 @@ def test_the_run_folder_says_what_was_run(tmp_path):
 def test_a_strategy_that_fails_its_contract_is_named_with_its_round(tmp_path):
     with pytest.raises(UserError, match="strategy broken, round 0: it has to return .* and returned NoneType"):
         run_here(tmp_path, "strategy.name=broken", "strategy._target_=builtins.print")
+    with pytest.raises(UserError, match="entropy cannot be loaded .*unexpected keyword argument 'tempo'"):
+        run_here(tmp_path, "strategy=entropy", "+strategy.tempo=2")
     with pytest.raises(UserError, match="al_bench.strategies.uncertainty.entrop cannot be loaded"):
         run_here(tmp_path, "strategy._target_=al_bench.strategies.uncertainty.entrop")

@@ -160,6 +160,46 @@ def test_a_full_disk_keeps_the_finished_rounds_and_says_so(tiny_disk):
     assert len(store.records()) == 3
 
 
+def test_a_record_that_fits_only_in_part_leaves_nothing_of_itself(store):
+    before = store.rounds_path.read_bytes()
+    script = (
+        "import resource, signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from conftest import asked; from test_store import record; from al_bench.store import RunStore\n"
+        "store = RunStore(asked(*sys.argv[3:])); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))\n"
+        "store.append(record(2))"
+    )
+    here = (f"results_dir={store.config.results_dir}", "strategy=entropy")
+    arguments = [__file__.rsplit("/", 1)[0], str(len(before) + 100), *here]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert "OSError: [Errno 27] File too large" in done.stderr
+    assert store.rounds_path.read_bytes() == before
+
+
+def test_a_results_folder_that_cannot_be_written_is_said_so():
+    with (
+        pytest.raises(UserError, match="cannot be written.*results_dir="),
+        RunStore(asked("results_dir=/dev/null/x")).at_work(),
+    ):
+        pass
+
+
+def test_other_images_are_another_configuration(tmp_path):
+    here = (f"results_dir={tmp_path}", "dataset=image_folder")
+    with RunStore(asked(*here, "dataset.root=cats")).at_work():
+        RunStore(asked(*here, "dataset.root=cats")).append(record(0))
+    with pytest.raises(UserError, match="dataset.root: there 'cats', asked 'birds'"):
+        RunStore(asked(*here, "dataset.root=birds")).finished()
+
+
+def test_going_on_with_other_hardware_is_said(store):
+    with again(store).at_work():
+        again(store).note_hardware(device="cpu", precision="32-true")
+    with again(store).at_work():
+        again(store).note_hardware(device="cpu", precision="bf16-mixed")
+    assert "computed with precision 32-true; going on with bf16-mixed" in (store.folder / "run.log").read_text()
+
+
 def test_a_record_that_is_not_a_number_is_never_written(store):
     with pytest.raises(ValueError), again(store).at_work():
         store.append(replace(record(2), metrics={"accuracy": float("nan")}))

@@ -18,16 +18,21 @@ from al_bench.errors import UserError
 class Classifier(pl.LightningModule):
     def __init__(self, net: nn.Module, optimizer: dict[str, Any], schedule: Schedule) -> None:
         super().__init__()
-        self.net = net.to(memory_format=torch.channels_last)
+        self.net = net.to(memory_format=torch.channels_last)  # as the batches come
         self.optimizer_config, self.schedule = optimizer, schedule
         self.keep_embeddings = False
         self.history: list[dict[str, float]] = []
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(logits_BC, emb_BD), both float32. The last layer never runs in bf16: 8 bits make ties of near scores."""
+        images = images.contiguous() if images.device.type == "mps" else images  # see setup
         emb_BD = self.net.forward_head(self.net.forward_features(images), pre_logits=True).float()
         with torch.autocast(emb_BD.device.type, enabled=False):
             return self.net.get_classifier()(emb_BD), emb_BD
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.strategy.root_device.type == "mps":  # whose batch norm cannot always go back in channels_last
+            self.net.to(memory_format=torch.contiguous_format)
 
     def on_train_epoch_start(self) -> None:
         # Sums that stay on the device and are read once an epoch: a read in each step would wait for the step to end.

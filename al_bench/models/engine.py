@@ -18,7 +18,7 @@ import torch
 from hydra.utils import get_method
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from al_bench import rng
@@ -28,6 +28,7 @@ from al_bench.data.cache import cached_array
 from al_bench.data.datamodule import PoolDataModule, image_loader
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
+from al_bench.metrics import loss_and_accuracy
 from al_bench.models.classifier import Classifier
 from al_bench.models.nets import LinearHead
 from al_bench.models.progress import ProgressLine
@@ -97,6 +98,7 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
         patience=t.early_stopping.patience or 1,
         min_delta=t.early_stopping.min_delta,
         check_finite=False,
+        strict=False,  # max_steps may end the fit before the first epoch does
     )
     trainer = _trainer(
         t,
@@ -111,9 +113,20 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
             trainer.fit(classifier, datamodule=data)
     except UserError as error:
         raise UserError(f"round {round}: {error}") from None
+    if (
+        stopping and "val_loss" not in classifier.history[-1]
+    ):  # max_steps ended inside an epoch: these weights count too
+        _judge_last(t, classifier, images, pool, best)
     if best.weights is not None:
         classifier.load_state_dict(best.weights)
     return len(classifier.history), trainer.global_step
+
+
+def _judge_last(t: TrainerConfig, classifier: Classifier, images: Tensor, pool: Pool, best: "BestWeights") -> None:
+    seen = predict(t, classifier, images, pool.validation_V)
+    judged = loss_and_accuracy(seen.log_probs_PSC[:, 0], pool.validation_labels_V)
+    classifier.history[-1] |= {f"val_{name}": value for name, value in judged.items()}
+    best.offer(classifier.history[-1][best.monitor], classifier)
 
 
 def predict(
@@ -140,6 +153,7 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
     m = c.model
     if c.trainer.augment is not Augment.none:
         raise UserError("model.mode=frozen sees each image once, not augmented. Set trainer.augment=none.")
+    torch.set_num_threads(c.trainer.threads or ALL_THREADS)  # an earlier job of this process may have taken fewer
     with rng.seeded(c.seed, "weights"):
         net = get_method(m._target_)(m, dataset)
     trained = m.pretrained or m.weights is not None  # random weights are another network for each seed
@@ -184,15 +198,19 @@ def on_device(t: TrainerConfig, images: Tensor) -> Tensor:
     )
 
 
-def share_cpu(t: TrainerConfig, images: Tensor) -> int:
-    """Set the number of CPU threads for these images, and return it.
+def use_hardware(t: TrainerConfig, images: Tensor) -> dict[str, Any]:
+    """Set the number of CPU threads for these images, begin counting memory, and name what the run computes on.
 
     Small batches gain nothing from a second thread, and lose a lot where other programs want the cores as well: threads
     that wait for each other after every small layer made a fit ten times slower on a busy machine.
     """
     small = images.ndim == 2 or images[0].numel() <= 16 * 16
     torch.set_num_threads(t.threads or (1 if small else ALL_THREADS))
-    return torch.get_num_threads()
+    device = _device(t)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "threads": torch.get_num_threads(), "precision": _precision(t)}
 
 
 def peak_memory(t: TrainerConfig) -> int:
@@ -210,7 +228,7 @@ def process_memory() -> int:
 
 def save_weights(classifier: Classifier, path: Path) -> None:
     part = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in classifier.state_dict().items()}, part)
+    part.write_bytes(save({k: v.contiguous() for k, v in classifier.state_dict().items()}))  # a full disk is an OSError
     part.replace(path)
 
 
@@ -230,9 +248,11 @@ class BestWeights(pl.Callback):
         self.best, self.weights = -torch.inf, None
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        value = self.sign * float(trainer.callback_metrics[self.monitor])
-        if value > self.best:
-            self.best, self.weights = value, deepcopy(module.state_dict())
+        self.offer(float(trainer.callback_metrics[self.monitor]), module)
+
+    def offer(self, value: float, module: pl.LightningModule) -> None:
+        if self.sign * value > self.best:
+            self.best, self.weights = self.sign * value, deepcopy(module.state_dict())
 
 
 def _trainer(t: TrainerConfig, what: str = "", callbacks: Sequence[pl.Callback] = (), **limits: Any) -> pl.Trainer:
@@ -253,11 +273,6 @@ def _trainer(t: TrainerConfig, what: str = "", callbacks: Sequence[pl.Callback] 
         )
     except (MisconfigurationException, ValueError, ImportError) as error:
         raise UserError(f"trainer.accelerator={t.accelerator}, trainer.precision={t.precision}: {error}") from None
-
-
-def device_name(t: TrainerConfig) -> str:
-    device = _device(t)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _device(t: TrainerConfig) -> torch.device:

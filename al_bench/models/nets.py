@@ -98,7 +98,7 @@ class TimmNet(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.normalise(x.expand(-1, 3, -1, -1))  # grey images: the same in all three channels
         if x.shape[-1] != self.size:
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=x.shape[-1] > self.size)
         return self.net.forward_features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -129,7 +129,10 @@ class LinearHead(nn.Module):
 
 
 def small_cnn(c: ModelConfig, dataset: Dataset) -> nn.Module:
-    return SmallCNN(dataset, **c.options)
+    try:
+        return SmallCNN(dataset, **c.options)
+    except TypeError as error:
+        raise UserError(f"model.options={c.options}: {error}.") from None
 
 
 def timm_net(c: ModelConfig, dataset: Dataset) -> nn.Module:
