@@ -113,9 +113,8 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
             trainer.fit(classifier, datamodule=data)
     except UserError as error:
         raise UserError(f"round {round}: {error}") from None
-    if (
-        stopping and "val_loss" not in classifier.history[-1]
-    ):  # max_steps ended inside an epoch: these weights count too
+    if stopping and "val_loss" not in classifier.history[-1]:
+        # max_steps ended inside an epoch, and Lightning validates whole ones: the last weights are judged here.
         _judge_last(t, classifier, images, pool, best)
     if best.weights is not None:
         classifier.load_state_dict(best.weights)
