@@ -10,8 +10,6 @@ take turns, so that a machine busy with something else slows both; the figures a
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -63,11 +61,12 @@ def our_fit(c: config.Config, dataset: Dataset, pool: Pool) -> float:
     return c.trainer.batch_size * c.trainer.max_steps / (time.perf_counter() - start)
 
 
-def our_predict(c: config.Config, dataset: Dataset) -> float:
+def our_predict(c: config.Config, dataset: Dataset, n: int) -> float:
     classifier = engine.build(c, dataset, 0)
+    idx = torch.randperm(N_IMAGES)[:n].sort().values  # a pool: ascending, with gaps
     start = time.perf_counter()
-    engine.predict(c.trainer, classifier, dataset.images, dataset.train_idx)
-    return N_IMAGES / (time.perf_counter() - start)
+    engine.predict(c.trainer, classifier, dataset.images, idx)
+    return n / (time.perf_counter() - start)
 
 
 def bare_net() -> nn.Module:
@@ -117,9 +116,10 @@ def ratios(repeats: int, seconds: float) -> list[dict]:
             lambda c=c: our_fit(c, dataset, pool),
             lambda b=batch_size, s=steps: bare_fit(x, y, b, s, bf16),
         )
+    n = min(N_IMAGES, int(seconds * bare_predict(x, 2 * PREDICT_BATCH, bf16)) // PREDICT_BATCH * PREDICT_BATCH)
     contests[f"predict, batches of {PREDICT_BATCH}"] = (
-        lambda: our_predict(base, dataset),
-        lambda: bare_predict(x, N_IMAGES, bf16),
+        lambda: our_predict(base, dataset, n),
+        lambda: bare_predict(x, n, bf16),
     )
     rows = []
     for name, (ours, bare) in contests.items():
@@ -162,11 +162,13 @@ def main() -> None:
     ask.add_argument("--out", type=Path, help="a JSON file for the figures")
     ask.add_argument("--zip", help="train.zip of cats and dogs: time its decoding")
     ask.add_argument("--repeats", type=int, default=7)
-    ask.add_argument("--seconds", type=float, default=4.0, help="about how long each training measurement lasts")
+    ask.add_argument("--seconds", type=float, default=4.0, help="about how long each measurement lasts")
+    ask.add_argument("--threads", type=int, default=torch.get_num_threads(), help="one is steadier on a busy machine")
     ask.add_argument("--only", choices=["ratios", "start"])
     a = ask.parse_args()
 
-    found: dict = {"torch": torch.__version__, "cores": os.cpu_count(), "machine": platform.machine()}
+    torch.set_num_threads(a.threads)
+    found: dict = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "threads": a.threads}
     if a.only != "start":
         found |= {"repeats": a.repeats, "throughput": ratios(a.repeats, a.seconds)}
         table = Table("images per second", "al_bench", "bare loop", "ratio", "(lowest, highest)")

@@ -27,21 +27,17 @@ def a_pool():
 @pytest.mark.parametrize("batch_size", [2, 3, 8, 16, 64])
 def test_a_pass_takes_every_image_once_and_never_leaves_one_alone(batch_size):
     for n in range(2, 71):
-        (batches,), length = passes(n, batch_size)
+        (batches, more), length = passes(n, batch_size, epochs=2)
         sizes = [len(b) for b in batches]
         assert torch.equal(torch.cat(batches).sort().values, torch.arange(n))
         assert len(batches) == length and min(sizes) >= 2 and max(sizes) - min(sizes) <= 1
         assert max(sizes) <= batch_size + 1  # one more where a single image would have been left over
+        assert n < 20 or not torch.equal(torch.cat(batches), torch.cat(more))
 
 
 def test_one_labelled_image_is_shown_twice_so_that_batch_norm_has_two():
     assert [b.tolist() for b in passes(1, 16)[0][0]] == [[0, 0]]
     assert [b.tolist() for b in passes(1, 3, steps=2)[0][0]] == [[0, 0, 0]] * 2
-
-
-def test_two_passes_differ_in_order():
-    (first, second), _ = passes(50, 16, epochs=2)
-    assert not torch.equal(torch.cat(first), torch.cat(second))
 
 
 @pytest.mark.parametrize("n, batch_size, steps", [(10, 4, 3), (3, 8, 5), (64, 8, 3)])
@@ -69,8 +65,7 @@ def test_batches_carry_the_images_and_the_revealed_labels_of_the_labelled_set():
 def test_the_pool_loader_yields_images_alone_in_the_order_asked():
     images, idx = images_of(12), torch.tensor([9, 4, 8, 10, 6])
     batches = list(image_loader(images, idx, asked("trainer.predict_batch_size=2").trainer))
-    assert [type(b) for b in batches] == [torch.Tensor] * 3
-    assert torch.equal(torch.cat(batches), images[idx])
+    assert [len(b) for b in batches] == [2, 2, 1] and torch.equal(torch.cat(batches), images[idx])
 
 
 def test_loader_processes_bring_the_same_batches():

@@ -1,3 +1,4 @@
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,11 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def judged(classifier, dataset, pool):
+    seen = engine.predict(configured().trainer, classifier, dataset.images, pool.validation_V)
+    return loss_and_accuracy(seen.log_probs_PSC[:, 0], pool.validation_labels_V)
+
+
 def test_fresh_weights_depend_on_seed_and_round_and_not_on_the_strategy():
     dataset, _ = setting()
     first, again, other_strategy, other_round, other_seed = [
@@ -76,12 +82,14 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit_whatever_the_global_gen
     assert not same(first, fitted(replace(c, seed=1), dataset, pool)[0])
 
 
-def test_build_fit_and_predict_leave_the_global_generator_as_it_was():
+def test_predicting_changes_nothing_in_the_model_and_nothing_touches_the_global_generator():
+    generator = torch.get_rng_state()
     c, (dataset, pool) = configured(*STOPPING), setting(n_validation=10)
-    before = torch.get_rng_state()
     classifier, _ = fitted(c, dataset, pool)
-    engine.predict(c.trainer, classifier, dataset.images, dataset.test_idx)
-    assert torch.equal(torch.get_rng_state(), before)
+    before = deepcopy(classifier)
+    runs = [engine.predict(c.trainer, classifier, dataset.images, dataset.train_idx).log_probs_PSC for _ in range(2)]
+    assert torch.equal(*runs) and same(classifier, before)
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 @pytest.mark.parametrize(
@@ -124,18 +132,17 @@ def test_early_stopping_brings_the_best_epochs_weights_back():
     assert losses[0] == min(losses)
     one_epoch, _ = fitted(configured("trainer.max_epochs=1"), dataset, pool)
     assert same(stopped, one_epoch)
-    seen = engine.predict(configured().trainer, stopped, dataset.images, pool.validation_V)
-    assert loss_and_accuracy(seen.log_probs_PSC[:, 0], pool.validation_labels_V)["loss"] == pytest.approx(losses[0])
+    assert judged(stopped, dataset, pool)["loss"] == pytest.approx(losses[0])
 
 
-def test_early_stopping_can_watch_accuracy_and_needs_an_improvement_of_min_delta():
+def test_early_stopping_asks_for_an_improvement_of_min_delta_and_can_watch_accuracy():
     dataset, pool = setting(n_validation=20)
-    c = configured(*STOPPING, "trainer.early_stopping.monitor=accuracy", "trainer.early_stopping.min_delta=2")
-    classifier, (epochs, _) = fitted(c, dataset, pool)
-    assert epochs == 3  # no accuracy rises by 2
-    accuracies = [epoch["val_accuracy"] for epoch in classifier.history]
-    seen = engine.predict(c.trainer, classifier, dataset.images, pool.validation_V)
-    assert loss_and_accuracy(seen.log_probs_PSC[:, 0], pool.validation_labels_V)["accuracy"] == max(accuracies)
+    classifier, (epochs, _) = fitted(configured(*STOPPING, "trainer.early_stopping.min_delta=10"), dataset, pool)
+    losses = [epoch["val_loss"] for epoch in classifier.history]
+    assert epochs == 3 and losses == sorted(losses, reverse=True)
+    c = configured(*STOPPING, "trainer.early_stopping.monitor=accuracy")
+    classifier, _ = fitted(c, dataset, pool)
+    assert judged(classifier, dataset, pool)["accuracy"] == max(epoch["val_accuracy"] for epoch in classifier.history)
 
 
 def test_an_epoch_cut_short_by_max_steps_is_judged_by_its_own_weights():
@@ -144,9 +151,7 @@ def test_an_epoch_cut_short_by_max_steps_is_judged_by_its_own_weights():
     classifier, length = fitted(c, dataset, pool)
     assert length == (2, 4)  # 3 steps, then 1
     first, second = [epoch["val_loss"] for epoch in classifier.history]
-    seen = engine.predict(c.trainer, classifier, dataset.images, pool.validation_V)
-    loss = loss_and_accuracy(seen.log_probs_PSC[:, 0], pool.validation_labels_V)["loss"]
-    assert second < first and second == pytest.approx(loss)
+    assert second < first and second == pytest.approx(judged(classifier, dataset, pool)["loss"])
 
 
 def test_augmentation_changes_the_training_and_neither_validation_nor_predictions():
@@ -159,8 +164,7 @@ def test_augmentation_changes_the_training_and_neither_validation_nor_prediction
     with torch.inference_mode():
         logits, _ = augmented.eval()(dataset.images[pool.validation_V])
     torch.testing.assert_close(seen.log_probs_PSC[:, 0], logits.log_softmax(1))
-    loss = loss_and_accuracy(seen.log_probs_PSC[:, 0], pool.validation_labels_V)["loss"]
-    assert augmented.history[0]["val_loss"] == pytest.approx(loss)
+    assert augmented.history[0]["val_loss"] == pytest.approx(judged(augmented, dataset, pool)["loss"])
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -184,15 +188,6 @@ def test_predictions_are_normalised_float32_in_the_order_asked_and_the_last_laye
     assert engine.predict(c.trainer, classifier, dataset.images, idx).emb_PD is None
     logits = classifier.net.get_classifier()(seen.emb_PD)
     torch.testing.assert_close(logits.log_softmax(1), seen.log_probs_PSC[:, 0])
-
-
-def test_predicting_changes_nothing_in_the_model():
-    c, (dataset, pool) = configured(), setting()
-    classifier, _ = fitted(c, dataset, pool)
-    before = {k: v.clone() for k, v in classifier.state_dict().items()}
-    runs = [engine.predict(c.trainer, classifier, dataset.images, dataset.train_idx).log_probs_PSC for _ in range(2)]
-    assert torch.equal(*runs)
-    assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
 
 
 def test_a_loss_that_is_no_number_ends_the_fit_and_names_round_and_step():

@@ -6,17 +6,17 @@ import torch
 
 from al_bench.metrics import classification_metrics, loss_and_accuracy
 
-PROBS = [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.2, 0.1, 0.7]]
+PROBS = [[0.68, 0.2, 0.12], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.2, 0.08, 0.72]]
 
 
 def test_every_metric_matches_values_computed_by_hand():
     m = classification_metrics(torch.tensor(PROBS).log(), torch.tensor([0, 1, 1, 1]))  # predicted: 0, 1, 0, 2
     assert m["accuracy"] == 0.5
-    assert m["nll"] == pytest.approx(-(log(0.7) + log(0.6) + log(0.3) + log(0.1)) / 4, rel=1e-6)
-    # Bins of a fifteenth: 0.7 twice (10/15 to 11/15), one right; 0.6, right, on an edge; 0.5, wrong.
+    assert m["nll"] == pytest.approx(-(log(0.68) + log(0.6) + log(0.3) + log(0.08)) / 4, rel=1e-6)
+    # Bins of a fifteenth: 0.68 and 0.72 share one, one of them right; 0.6 is right, 0.5 wrong.
     assert m["ece"] == pytest.approx((abs(1.4 - 1) + abs(0.6 - 1) + abs(0.5 - 0)) / 4, rel=1e-5)
-    # 0.09 + 0.04 + 0.01, 0.01 + 0.16 + 0.09, 0.25 + 0.49 + 0.04, 0.04 + 0.81 + 0.49
-    assert m["brier"] == pytest.approx((0.14 + 0.26 + 0.78 + 1.34) / 4, rel=1e-6)
+    # 0.1024 + 0.04 + 0.0144, 0.01 + 0.16 + 0.09, 0.25 + 0.49 + 0.04, 0.04 + 0.8464 + 0.5184
+    assert m["brier"] == pytest.approx((0.1568 + 0.26 + 0.78 + 1.4048) / 4, rel=1e-6)
     # class 0: precision 1/2, recall 1; class 1: precision 1, recall 1/3; class 2: predicted once, never there
     assert m["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3, rel=1e-6)
     assert m["per_class"] == [1.0, pytest.approx(1 / 3), None]

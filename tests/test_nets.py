@@ -69,13 +69,9 @@ def first_convolution_input(net, images):
     return seen[0]
 
 
-def test_the_articles_network_has_684162_trainable_parameters():
-    net = small_cnn(data(64, classes=2))
+def test_the_articles_network_has_its_684162_weights_and_its_layers_in_order_with_keras_settings():
+    net = small_cnn(data(64, classes=2), momentum=0.01)
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 684_162
-
-
-def test_the_articles_layers_in_the_articles_order_with_keras_settings():
-    net = small_cnn(data(64), momentum=0.01)
     block = ["Conv2d", "ReLU", "BatchNorm2d", "MaxPool2d", "Dropout"]
     assert [type(layer).__name__ for layer in net.features] == 3 * block
     assert [type(layer).__name__ for layer in net.hidden] == ["Flatten", "Linear", "ReLU", "BatchNorm1d", "Dropout"]
@@ -132,26 +128,20 @@ def test_every_net_keeps_the_contract_and_its_embedding_is_what_the_linear_layer
         torch.testing.assert_close(theirs(first_convolution_input(net, x)), logits)
 
 
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
 @pytest.mark.parametrize(
-    "name, size, mean, std",
-    [
-        ("resnet10t", 176, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ("test_vit", 160, [0.5] * 3, [0.5] * 3),
-    ],
+    "name, size, mean, std", [("resnet10t", 176, *IMAGENET), ("test_vit", 160, [0.5] * 3, [0.5] * 3)]
 )
-def test_a_backbone_is_fed_at_timms_size_with_timms_mean_and_std(name, size, mean, std):
+def test_a_backbone_is_fed_in_colour_at_timms_size_with_timms_mean_and_std(name, size, mean, std):
     grey = torch.full((2, 1, 32, 32), 51, dtype=torch.uint8)
     x = first_convolution_input(timm_net(name), grey)
     expected = (51 / 255 - torch.tensor(mean)) / torch.tensor(std)
     torch.testing.assert_close(x, expected[:, None, None].expand(2, 3, size, size), atol=1e-5, rtol=1e-5)
-    assert nets.preferred_size(timm_config(name)) == size
+    coloured = first_convolution_input(timm_net(name), grey.repeat(1, 3, 1, 1))
+    assert torch.equal(x, coloured) and nets.preferred_size(timm_config(name)) == size
     assert nets.preferred_size(ModelConfig("al_bench.models.nets.small_cnn")) is None
-
-
-def test_a_grey_image_is_the_same_in_all_three_channels():
-    net, grey = timm_net("resnet10t").eval(), data(channels=1).images
-    with torch.inference_mode():
-        assert torch.equal(net.forward_features(grey), net.forward_features(grey.repeat(1, 3, 1, 1)))
 
 
 def test_weights_come_from_the_real_file_of_a_pretrained_backbone(shared):

@@ -41,9 +41,8 @@ def margin_score(log_probs_PC: Tensor) -> Tensor:
 
 def entropy_score(log_probs_PC: Tensor) -> Tensor:
     """Shannon entropy in nats (Shannon, 1948). 0 log 0 is exactly 0, so a certain net scores 0, not NaN."""
-    unlikely_PC = unlikely_probs(log_probs_PC)
-    rest_P = unlikely_PC.sum(dim=-1)
-    return -torch.xlogy(unlikely_PC, unlikely_PC).sum(dim=-1) - torch.special.xlog1py(1 - rest_P, -rest_P)
+    probs_PC = log_probs_PC.exp()
+    return -torch.xlogy(probs_PC, probs_PC).sum(dim=-1)
 
 
 def least_confidence(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
