@@ -25,13 +25,16 @@ class Normalise(nn.Module):
     """(x / scale - mean) / std, as one multiplication and one addition. Not part of the weights."""
 
     def __init__(
-        self, mean: tuple[float, ...] | Tensor, std: tuple[float, ...] | Tensor, scale: float, spatial: bool
+        self, mean: tuple[float, ...] | Tensor, std: tuple[float, ...] | Tensor, scale: float, width: int | None
     ) -> None:
+        """width: of the images, [B, C, H, W]; None for features, [B, D]."""
         super().__init__()
         mean, std = torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(std, dtype=torch.float32)
         factor, shift = 1 / (std * scale), -mean / std
-        self.register_buffer("factor", factor[:, None, None] if spatial else factor, persistent=False)
-        self.register_buffer("shift", shift[:, None, None] if spatial else shift, persistent=False)
+        if width:  # a whole row [C, 1, W], laid out as in channels_last images: three times as fast as one per channel
+            factor, shift = (v.repeat(width).view(width, -1).T[:, None] for v in (factor, shift))
+        self.register_buffer("factor", factor, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float() * self.factor + self.shift
@@ -50,7 +53,7 @@ class SmallCNN(nn.Module):
     def __init__(self, dataset: Dataset, bn_momentum: float) -> None:
         super().__init__()
         _, channels, size, _ = dataset.images.shape
-        self.normalise = Normalise(dataset.mean, dataset.std, scale=255, spatial=True)
+        self.normalise = Normalise(dataset.mean, dataset.std, scale=255, width=size)
         bn = {"eps": 1e-3, "momentum": bn_momentum}
         layers: list[nn.Module] = []
         for width, padded in ((32, True), (64, False), (128, False)):
@@ -91,7 +94,7 @@ class TimmNet(nn.Module):
         self.net = _timm_backbone(c)
         data = _input_of(self.net)
         self.size = data["input_size"][-1]
-        self.normalise = Normalise(data["mean"], data["std"], scale=255, spatial=True)
+        self.normalise = Normalise(data["mean"], data["std"], scale=255, width=dataset.images.shape[-1])
         self.head_hidden_size = self.net.head_hidden_size
         self.classifier = nn.Linear(self.head_hidden_size, dataset.n_classes)
 
@@ -115,7 +118,7 @@ class LinearHead(nn.Module):
     def __init__(self, dataset: Dataset) -> None:
         super().__init__()
         self.head_hidden_size = dataset.images.shape[1]
-        self.normalise = Normalise(dataset.mean, dataset.std, scale=1, spatial=False)
+        self.normalise = Normalise(dataset.mean, dataset.std, scale=1, width=None)
         self.classifier = nn.Linear(self.head_hidden_size, dataset.n_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
