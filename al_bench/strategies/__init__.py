@@ -1,44 +1,80 @@
 """The contract of a strategy: a function (view, k, rng) -> positions of the k pool images to label, in order.
 
-P pool images, L labelled, S stochastic passes (1 if the net is deterministic), C classes, D embedding width.
-It sees tensors alone, on the CPU; what it needs beyond predictions it declares with @needs.
+P pool images, L labelled, S stochastic passes or committee members (1 if neither), C classes, D embedding width,
+F width of the fixed features. It sees tensors alone, on the CPU; what it needs beyond predictions it declares with
+@needs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import psutil
 import torch
 from torch import Tensor
 
 from al_bench.errors import UserError
 
+CHUNK = 2**22  # numbers a chunk works on at once; a test makes it small
+
 
 @dataclass(frozen=True)
 class PoolView:
-    """What a strategy may look at. A field it did not ask for is None."""
+    """What a strategy may look at. A field it did not ask for is None. Predictions and embeddings may be float16."""
 
     n_pool: int
     n_classes: int
-    log_probs_PSC: Tensor | None = None  # float32
-    emb_PD: Tensor | None = None  # float32: what the last linear layer sees
+    log_probs_PSC: Tensor | None = None
+    emb_PD: Tensor | None = None  # what the last linear layer sees
     labelled_emb_LD: Tensor | None = None
-    labelled_labels_L: Tensor | None = None
+    labelled_labels_L: Tensor | None = None  # int64, always there; L may be 0
+    labelled_log_probs_LC: Tensor | None = None  # one deterministic pass
+    features_PF: Tensor | None = None  # of the extractor `features`, unit length
+    labelled_features_LF: Tensor | None = None
+    head_weight_CD: Tensor | None = None  # logits = emb_PD @ head_weight_CD.T + head_bias_C
+    head_bias_C: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a strategy's memory depends on; k images are to be chosen."""
+
+    P: int
+    L: int
+    S: int
+    C: int
+    D: int
+    F: int
+    k: int
 
 
 @dataclass(frozen=True)
 class Needs:
     predictions: bool = True
-    embeddings: bool = False
+    embeddings: bool = False  # of pool and labelled images
+    labelled: bool = False  # predictions for the labelled images
+    features: bool = False  # fixed features of pool and labelled images
+    head: bool = False  # weight and bias of the last linear layer
+    passes: bool = False  # at least two passes or members
+    memory: Callable[[Size], float] | None = None  # bytes it works with beyond its view; None: next to nothing
 
 
 Strategy = Callable[[PoolView, int, torch.Generator], Tensor]
 
 
-def needs(*, predictions: bool = True, embeddings: bool = False) -> Callable[[Strategy], Strategy]:
+def needs(
+    *,
+    predictions: bool = True,
+    embeddings: bool = False,
+    labelled: bool = False,
+    features: bool = False,
+    head: bool = False,
+    passes: bool = False,
+    memory: Callable[[Size], float] | None = None,
+) -> Callable[[Strategy], Strategy]:
     """Declares, beside a strategy, what the one pass over the pool fetches for it. Undeclared: predictions alone."""
 
     def declare(strategy: Strategy) -> Strategy:
-        strategy.needs = Needs(predictions, embeddings)  # type: ignore[attr-defined]
+        strategy.needs = Needs(predictions, embeddings, labelled, features, head, passes, memory)  # type: ignore[attr-defined]
         return strategy
 
     return declare
@@ -56,20 +92,20 @@ def top_k(score_P: Tensor, k: int, rng: torch.Generator) -> Tensor:
     return order_P[score_P[order_P].argsort(descending=True, stable=True)[:k]]
 
 
+def by_chunks(f: Callable[..., Tensor], *tensors: Tensor, width: int | None = None) -> Tensor:
+    """f over the rows of tensors that all have P rows, a few rows at a time, so that what f makes stays small.
+
+    width: numbers f works on for a row; None: as many as the first tensor's row has.
+    """
+    rows = max(1, CHUNK // max(1, width or tensors[0][0:1].numel()))
+    return torch.cat([f(*parts) for parts in zip(*(t.split(rows) for t in tensors), strict=True)])
+
+
 def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Generator, round: int) -> Tensor:
     """The strategy's choice, checked: k distinct positions of the pool. UserError names strategy, round and cause."""
     where = f"strategy {name}, round {round}"
-    for field in ("log_probs_PSC", "emb_PD", "labelled_emb_LD"):
-        values = getattr(view, field)
-        if values is None:
-            continue
-        # A probability of exactly 0 has the logarithm -inf and is no fault.
-        fine = (values < torch.inf) if field == "log_probs_PSC" else values.isfinite()
-        if not fine.all():
-            raise UserError(
-                f"{where}: the model's {field} holds NaN or infinite values. "
-                "Lower the learning rate or try trainer.precision=32-true."
-            )
+    check_view(view, where)
+    check_memory(strategy, view, k, where)
     try:
         positions = strategy(view, k, rng)
     except ValueError as error:
@@ -84,3 +120,65 @@ def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Gen
     if len(positions.unique()) < k:
         raise UserError(f"{where}: it returned {k - len(positions.unique())} positions twice.")
     return positions
+
+
+def check_view(view: PoolView, where: str) -> None:
+    """Raises UserError where the model's numbers are unusable or do not fit each other."""
+    for field in fields(view):
+        values = getattr(view, field.name)
+        if not isinstance(values, Tensor) or not values.is_floating_point() or not len(values):
+            continue
+        # A probability of exactly 0 has the logarithm -inf and is no fault.
+        logs = "log_probs" in field.name
+        fine = by_chunks(
+            lambda x, logs=logs: ((x < torch.inf) if logs else x.isfinite()).flatten(1).all(1), values[:, None]
+        )
+        if not fine.all():
+            raise UserError(
+                f"{where}: the model's {field.name} holds NaN or infinite values. "
+                "Lower the learning rate or try trainer.precision=32-true."
+            )
+    sizes = {"P": view.n_pool, "C": view.n_classes}
+    for field in fields(view):
+        values, shape = getattr(view, field.name), field.name.rpartition("_")[2]
+        if not isinstance(values, Tensor):
+            continue
+        found = list(values.shape)
+        if len(found) != len(shape) or any(sizes.setdefault(s, n) != n for s, n in zip(shape, found, strict=True)):
+            wanted = [sizes.get(s, s) for s in shape]
+            raise UserError(
+                f"{where}: {field.name} has the shape {found}, and {wanted} is wanted ({', '.join(shape)})."
+            )
+
+
+def size_of(view: PoolView, k: int) -> Size:
+    def width(tensor: Tensor | None, dim: int) -> int:
+        return 0 if tensor is None else tensor.shape[dim]
+
+    return Size(
+        view.n_pool,
+        width(view.labelled_labels_L, 0),
+        width(view.log_probs_PSC, 1),
+        view.n_classes,
+        width(view.emb_PD, 1),
+        width(view.features_PF, 1),
+        k,
+    )
+
+
+def check_memory(strategy: Strategy, view: PoolView, k: int, where: str) -> None:
+    """Refuses a strategy that would not fit beside what is in memory already, naming what would."""
+    estimate = needs_of(strategy).memory
+    if estimate is None:
+        return
+    size, free = size_of(view, k), psutil.virtual_memory().available
+    if (wanted := estimate(size)) <= free:
+        return
+    fits = size.P
+    while fits > k and estimate(Size(**{**vars(size), "P": fits})) > free:
+        fits //= 2
+    way_out = f"Set strategy.candidates={fits}, a random part of the pool" if fits > k else "Lower budget.query"
+    raise UserError(
+        f"{where}: it would need about {wanted / 1e9:.1f} GB for a pool of {size.P:,} images, and {free / 1e9:.1f} GB "
+        f"are free. {way_out}."
+    )
