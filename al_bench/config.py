@@ -19,8 +19,22 @@ class OnBadImage(Enum):
 
 
 class InitialDraw(Enum):
+    """random; balanced by class; or, without any label, a strategy on the fixed features."""
+
     random = "random"
     balanced = "balanced"
+    k_center = "k_center"
+    k_means = "k_means"
+    typiclust = "typiclust"
+    prob_cover = "prob_cover"
+
+
+class Extractor(Enum):
+    """Where fixed features come from: pixels through PCA, a timm backbone, or the model of the round."""
+
+    pca = "pca"
+    backbone = "backbone"
+    model = "model"
 
 
 class Weights(Enum):
@@ -77,6 +91,7 @@ class ModelConfig:
     pretrained: bool = False
     weights: str | None = None
     mode: Mode = Mode.finetune
+    dropout: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = MISSING
 
@@ -129,6 +144,15 @@ class TrainerConfig:
 
 
 @dataclass
+class FeaturesConfig:
+    extractor: Extractor = MISSING
+    width: int = 64
+    name: str | None = None
+    pretrained: bool = True
+    weights: str | None = None
+
+
+@dataclass
 class Config:
     results_dir: str = MISSING
     study: str = MISSING
@@ -139,7 +163,10 @@ class Config:
     model: ModelConfig = MISSING
     trainer: TrainerConfig = MISSING
     budget: BudgetConfig = MISSING
-    strategy: dict[str, Any] = MISSING
+    features: FeaturesConfig = MISSING
+    # With every strategy's own options: how often the pool is predicted with dropout, how many nets predict it, and how
+    # many of its images, drawn at random, the strategy chooses from.
+    strategy: dict[str, Any] = field(default_factory=lambda: {"passes": None, "members": None, "candidates": None})
 
 
 ConfigStore.instance().store("base_config", Config)
@@ -206,6 +233,21 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
         (
             d.test_fraction is not None and not 0 < d.test_fraction < 1,
             f"dataset.test_fraction={d.test_fraction}: between 0 and 1.",
+        ),
+        *(
+            (n is not None and (not isinstance(n, int) or n < least), f"strategy.{key}={n}: {least} or more, or null.")
+            for key, least in (("passes", 2), ("members", 2), ("candidates", b.query))
+            for n in [c.strategy.get(key)]
+        ),
+        (
+            c.strategy.get("members") is not None and t.start is not Weights.fresh,
+            "strategy.members trains its nets from fresh weights: set trainer.start=fresh.",
+        ),
+        (not 0 <= c.model.dropout < 1, f"model.dropout={c.model.dropout}: from 0 to below 1."),
+        (c.features.width < 1, f"features.width={c.features.width}: 1 or more."),
+        (
+            c.features.extractor is Extractor.model and b.start not in (InitialDraw.random, InitialDraw.balanced),
+            f"budget.start={b.start.name} comes before any model: set features=pca or features=backbone.",
         ),
         (
             not {"name", "_target_"} <= c.strategy.keys(),

@@ -1,6 +1,5 @@
 """The experiment: split -> fit -> test -> predict -> select -> label -> record, round after round."""
 
-import inspect
 import itertools
 import logging
 import time
@@ -8,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 
-from al_bench import plots, rng
+from al_bench import plots, query, rng
 from al_bench.config import Config, Mode, StopConfig, Weights
 from al_bench.data import Dataset, pool, sources
 from al_bench.data.oracle import Oracle
@@ -21,15 +19,15 @@ from al_bench.metrics import classification_metrics, loss_and_accuracy
 from al_bench.models import engine, nets
 from al_bench.models.classifier import Classifier
 from al_bench.store import RoundRecord, RunStore, reference
-from al_bench.strategies import PoolView, Strategy, needs_of, select
+from al_bench.strategies import Strategy, load, select
 
 log = logging.getLogger("al_bench")
 
 
 def run(c: Config, store: RunStore) -> None:
     """Run the rounds that `store` does not hold yet, up to one that buys nothing."""
-    strategy = load_strategy(c)
-    dataset, oracle, labels, records = begin(c, store)
+    strategy = load(c.strategy)
+    dataset, oracle, labels, features, records = begin(c, store, strategy)
     target = find_target(c, dataset)
     images = engine.on_device(c.trainer, dataset.images)
     store.note_hardware(**engine.use_hardware(c.trainer, images))
@@ -38,7 +36,7 @@ def run(c: Config, store: RunStore) -> None:
     for round in itertools.count(len(records)):
         if records and not records[-1].acquired:
             break
-        seconds = dict.fromkeys(("fit", "evaluate", "predict", "select"), 0.0)
+        seconds = dict.fromkeys(("fit", "evaluate", "committee", "predict", "select"), 0.0)
         with timed(seconds, "fit"):
             classifier = engine.build(c, dataset, round)
             if c.trainer.start is not Weights.fresh and records:
@@ -51,18 +49,22 @@ def run(c: Config, store: RunStore) -> None:
             metrics = classification_metrics(test.log_probs_PSC[:, 0], dataset.test_labels_V)
         kept = validation if weights_from == round else records[weights_from].validation
         why = why_stop(c, round, labels, {"test": metrics["accuracy"], "validation": kept and kept["accuracy"]}, target)
-        acquired = torch.empty(0, dtype=torch.int64)
+        acquired, n_candidates = torch.empty(0, dtype=torch.int64), 0
         if why is None:
+            positions = query.candidates(c, len(labels.unlabelled_P), round)
+            with timed(seconds, "committee"):
+                nets = query.committee(c, classifier, dataset, images, labels, round)
             with timed(seconds, "predict"):
-                view = look(c, strategy, classifier, images, labels, dataset.n_classes)
+                view = query.look(c, strategy, nets, images, features, labels, positions, dataset.n_classes, round)
             with timed(seconds, "select"):
                 k, stream = min(c.budget.query, view.n_pool), rng.stream(c.seed, "select", round)
-                acquired = labels.to_indices(select(strategy, c.strategy["name"], view, k, stream, round))
+                chosen = positions[select(strategy, c.strategy["name"], view, k, stream, round)]
+                acquired, n_candidates = labels.to_indices(chosen), len(positions)
         bought = labels.acquire(acquired, oracle)
         store.note(stopped=why)
         record = RoundRecord(
             round, len(labels.labelled_L), len(labels.validation_V), metrics, validation, acquired.tolist(),
-            weights_from, epochs, steps, classifier.history, seconds, engine.peak_memory(c.trainer),
+            weights_from, epochs, steps, classifier.history, seconds, engine.peak_memory(c.trainer), n_candidates,
         )  # fmt: skip
         store.append(record)
         if c.trainer.start is not Weights.fresh:
@@ -74,18 +76,23 @@ def run(c: Config, store: RunStore) -> None:
     finish(c, store, records)
 
 
-def begin(c: Config, store: RunStore) -> tuple[Dataset, Oracle, Pool, list[RoundRecord]]:
-    """Data, splits and initial set, and the finished rounds replayed on them."""
+def begin(
+    c: Config, store: RunStore, strategy: Strategy
+) -> tuple[Dataset, Oracle, Pool, Tensor | None, list[RoundRecord]]:
+    """Data, splits, initial set and fixed features, and the finished rounds replayed on them."""
     if c.budget.stop.at:
         reference(c)  # a missing one is told before images are decoded
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     dataset, oracle = sources.load(c.dataset, source, c.seed)
-    labels = pool.start(dataset.train_idx, oracle, c.budget, c.seed)
+    pool.check_budget(len(dataset.train_idx), c.budget)
+    dataset = engine.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
+    features = query.prepare(c, strategy, dataset)
+    labels = pool.start(dataset.train_idx, oracle, c.budget, c.seed, query.cold_start(c, dataset, features))
     store.identify(dataset, labels)
     records = store.records()
     for past in records:
         labels = labels.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)
-    return engine.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset, oracle, labels, records
+    return dataset, oracle, labels, features, records
 
 
 def find_target(c: Config, dataset: Dataset) -> float | None:
@@ -96,34 +103,6 @@ def find_target(c: Config, dataset: Dataset) -> float | None:
     if checksum != dataset.checksum:
         raise UserError("The full-data reference was trained on other images. Train it again with budget=full.")
     return accuracy[c.budget.stop.at.name]
-
-
-def load_strategy(c: Config) -> Strategy:
-    """The function the yaml's _target_ names, with the yaml's other keys as its options. Raises UserError."""
-    node = {key: value for key, value in c.strategy.items() if key != "name"} | {"_partial_": True}
-    try:
-        strategy = instantiate(node)
-        inspect.signature(strategy.func).bind(None, 1, None, **strategy.keywords)
-        return strategy
-    except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(
-            f"strategy {c.strategy['name']}: {c.strategy['_target_']} cannot be loaded ({reason})."
-        ) from error
-
-
-def look(
-    c: Config, strategy: Strategy, classifier: Classifier, images: Tensor, labels: Pool, n_classes: int
-) -> PoolView:
-    """What the strategy may see; one pass over the pool fetches what it needs."""
-    needs, n_pool = needs_of(strategy), len(labels.unlabelled_P)
-    if not needs.predictions and not needs.embeddings:
-        return PoolView(n_pool, n_classes)
-    seen = engine.predict(c.trainer, classifier, images, labels.unlabelled_P, needs.embeddings)
-    if not needs.embeddings:
-        return PoolView(n_pool, n_classes, seen.log_probs_PSC)
-    labelled = engine.predict(c.trainer, classifier, images, labels.labelled_L, embeddings=True)
-    return PoolView(n_pool, n_classes, seen.log_probs_PSC, seen.emb_PD, labelled.emb_PD, labels.labels_L)
 
 
 def judge(c: Config, classifier: Classifier, images: Tensor, labels: Pool) -> dict[str, float] | None:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from al_bench.config import Config, Mode
 from al_bench.data import Dataset, pool, sources
-from al_bench.loop import load_strategy
 from al_bench.models import engine, nets
 from al_bench.store import run_folder
-from al_bench.strategies import needs_of
+from al_bench.strategies import load, needs_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def show(c: Config) -> None:
 
 def make(c: Config) -> Plan:
     """Raises UserError, as the run would, where the data cannot carry the budget."""
-    needs = needs_of(load_strategy(c))
+    needs = needs_of(load(c.strategy))
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     train_idx, test_idx = sources.split(c.dataset, source, torch.arange(len(source.labels_N)), c.seed)
     pool.check_budget(len(train_idx), c.budget)

@@ -25,5 +25,10 @@ def seeded(seed: int, purpose: str, round: int = 0) -> Iterator[None]:
         yield
 
 
+def of_member(purpose: str, member: int) -> str:
+    """The purpose for one net of a committee. The first is the net that would be trained alone."""
+    return f"{purpose} of member {member}" if member else purpose
+
+
 def _number(seed: int, purpose: str, round: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{round}".encode()).digest()[:7], "big")

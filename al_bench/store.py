@@ -61,8 +61,9 @@ class RoundRecord:
     epochs: int
     steps: int
     history: list[dict[str, float]]  # one entry an epoch
-    seconds: dict[str, float]  # fit, evaluate, predict, select
+    seconds: dict[str, float]  # fit, evaluate, committee, predict, select
     peak_memory: int  # bytes; of the device where there is one, else of the process
+    n_candidates: int = 0  # pool images the strategy chose from: all, or a random part
 
 
 class RunStore:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from al_bench import config
 from al_bench.cli import conf_dir, near_misses
 from al_bench.errors import UserError
-from al_bench.loop import load_strategy
+from al_bench.strategies import load
 from al_bench.models.engine import images_trained, training_length
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ OPTIONS = sorted(f"{f.parent.name}={f.stem}" for f in conf_dir().glob("*/*.yaml"
 def test_every_file_of_conf_composes_into_the_schema(option):
     needs_root = option.startswith("experiment") or option in ("dataset=dogs_vs_cats", "dataset=image_folder")
     c = asked(option, *(["dataset.root=here"] if needs_root else []))
-    assert isinstance(c, config.Config) and callable(load_strategy(c))
+    assert isinstance(c, config.Config) and callable(load(c.strategy))
 
 
 def test_the_article_is_set_as_its_code_runs_it():
@@ -115,7 +115,7 @@ def test_near_misses_of_what_was_typed():
 def test_the_configuration_is_never_written_to():
     c = asked("strategy=entropy")
     before = OmegaConf.to_yaml(OmegaConf.structured(c))
-    load_strategy(c)
+    load(c.strategy)
     assert OmegaConf.to_yaml(OmegaConf.structured(c)) == before
 
 

@@ -18,11 +18,14 @@ from al_bench.data.pool import Pool
 class PoolDataModule(pl.LightningDataModule):
     """One round. images: Dataset.images, perhaps moved to the device; steps: batches an epoch, None for one pass."""
 
-    def __init__(self, images: Tensor, pool: Pool, c: TrainerConfig, steps: int | None, seed: int, round: int) -> None:
+    def __init__(
+        self, images: Tensor, pool: Pool, c: TrainerConfig, steps: int | None, seed: int, round: int, member: int = 0
+    ) -> None:
         super().__init__()
         self.images, self.pool, self.c = images, pool, c
-        self.order = BatchOrder(len(pool.labelled_L), c.batch_size, steps, rng.stream(seed, "batches", round))
-        self.augment_rng = rng.stream(seed, "augment", round)
+        order = rng.stream(seed, rng.of_member("batches", member), round)
+        self.order = BatchOrder(len(pool.labelled_L), c.batch_size, steps, order)
+        self.augment_rng = rng.stream(seed, rng.of_member("augment", member), round)
 
     def train_dataloader(self) -> DataLoader:
         return _loader(Batches(self.images, self.pool.labelled_L, self.pool.labels_L), self.order, self.c)

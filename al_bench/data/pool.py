@@ -1,5 +1,6 @@
 """Who is labelled and who is not. L labelled, P pool, V validation, K acquired; all hold dataset indices."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,15 +39,26 @@ class Pool:
         )
 
 
-def start(train_idx: Tensor, oracle: Oracle, budget: BudgetConfig, seed: int) -> Pool:
-    """Validation first, then the initial set, each from its own stream. budget.initial=null: everything."""
+def start(
+    train_idx: Tensor,
+    oracle: Oracle,
+    budget: BudgetConfig,
+    seed: int,
+    cold_start: Callable[[Tensor, int, torch.Generator], Tensor] | None = None,
+) -> Pool:
+    """Validation first, then the initial set, each from its own stream. budget.initial=null: everything.
+
+    cold_start(indices, how many, rng) -> indices: chooses the initial set without labels.
+    """
     check_budget(len(train_idx), budget)
     order = train_idx[torch.randperm(len(train_idx), generator=rng.stream(seed, "validation"))]
     validation_V = order[: budget.validation].sort().values
     rest = order[budget.validation :].sort().values
     initial = len(rest) if budget.initial is None else budget.initial
     stream = rng.stream(seed, "initial_set")
-    if budget.start is InitialDraw.balanced:
+    if cold_start and initial < len(rest):
+        first = cold_start(rest, initial, stream)
+    elif budget.start is InitialDraw.balanced:
         first = oracle.draw_balanced(rest, initial, stream)
     else:
         first = rest[torch.randperm(len(rest), generator=stream)[:initial]]

@@ -1,6 +1,6 @@
 """The LightningModule: loss, optimiser, schedule, predictions. It knows nothing of active learning.
 
-B images in a batch, C classes, D embedding width.
+B images in a batch, S passes, C classes, D embedding width.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from al_bench.config import Schedule
 from al_bench.errors import UserError
+from al_bench.models.dropout import Passes
 
 
 class Classifier(pl.LightningModule):
@@ -21,6 +22,7 @@ class Classifier(pl.LightningModule):
         self.net = net.to(memory_format=torch.channels_last)  # as the batches come
         self.optimizer_config, self.schedule = optimizer, schedule
         self.keep_embeddings = False
+        self.passes: Passes | None = None  # what predicts in place of the one deterministic pass
         self.history: list[dict[str, float]] = []
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,8 +82,14 @@ class Classifier(pl.LightningModule):
         self.history.append({"loss": loss, "accuracy": accuracy} | self.validation)
 
     def predict_step(self, images: Tensor, batch_idx: int) -> tuple[Tensor, Tensor | None]:
-        logits_BC, emb_BD = self(images)
-        return logits_BC.log_softmax(1).cpu(), emb_BD.cpu() if self.keep_embeddings else None
+        """(log_probs_BSC, emb_BD), both float32; the embeddings where asked for, those of the deterministic pass."""
+        if self.passes:
+            logits_BSC = self.passes(images)
+            emb_BD = self(images)[1] if self.keep_embeddings else None
+        else:
+            logits_BC, emb_BD = self(images)
+            logits_BSC = logits_BC[:, None]
+        return logits_BSC.log_softmax(2).cpu(), emb_BD.cpu() if self.keep_embeddings else None
 
     def configure_optimizers(self) -> Any:
         try:

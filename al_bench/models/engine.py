@@ -16,6 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from hydra.utils import get_method
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from al_bench import rng
-from al_bench.config import Augment, Config, Mode, Monitor, TrainerConfig
+from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig, Monitor, TrainerConfig
 from al_bench.data import Dataset
 from al_bench.data.cache import cached_array
 from al_bench.data.datamodule import PoolDataModule, image_loader
@@ -31,6 +32,7 @@ from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.metrics import loss_and_accuracy
 from al_bench.models.classifier import Classifier
+from al_bench.models.dropout import Passes
 from al_bench.models.nets import LinearHead
 from al_bench.models.progress import ProgressLine
 
@@ -67,10 +69,14 @@ class Prediction:
     emb_PD: Tensor | None  # float32, where asked for
 
 
-def build(c: Config, dataset: Dataset, round: int) -> Classifier:
-    """A fresh classifier; its weights depend on the seed and the round alone."""
-    with rng.seeded(c.seed, "weights", round):
-        net = LinearHead(dataset) if c.model.mode is Mode.frozen else get_method(c.model._target_)(c.model, dataset)
+def build(c: Config, dataset: Dataset, round: int, member: int = 0) -> Classifier:
+    """A fresh classifier; its weights depend on the seed, the round and its place in a committee alone."""
+    with rng.seeded(c.seed, rng.of_member("weights", member), round):
+        net = (
+            LinearHead(dataset, c.model.dropout)
+            if c.model.mode is Mode.frozen
+            else get_method(c.model._target_)(c.model, dataset)
+        )
     return Classifier(net, c.model.optimizer, c.trainer.schedule)
 
 
@@ -93,7 +99,7 @@ def images_trained(t: TrainerConfig, n_labelled: int, round: int) -> int:
     return int(min(by_epochs, by_steps))
 
 
-def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: int) -> tuple[int, int]:
+def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: int, member: int = 0) -> tuple[int, int]:
     """Train on the labelled set with a fresh Trainer; the weights end up in `classifier`. Returns (epochs, steps).
 
     With early stopping these are the weights of the best epoch on validation, else the last.
@@ -101,7 +107,7 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
     t = c.trainer
     stopping = t.early_stopping.patience is not None
     epoch_steps, max_epochs = training_length(t, len(pool.labelled_L), round)
-    data = PoolDataModule(images, pool, t, epoch_steps, c.seed, round)
+    data = PoolDataModule(images, pool, t, epoch_steps, c.seed, round, member)
     monitor, mode = {Monitor.loss: ("val_loss", "min"), Monitor.accuracy: ("val_accuracy", "max")}[
         t.early_stopping.monitor
     ]
@@ -116,14 +122,14 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
     )
     trainer = _trainer(
         t,
-        f"Training, round {round}",
+        f"Training, round {round}" + (f", member {member}" if member else ""),
         callbacks=[stop, best] if stopping else [],
         max_epochs=-1 if max_epochs is None else max_epochs,
         max_steps=t.max_steps or -1,
         limit_val_batches=1.0 if stopping else 0,
     )
     try:
-        with rng.seeded(c.seed, "fit", round):
+        with rng.seeded(c.seed, rng.of_member("fit", member), round):
             trainer.fit(classifier, datamodule=data)
     except UserError as error:
         raise UserError(f"round {round}: {error}") from None
@@ -143,19 +149,31 @@ def _judge_last(t: TrainerConfig, classifier: Classifier, images: Tensor, pool: 
 
 
 def predict(
-    t: TrainerConfig, classifier: Classifier, images: Tensor, idx: Tensor, embeddings: bool = False
+    t: TrainerConfig,
+    classifier: Classifier,
+    images: Tensor,
+    idx: Tensor,
+    embeddings: bool = False,
+    passes: Passes | None = None,
 ) -> Prediction:
-    """One deterministic pass, without augmentation, in the order of idx; results on the CPU."""
-    classifier.keep_embeddings = embeddings
+    """Without augmentation, in the order of idx; results on the CPU. One deterministic pass, or these `passes`."""
+    classifier.keep_embeddings, classifier.passes = embeddings, passes
     batches = _trainer(t, "Predicting").predict(classifier, image_loader(images, idx, t))
     log_probs, emb = zip(*batches, strict=True)
-    log_probs_PC = torch.cat(log_probs)
-    if log_probs_PC.isnan().any():
+    log_probs_PSC = torch.cat(log_probs)
+    if log_probs_PSC.isnan().any():
         raise UserError(
-            f"the predictions of {int(log_probs_PC.isnan().any(1).sum()):,} of {len(idx):,} images are not numbers. "
-            "Lower model.optimizer.lr, or try trainer.precision=32-true."
+            f"the predictions of {int(log_probs_PSC.isnan().flatten(1).any(1).sum()):,} of {len(idx):,} images are not "
+            "numbers. Lower model.optimizer.lr, or try trainer.precision=32-true."
         )
-    return Prediction(log_probs_PC[:, None], torch.cat(emb) if embeddings else None)
+    return Prediction(log_probs_PSC, torch.cat(emb) if embeddings else None)
+
+
+def dropout_passes(classifier: Classifier, images: Tensor, n: int, stream: torch.Generator) -> Passes:
+    """n nets thinned by dropout, for `predict`. Raises UserError where the model has no dropout."""
+    net = classifier.net.eval()
+    with torch.inference_mode():
+        return Passes(net, n, images[:1].to(next(net.parameters()).device), stream)
 
 
 def freeze(c: Config, dataset: Dataset) -> Dataset:
@@ -190,6 +208,45 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
     features_ND = torch.from_numpy(features)
     train_LD = features_ND[dataset.train_idx]
     return replace(dataset, images=features_ND, mean=train_LD.mean(0), std=train_LD.std(0).clamp_min(1e-6))
+
+
+def fixed_features(c: Config, dataset: Dataset) -> Tensor | None:
+    """Features that no label and no round changes, [N, F] of unit length; None where the round's model gives them."""
+    f = c.features
+    if f.extractor is Extractor.model:
+        return None
+    if f.extractor is Extractor.backbone:
+        if f.name is None:
+            raise UserError("features.extractor=backbone needs a timm model: set features.name=...")
+        backbone = ModelConfig(
+            _target_="al_bench.models.nets.timm_net", name=f.name, pretrained=f.pretrained, weights=f.weights,
+            optimizer=c.model.optimizer,
+        )  # fmt: skip
+        if dataset.images.ndim == 2:
+            raise UserError("model.mode=frozen has features already: leave features=pca, which takes them as they are.")
+        plain = replace(c, model=backbone, trainer=replace(c.trainer, augment=Augment.none))
+        features_NF = freeze(plain, dataset).images
+    else:
+        features_NF = dataset.images if dataset.images.ndim == 2 else principal_components(dataset, f.width)
+    return F.normalize(features_NF, dim=1)
+
+
+def principal_components(dataset: Dataset, width: int) -> Tensor:
+    """Pixels, at 32x32 at most, on the `width` main axes of up to 10,000 training images: [N, width], centred."""
+    from sklearn.decomposition import PCA
+
+    images = dataset.images
+    size = min(32, images.shape[-1])
+
+    def pixels(rows: Tensor) -> Tensor:
+        x = images.cpu()[rows].float() / 255
+        return (F.interpolate(x, (size, size), mode="area") if size < images.shape[-1] else x).flatten(1)
+
+    some = dataset.train_idx[:: -(-len(dataset.train_idx) // 10_000)]
+    flat = pixels(some)
+    pca = PCA(min(width, *flat.shape), svd_solver="randomized", random_state=0).fit(flat.numpy())
+    parts = torch.arange(len(images)).split(10_000)
+    return torch.cat([torch.from_numpy(pca.transform(pixels(rows).numpy())) for rows in parts]).float()
 
 
 def on_device(t: TrainerConfig, images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 Every net takes images as uint8 [B, C, H, W] and brings them to its own size, mean and std.
 `forward_head(..., pre_logits=True)` is what the last linear layer sees: the embedding, of width `head_hidden_size`.
+`layers()` is the same net as one row of layers, for passes with dropout (models/dropout.py).
 """
 
 import difflib
@@ -40,15 +41,36 @@ class Normalise(nn.Module):
         return x.float() * self.factor + self.shift
 
 
-class SmallCNN(nn.Module):
+class SimpleCNN(nn.Module):
+    """normalise -> features -> hidden -> classifier, each a row of layers."""
+
+    head_hidden_size = 128
+    normalise: Normalise
+    features: nn.Sequential
+    hidden: nn.Sequential
+    classifier: nn.Linear
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.features(self.normalise(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        emb = self.hidden(x)
+        return emb if pre_logits else self.classifier(emb)
+
+    def get_classifier(self) -> nn.Linear:
+        return self.classifier
+
+    def layers(self) -> list[nn.Module]:
+        return [self.normalise, *self.features, *self.hidden, self.classifier]
+
+
+class SmallCNN(SimpleCNN):
     """The seed article's CNN (a Keras model): 684,162 trainable parameters for 3x64x64 images and two classes.
 
     Three blocks of convolution, ReLU, batch norm, max-pooling and dropout, the first padded, the others not; then a
     dense layer of 128. Keras's initial weights (Glorot uniform, zero biases) and batch-norm epsilon. From 8x8 pixels
     up: a block whose map would shrink to nothing is padded.
     """
-
-    head_hidden_size = 128
 
     def __init__(self, dataset: Dataset, bn_momentum: float) -> None:
         super().__init__()
@@ -71,15 +93,30 @@ class SmallCNN(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.features(self.normalise(x))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        emb = self.hidden(x)
-        return emb if pre_logits else self.classifier(emb)
+class BayesianCNN(SimpleCNN):
+    """BatchBALD's net for MNIST: dropout of whole channels after both convolutions (Kirsch et al., 2019, section 4.1).
 
-    def get_classifier(self) -> nn.Linear:
-        return self.classifier
+    184,586 parameters for 1x28x28 images and ten classes; torch's initial weights. From 16x16 pixels up.
+    """
+
+    def __init__(self, dataset: Dataset, dropout: float) -> None:
+        super().__init__()
+        _, channels, size, _ = dataset.images.shape
+        if size < 16:
+            raise UserError(
+                f"model=bcnn needs images of 16 pixels or more, and these have {size}. Try model=small_cnn."
+            )
+        self.normalise = Normalise(dataset.mean, dataset.std, scale=255, width=size)
+        layers: list[nn.Module] = []
+        for width in (32, 64):
+            layers += [nn.Conv2d(channels, width, 5), nn.Dropout2d(dropout), nn.MaxPool2d(2), nn.ReLU()]
+            channels, size = width, (size - 4) // 2
+        self.features = nn.Sequential(*layers)
+        self.hidden = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * size * size, 128), nn.Dropout(dropout), nn.ReLU()
+        )
+        self.classifier = nn.Linear(128, dataset.n_classes)
 
 
 class TimmNet(nn.Module):
@@ -96,6 +133,7 @@ class TimmNet(nn.Module):
         self.size = data["input_size"][-1]
         self.normalise = Normalise(data["mean"], data["std"], scale=255, width=dataset.images.shape[-1])
         self.head_hidden_size = self.net.head_hidden_size
+        self.dropout = nn.Dropout(c.dropout)
         self.classifier = nn.Linear(self.head_hidden_size, dataset.n_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -105,35 +143,59 @@ class TimmNet(nn.Module):
         return self.net.forward_features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        emb = self.net.forward_head(x, pre_logits=True)
+        emb = self.dropout(self.net.forward_head(x, pre_logits=True))
         return emb if pre_logits else self.classifier(emb)
 
     def get_classifier(self) -> nn.Linear:
         return self.classifier
 
+    def layers(self) -> list[Any]:
+        """Dropout inside the backbone, where it has any, rests: what is stochastic is the last layer's input."""
+        return [
+            self.forward_features,
+            lambda x: self.net.forward_head(x, pre_logits=True),
+            self.dropout,
+            self.classifier,
+        ]
+
 
 class LinearHead(nn.Module):
     """A linear layer on frozen features, which it standardises by the mean and std of all training images' features."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, dropout: float = 0.0) -> None:
         super().__init__()
         self.head_hidden_size = dataset.images.shape[1]
         self.normalise = Normalise(dataset.mean, dataset.std, scale=1, width=None)
+        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(self.head_hidden_size, dataset.n_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.normalise(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return x if pre_logits else self.classifier(x)
+        emb = self.dropout(x)
+        return emb if pre_logits else self.classifier(emb)
 
     def get_classifier(self) -> nn.Linear:
         return self.classifier
 
+    def layers(self) -> list[nn.Module]:
+        return [self.normalise, self.dropout, self.classifier]
+
 
 def small_cnn(c: ModelConfig, dataset: Dataset) -> nn.Module:
+    return _own(SmallCNN, c, dataset)
+
+
+def bayesian_cnn(c: ModelConfig, dataset: Dataset) -> nn.Module:
+    return _own(BayesianCNN, c, dataset)
+
+
+def _own(net: type[SimpleCNN], c: ModelConfig, dataset: Dataset) -> nn.Module:
+    if c.dropout:
+        raise UserError(f"model.dropout={c.dropout}: model={c.name} has its own dropout; leave it at 0.")
     try:
-        return SmallCNN(dataset, **c.options)
+        return net(dataset, **c.options)
     except TypeError as error:
         raise UserError(f"model.options={c.options}: {error}.") from None
 

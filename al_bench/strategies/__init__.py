@@ -5,15 +5,19 @@ F width of the fixed features. It sees tensors alone, on the CPU; what it needs 
 @needs.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import psutil
 import torch
+from hydra.utils import instantiate
 from torch import Tensor
 
 from al_bench.errors import UserError
 
+SETTINGS = ("name", "passes", "members", "candidates")  # keys of a strategy's yaml that the loop reads
 CHUNK = 2**22  # numbers a chunk works on at once; a test makes it small
 
 
@@ -78,6 +82,23 @@ def needs(
         return strategy
 
     return declare
+
+
+def load(settings: dict[str, Any]) -> Strategy:
+    """The function that the settings' _target_ names; keys that are not SETTINGS are its options. Raises UserError."""
+    node = {key: value for key, value in settings.items() if key not in SETTINGS} | {"_partial_": True}
+    try:
+        strategy = instantiate(node)
+        inspect.signature(strategy.func).bind(None, 1, None, **strategy.keywords)
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"strategy {settings['name']}: {settings['_target_']} cannot be loaded ({reason}).") from error
+    if needs_of(strategy).passes and not (settings.get("passes") or settings.get("members")):
+        raise UserError(
+            f"strategy {settings['name']} compares several predictions of an image. Set strategy.passes=20 (dropout) "
+            "or strategy.members=5 (nets trained from other weights)."
+        )
+    return strategy
 
 
 def needs_of(strategy: Strategy) -> Needs:

@@ -1,0 +1,126 @@
+"""What a round asks for: the numbers that the strategy may see, and the images that it chooses.
+
+P candidates of the pool, L labelled images, N images of the data set.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra.utils import get_method
+from torch import Tensor
+
+from al_bench import rng
+from al_bench.config import Config, InitialDraw
+from al_bench.data import Dataset
+from al_bench.data.pool import Pool
+from al_bench.errors import UserError
+from al_bench.models import engine
+from al_bench.models.classifier import Classifier
+from al_bench.strategies import PoolView, Strategy, needs_of, select
+
+# What may choose the initial set: on fixed features, without any label.
+COLD_STARTS = {
+    InitialDraw.k_center: "al_bench.strategies.diversity.k_center",
+    InitialDraw.k_means: "al_bench.strategies.diversity.k_means",
+    InitialDraw.typiclust: "al_bench.strategies.diversity.typiclust",
+    InitialDraw.prob_cover: "al_bench.strategies.coverage.prob_cover",
+}
+
+
+def prepare(c: Config, strategy: Strategy, dataset: Dataset) -> Tensor | None:
+    """The fixed features [N, F] if anything here asks for them. Raises UserError if dropout is asked for in vain."""
+    if c.strategy["passes"]:
+        _dropout(c, engine.build(c, dataset, 0), dataset.images, 0)
+    wanted = needs_of(strategy).features or c.budget.start in COLD_STARTS
+    return engine.fixed_features(c, dataset) if wanted else None
+
+
+def cold_start(c: Config, dataset: Dataset, features_NF: Tensor | None) -> Callable[..., Tensor] | None:
+    """Chooses the initial set by budget.start: (indices, how many, rng) -> indices. None where that is a plain draw."""
+    if c.budget.start not in COLD_STARTS:
+        return None
+
+    strategy = get_method(COLD_STARTS[c.budget.start])
+
+    def choose(idx: Tensor, k: int, stream: torch.Generator) -> Tensor:
+        features_PF = features_NF[idx]
+        nothing_LF, no_labels_L = features_PF[:0], torch.empty(0, dtype=torch.int64)
+        view = PoolView(
+            len(idx), dataset.n_classes, emb_PD=features_PF, labelled_emb_LD=nothing_LF, labelled_labels_L=no_labels_L,
+            features_PF=features_PF, labelled_features_LF=nothing_LF,
+        )  # fmt: skip
+        return idx[select(strategy, f"{c.budget.start.name} (initial set)", view, k, stream, 0)]
+
+    return choose
+
+
+def committee(
+    c: Config, classifier: Classifier, dataset: Dataset, images: Tensor, labels: Pool, round: int
+) -> list[Classifier]:
+    """The round's net, and those trained beside it for a strategy with `members`; only the first is tested."""
+    others = range(1, c.strategy["members"] or 1)
+    nets = [classifier, *(engine.build(c, dataset, round, member) for member in others)]
+    for member in others:
+        engine.fit(c, nets[member], images, labels, round, member)
+    return nets
+
+
+def candidates(c: Config, n_pool: int, round: int) -> Tensor:
+    """Positions of the pool images the strategy chooses from: all, or strategy.candidates of them drawn at random."""
+    n = c.strategy["candidates"]
+    if n is None or n >= n_pool:
+        return torch.arange(n_pool)
+    return torch.randperm(n_pool, generator=rng.stream(c.seed, "candidates", round))[:n].sort().values
+
+
+def look(
+    c: Config,
+    strategy: Strategy,
+    nets: list[Classifier],
+    images: Tensor,
+    features_NF: Tensor | None,
+    labels: Pool,
+    positions_P: Tensor,
+    n_classes: int,
+    round: int,
+) -> PoolView:
+    """What the strategy may see of the pool images at these positions; one pass over them fetches what it needs."""
+    needs, idx_P = needs_of(strategy), labels.to_indices(positions_P)
+    by_model = needs.features and features_NF is None
+    embeddings = needs.embeddings or by_model
+    seen: dict[str, Any] = {"labelled_labels_L": labels.labels_L}
+    if needs.predictions or embeddings:
+        predicted = [
+            engine.predict(
+                c.trainer, net, images, idx_P, embeddings and net is nets[0],
+                _dropout(c, net, images, round, member) if c.strategy["passes"] else None,
+            )
+            for member, net in enumerate(nets)
+        ]  # fmt: skip
+        seen["log_probs_PSC"] = torch.cat([p.log_probs_PSC for p in predicted], dim=1)
+        seen["emb_PD"] = predicted[0].emb_PD
+    if embeddings or needs.labelled:
+        labelled = engine.predict(c.trainer, nets[0], images, labels.labelled_L, embeddings)
+        seen["labelled_log_probs_LC"], seen["labelled_emb_LD"] = labelled.log_probs_PSC[:, 0], labelled.emb_PD
+    if by_model:
+        seen["features_PF"] = F.normalize(seen["emb_PD"], dim=1)
+        seen["labelled_features_LF"] = F.normalize(seen["labelled_emb_LD"], dim=1)
+    elif needs.features:
+        seen["features_PF"], seen["labelled_features_LF"] = features_NF[idx_P], features_NF[labels.labelled_L]
+    if needs.head:
+        head = nets[0].net.get_classifier()
+        seen["head_weight_CD"], seen["head_bias_C"] = (
+            head.weight.detach().float().cpu(),
+            head.bias.detach().float().cpu(),
+        )
+    return PoolView(len(idx_P), n_classes, **seen)
+
+
+def _dropout(c: Config, net: Classifier, images: Tensor, round: int, member: int = 0) -> engine.Passes:
+    try:
+        stream = rng.stream(c.seed, rng.of_member("dropout", member), round)
+        return engine.dropout_passes(net, images, c.strategy["passes"], stream)
+    except UserError as error:
+        raise UserError(f"strategy {c.strategy['name']}: {error}.") from None

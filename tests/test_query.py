@@ -1,0 +1,183 @@
+"""What reaches a strategy: passes, committees, candidates, fixed features, the last layer, and the initial set."""
+
+import pytest
+import torch
+from conftest import asked, lines_of
+from conftest import run_here as run_longer
+
+from al_bench import query
+from al_bench.errors import UserError
+from al_bench.strategies import needs, top_k
+from al_bench.strategies.random import random_sampling
+
+SEEN = []
+
+
+def run_here(folder, *overrides):
+    return run_longer(folder, "trainer.max_steps=5", *overrides)
+
+
+@needs(embeddings=True, labelled=True, features=True, head=True)
+def spy(view, k, rng):
+    SEEN.append(view)
+    return top_k(torch.zeros(view.n_pool), k, rng)
+
+
+@needs(passes=True)
+def compares(view, k, rng):
+    SEEN.append(view)
+    return top_k(view.log_probs_PSC.std(1).sum(1), k, rng)
+
+
+def mine(function, **settings):
+    return ["strategy=random", "strategy.name=mine", f"strategy._target_=test_query.{function.__name__}"] + [
+        f"strategy.{key}={value}" for key, value in settings.items()
+    ]
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    SEEN.clear()
+
+
+def test_a_strategy_is_given_what_it_asks_for_and_nothing_else(tmp_path):
+    run_here(tmp_path, *mine(spy), "budget.rounds=1")
+    (view,) = SEEN
+    n_pool, n_labelled = view.n_pool, len(view.labelled_labels_L)
+    assert n_labelled == 20 and n_pool == 1797 - 359 - 20 - 20
+    assert view.log_probs_PSC.shape == (n_pool, 1, 10) and view.labelled_log_probs_LC.shape == (20, 10)
+    assert view.emb_PD.shape == (n_pool, 128) and view.labelled_emb_LD.shape == (20, 128)
+    assert view.features_PF.shape == (n_pool, 64) and view.labelled_features_LF.shape == (20, 64)
+    torch.testing.assert_close(view.features_PF.norm(dim=1), torch.ones(n_pool))
+    logits_PC = view.emb_PD @ view.head_weight_CD.T + view.head_bias_C
+    torch.testing.assert_close(logits_PC.log_softmax(1), view.log_probs_PSC[:, 0], atol=1e-5, rtol=1e-5)
+
+    SEEN.clear()
+    run_here(tmp_path / "passes", *mine(compares, passes=3), "budget.rounds=1")
+    (view,) = SEEN
+    assert view.log_probs_PSC.shape == (n_pool, 3, 10) and view.emb_PD is view.features_PF is view.head_bias_C is None
+
+
+def test_features_by_the_model_are_its_embeddings_at_unit_length(tmp_path):
+    run_here(tmp_path, *mine(spy), "features=model", "budget.rounds=1")
+    (view,) = SEEN
+    torch.testing.assert_close(view.features_PF, torch.nn.functional.normalize(view.emb_PD, dim=1))
+    assert view.labelled_features_LF.shape == (20, 128)
+
+
+def test_principal_components_are_those_of_a_plain_decomposition():
+    """Distances in as many components as there are pixels are distances of pixels."""
+    from al_bench.data import sources
+    from al_bench.models import engine
+
+    c = asked("features.width=64")
+    dataset, _ = sources.load(c.dataset, sources.find(c.dataset, None, "unused"), 0)
+    parts_NF = engine.principal_components(dataset, 64)[:50].double()
+    pixels_NF = dataset.images[:50].flatten(1).double() / 255
+    torch.testing.assert_close(torch.cdist(parts_NF, parts_NF), torch.cdist(pixels_NF, pixels_NF), atol=1e-3, rtol=0)
+    few_NF = engine.principal_components(dataset, 3)
+    centred = dataset.images[dataset.train_idx].flatten(1).double() / 255
+    values = torch.linalg.svdvals(centred - centred.mean(0))[:3].square() / (len(centred) - 1)
+    torch.testing.assert_close(few_NF[dataset.train_idx].double().var(0), values, rtol=1e-3, atol=0)
+
+
+def test_passes_and_members_change_neither_the_fit_nor_the_test(tmp_path):
+    """All strategies of one seed share the net that is tested; a committee's other nets only choose."""
+    plain = lines_of(run_here(tmp_path, "strategy=margin", "budget.rounds=1").folder)[0]
+    for settings in ({"passes": 3}, {"members": 2}, {"members": 2, "passes": 2}):
+        name = "-".join(f"{k}{v}" for k, v in settings.items())
+        asks = [f"strategy.{k}={v}" for k, v in settings.items()]
+        first = lines_of(run_here(tmp_path / name, "strategy=margin", "budget.rounds=1", *asks).folder)[0]
+        assert first["metrics"] == plain["metrics"] and first["history"] == plain["history"]
+        assert first["acquired"] != plain["acquired"]
+
+
+def test_members_are_different_nets_and_the_first_is_the_one_that_is_tested(tmp_path):
+    run_here(tmp_path / "a", *mine(compares, members=3), "budget.rounds=1")
+    run_here(tmp_path / "b", *mine(spy), "budget.rounds=1")
+    committee, alone = SEEN
+    assert committee.log_probs_PSC.shape[1] == 3
+    assert torch.equal(committee.log_probs_PSC[:, 0], alone.log_probs_PSC[:, 0])
+    a, b, c = committee.log_probs_PSC.unbind(1)
+    assert (a - b).abs().max() > 0.1 and (b - c).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("ask", [("strategy.passes=3",), ("strategy.members=2",)])
+def test_a_resumed_run_sees_the_same_masks_and_members(tmp_path, ask):
+    whole = run_here(tmp_path / "whole", "strategy=margin", *ask, "budget.rounds=2")
+    run = run_here(tmp_path / "cut", "strategy=margin", *ask, "budget.rounds=2")
+    lines = run.rounds_path.read_text().splitlines(keepends=True)
+    run.rounds_path.write_text(lines[0])
+    run.note(state="running")
+    assert lines_of(run_here(tmp_path / "cut", "strategy=margin", *ask, "budget.rounds=2").folder) == lines_of(
+        whole.folder
+    )
+
+
+def test_a_strategy_chooses_among_the_candidates_which_differ_by_round_not_by_strategy(tmp_path):
+    by_name = {}
+    for name in ("entropy", "margin", "random"):
+        store = run_here(tmp_path, f"strategy={name}", "strategy.candidates=30", "budget.rounds=2")
+        by_name[name] = lines_of(store.folder)
+        assert [r["n_candidates"] for r in by_name[name]] == [30, 30, 0]
+    c = asked("strategy.candidates=30", "budget.query=10")
+    first, second = (query.candidates(c, 1398, round) for round in (0, 1))
+    assert len(first.unique()) == 30 and not torch.equal(first, second) and first.max() < 1398
+    assert torch.equal(query.candidates(c, 30, 0), torch.arange(30))
+    pool = run_here(tmp_path / "all", "strategy=random", "budget.rounds=1")
+    assert lines_of(pool.folder)[0]["n_candidates"] == 1398
+
+
+@pytest.mark.parametrize(
+    "asks, message",
+    [
+        (("strategy.passes=1",), "strategy.passes=1: 2 or more"),
+        (("strategy.members=1",), "strategy.members=1: 2 or more"),
+        (("strategy.candidates=5", "budget.query=10"), "strategy.candidates=5: 10 or more"),
+        (("strategy.members=2", "trainer.start=previous"), "set trainer.start=fresh"),
+        (("budget.start=typiclust", "features=model"), "comes before any model"),
+        (("model.dropout=1",), "model.dropout=1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(asks, message):
+    with pytest.raises(UserError, match=message):
+        asked(*asks)
+
+
+def test_a_strategy_that_compares_predictions_says_what_to_set(tmp_path):
+    with pytest.raises(UserError, match="mine compares several predictions.*strategy.passes=20.*strategy.members=5"):
+        run_here(tmp_path, *mine(compares))
+
+
+def test_passes_of_a_model_without_dropout_are_refused_before_anything_is_trained(tmp_path):
+    from al_bench.store import run_folder
+
+    ask = ("model=timm", "model.name=test_resnet", "model.pretrained=false", "strategy=margin", "strategy.passes=4")
+    with pytest.raises(UserError, match="strategy margin: the model has no dropout.*model.dropout=0.5"):
+        run_here(tmp_path, *ask)
+    folder = run_folder(asked(f"results_dir={tmp_path}", *ask))
+    assert not (folder / "rounds.jsonl").exists() or not (folder / "rounds.jsonl").read_text()
+    run_here(tmp_path, *ask, "model.dropout=0.5", "budget.rounds=1")
+
+
+@pytest.mark.parametrize("start", ["k_center", "k_means", "typiclust", "prob_cover"])
+def test_the_initial_set_can_be_chosen_without_a_label_and_is_shared_by_all_strategies(tmp_path, start):
+    ask = (f"budget.start={start}", "budget.rounds=1")
+    runs = [run_here(tmp_path, f"strategy={name}", *ask).info()["initial_set"] for name in ("random", "margin")]
+    assert runs[0] == runs[1] and runs[0]["n"] == 20
+    plain = run_here(tmp_path / "plain", "budget.rounds=1").info()["initial_set"]
+    assert plain["checksum"] != runs[0]["checksum"]
+
+
+def test_random_sampling_is_not_even_predicted(tmp_path):
+    assert lines_of(run_here(tmp_path, "strategy=random", "budget.rounds=1").folder)
+    c = asked()
+    view = query.look(c, random_sampling, [None], None, None, _labels(), torch.arange(3), 2, 0)
+    assert view.log_probs_PSC is None and view.n_pool == 3
+
+
+def _labels():
+    from al_bench.data.pool import Pool
+
+    nothing = torch.empty(0, dtype=torch.int64)
+    return Pool(nothing, nothing, torch.arange(3), nothing, nothing)
