@@ -18,8 +18,8 @@ from al_bench.strategies import load, needs_of
 @dataclass(frozen=True)
 class Plan:
     labels: list[int]  # training labels of each fit
-    trained: list[int]  # images a fit trains on, repeats included; early stopping may end it sooner
-    predicted: list[int]  # pool images predicted after it
+    trained: list[int]  # images a round's nets train on, repeats included; early stopping may end it sooner
+    predicted: list[int]  # pool images predicted after it, once for each pass and member
     n_test: int
     memory: dict[str, int]  # bytes
 
@@ -53,10 +53,13 @@ def make(c: Config) -> Plan:
     for_sale = len(train_idx) - c.budget.validation
     labels = label_counts(c, for_sale)
     predicts = needs.predictions or needs.embeddings
+    members, passes, most = (c.strategy[key] for key in ("members", "passes", "candidates"))
+    times = predicts * (members or 1) * (passes or 1)
+    n_nets = [members or 1] * (len(labels) - 1) + [1]  # the last round asks nothing of a committee
     return Plan(
         labels=labels,
-        trained=[engine.images_trained(c.trainer, n, round) for round, n in enumerate(labels)],
-        predicted=[(for_sale - n) * predicts for n in labels[:-1]] + [0],
+        trained=[n * engine.images_trained(c.trainer, labels[round], round) for round, n in enumerate(n_nets)],
+        predicted=[min(for_sale - n, most or for_sale) * times for n in labels[:-1]] + [0],
         n_test=len(test_idx),
         memory=_memory(c, source, len(train_idx)),
     )

@@ -6,6 +6,7 @@ from conftest import asked, lines_of
 from conftest import run_here as run_longer
 
 from al_bench import query
+from al_bench.cli import conf_dir
 from al_bench.errors import UserError
 from al_bench.strategies import needs, top_k
 from al_bench.strategies.random import random_sampling
@@ -167,6 +168,15 @@ def test_the_initial_set_can_be_chosen_without_a_label_and_is_shared_by_all_stra
     assert runs[0] == runs[1] and runs[0]["n"] == 20
     plain = run_here(tmp_path / "plain", "budget.rounds=1").info()["initial_set"]
     assert plain["checksum"] != runs[0]["checksum"]
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml")))
+def test_every_strategy_runs_end_to_end_and_again_the_same(tmp_path, name):
+    """The real loop on real images: passes, committees, features and all."""
+    fewer = ["strategy.members=2"] if asked(f"strategy={name}").strategy["members"] else []
+    runs = [run_here(tmp_path / str(i), f"strategy={name}", "budget.rounds=1", *fewer) for i in range(2)]
+    assert lines_of(runs[0].folder) == lines_of(runs[1].folder)
+    assert len(set(lines_of(runs[0].folder)[0]["acquired"])) == 10
 
 
 def test_random_sampling_is_not_even_predicted(tmp_path):
