@@ -28,6 +28,10 @@ def conf_dir() -> Path:
 
 def main() -> None:
     sys.path.append(os.getcwd())  # a user's own strategies, for the console script as for `python -m`
+    if sys.argv[1:2] == ["check"]:  # no key=value, so none of Hydra's
+        from al_bench import conformance
+
+        sys.exit(conformance.main(sys.argv[2:]))
     log = logging.getLogger("al_bench")
     log.addHandler(screen := logging.StreamHandler(sys.stdout))
     screen.setLevel(logging.INFO)
@@ -70,7 +74,7 @@ def one(c: config.Config) -> None:
 def near_misses(arguments: list[str]) -> str:
     """For each misspelt group, option or key among the arguments, the nearest that exist."""
     groups = {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in conf_dir().iterdir() if d.is_dir()}
-    keys = {*groups, *config.keys()}
+    keys = {*groups, *config.keys(), "strategy.passes", "strategy.members", "strategy.candidates"}
     hints = []
     for argument in arguments:
         key, _, value = argument.partition("=")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # Kills itself in a named phase of a named round, as the power would: SIGKILL, no handler, no clean-up.
 KILLED = """
 import os, signal, sys
-from al_bench import cli, loop
+from al_bench import cli, query
 from al_bench.models import engine
 phase, at = sys.argv.pop(1), int(sys.argv.pop(1))
 
@@ -44,7 +44,7 @@ def step(*args):
 
 engine.build = build
 Classifier.training_step = dies(Classifier.training_step, step)
-loop.look = dies(loop.look, lambda *args: phase == "predict" and state["round"] == at)
+query.look = dies(query.look, lambda *args: phase == "predict" and state["round"] == at)
 RunStore.append = dies(RunStore.append, lambda self, record: phase == "record" and record.round == at)
 cli.main()
 """
@@ -208,3 +208,38 @@ def test_a_built_wheel_works_in_an_empty_folder(tmp_path):
         empty, program=("-c", "import al_bench; print(al_bench.__file__)"), env={**os.environ, "PYTHONPATH": str(place)}
     )
     assert where.stdout.startswith(str(place))
+
+
+CHECKED = """
+from al_bench.strategies import top_k
+from al_bench.strategies.uncertainty import mean_log_probs
+
+def strongest_second(view, k, rng):
+    return top_k(mean_log_probs(view.log_probs_PSC).topk(2, dim=-1).values[:, 1], k, rng)
+
+def first_files(view, k, rng):
+    return mean_log_probs(view.log_probs_PSC).topk(2, dim=-1).values[:, 1].argsort(stable=True)[:k]
+"""
+
+
+def test_check_puts_a_strategy_of_ones_own_folder_through_the_rules(tmp_path):
+    (tmp_path / "mine.py").write_text(CHECKED)
+    script = Path(sys.executable).with_name("al-bench")
+    ask = [script, "check", "mine.strongest_second"]
+    done = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+    *lines, verdict = done.stdout.splitlines()
+    assert verdict == f"mine.strongest_second obeys all {len(lines)} rules."
+    assert len(lines) >= 10 and all(line.startswith("ok ") for line in lines)
+
+    wrong = command(tmp_path, "check", "mine.first_files")
+    assert wrong.returncode == 1 and "Traceback" not in wrong.stdout + wrong.stderr
+    assert "FAILED   Where all images are alike" in wrong.stdout
+
+
+def test_check_answers_a_mistake_with_a_sentence_and_starts_without_lightning(tmp_path):
+    ask = "from al_bench import cli; import sys\ntry: cli.main()\nfinally: print('pytorch_lightning' in sys.modules)"
+    done = command(tmp_path, "check", "mine.nothing", program=("-c", ask))
+    assert done.returncode == 1 and done.stdout == "False\n"
+    assert done.stderr == "al_bench: mine.nothing cannot be loaded: No module named 'mine'.\n"
+    assert list(tmp_path.iterdir()) == []

@@ -136,3 +136,9 @@ def test_lazy_greedy_looks_at_few_gains_again():
     x, looked = torch.rand(2000, generator=seeded()), []
     lazy_greedy(lambda rows: looked.append(len(rows)) or x[rows], x.clone(), 50, lambda i: None, seeded())
     assert sum(looked) < 50 * 100
+
+
+def test_no_image_is_none_and_more_than_the_pool_is_refused():
+    assert select(anything, "any", view(), 0, seeded(), 0).tolist() == []
+    with pytest.raises(UserError, match="strategy any, round 3: 7 images are asked for, and the pool has 6"):
+        select(anything, "any", view(), 7, seeded(), 3)

@@ -125,6 +125,10 @@ def by_chunks(f: Callable[..., Tensor], *tensors: Tensor, width: int | None = No
 def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Generator, round: int) -> Tensor:
     """The strategy's choice, checked: k distinct positions of the pool. UserError names strategy, round and cause."""
     where = f"strategy {name}, round {round}"
+    if k > view.n_pool:
+        raise UserError(f"{where}: {k} images are asked for, and the pool has {view.n_pool}.")
+    if k == 0:
+        return torch.empty(0, dtype=torch.int64)
     check_view(view, where)
     check_memory(strategy, view, k, where)
     try:
@@ -136,7 +140,7 @@ def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Gen
             f"{positions.dtype} {list(positions.shape)}" if isinstance(positions, Tensor) else type(positions).__name__
         )
         raise UserError(f"{where}: it has to return an int64 tensor of {k} positions, and returned {got}.")
-    if k and not 0 <= int(positions.min()) <= int(positions.max()) < view.n_pool:
+    if not 0 <= int(positions.min()) <= int(positions.max()) < view.n_pool:
         raise UserError(f"{where}: it returned a position outside the pool of {view.n_pool}.")
     if len(positions.unique()) < k:
         raise UserError(f"{where}: it returned {k - len(positions.unique())} positions twice.")
