@@ -1,4 +1,4 @@
-"""Uncertainty sampling: label the images whose predicted class is least certain.
+"""Uncertainty sampling: label the images whose predicted class is least certain, or on which the passes disagree.
 
 P pool images, S stochastic passes or committee members (1 if neither), C classes.
 Scores: (log_probs_PSC) -> score_P in float64, higher means "label me first". With two classes least confidence, margin
@@ -11,7 +11,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from al_bench.strategies import PoolView, by_chunks, top_k
+from al_bench.strategies import PoolView, by_chunks, needs, top_k
 
 
 def mean_log_probs(log_probs_PSC: Tensor) -> Tensor:
@@ -40,10 +40,42 @@ def margin_score(log_probs_PSC: Tensor) -> Tensor:
     return unlikely_PC.sum(dim=-1) + unlikely_PC.max(dim=-1).values
 
 
+def entropy_of(probs: Tensor) -> Tensor:
+    """Shannon entropy in nats over the last axis (Shannon, 1948). 0 log 0 is exactly 0: certainty is 0, not NaN."""
+    return -torch.xlogy(probs, probs).sum(dim=-1)
+
+
 def entropy_score(log_probs_PSC: Tensor) -> Tensor:
-    """Shannon entropy in nats (Shannon, 1948). 0 log 0 is exactly 0, so a certain net scores 0, not NaN."""
-    probs_PC = mean_log_probs(log_probs_PSC).exp()
-    return -torch.xlogy(probs_PC, probs_PC).sum(dim=-1)
+    return entropy_of(mean_log_probs(log_probs_PSC).exp())
+
+
+def pass_probs(log_probs_PSC: Tensor) -> Tensor:
+    """Each pass's probabilities in float64, adding up to 1 again where they were stored as float16."""
+    return log_probs_PSC.double().log_softmax(dim=-1).exp()
+
+
+def vote_shares(log_probs_PSC: Tensor) -> Tensor:
+    """The share of the passes that vote for each class [P, C]. A pass with several likeliest classes splits its vote:
+    all of it to the first would call an even prediction a unanimous one."""
+    likeliest_PSC = log_probs_PSC == log_probs_PSC.amax(dim=-1, keepdim=True)
+    return (likeliest_PSC.double() / likeliest_PSC.sum(dim=-1, keepdim=True)).mean(dim=1)
+
+
+def variation_ratios_score(log_probs_PSC: Tensor) -> Tensor:
+    """1 - the modal class's share of the votes (Freeman, 1965; over dropout passes: Gal et al., 2017)."""
+    return 1 - vote_shares(log_probs_PSC).amax(dim=-1)
+
+
+def vote_entropy_score(log_probs_PSC: Tensor) -> Tensor:
+    """Entropy of the votes in nats (Dagan & Engelson, 1995), without their constant factor 1 / log min(S, C)."""
+    # Sorted, so that 3 votes to 2 is the same to the last bit whichever the classes: few values exist, and most tie.
+    return entropy_of(vote_shares(log_probs_PSC).sort(dim=-1).values)
+
+
+def mean_std_score(log_probs_PSC: Tensor) -> Tensor:
+    """The probability's standard deviation over the passes, averaged over classes (Kampffmeyer et al., 2016; Kendall
+    et al., 2017). Divided by S, not S - 1, as the variance of a posterior of S equally likely nets."""
+    return pass_probs(log_probs_PSC).std(dim=1, correction=0).mean(dim=-1)
 
 
 def least_confidence(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
@@ -56,3 +88,18 @@ def margin(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
 
 def entropy(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
     return top_k(by_chunks(entropy_score, view.log_probs_PSC), k, rng)
+
+
+@needs(passes=True)
+def variation_ratios(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
+    return top_k(by_chunks(variation_ratios_score, view.log_probs_PSC), k, rng)
+
+
+@needs(passes=True)
+def vote_entropy(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
+    return top_k(by_chunks(vote_entropy_score, view.log_probs_PSC), k, rng)
+
+
+@needs(passes=True)
+def mean_std(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
+    return top_k(by_chunks(mean_std_score, view.log_probs_PSC), k, rng)

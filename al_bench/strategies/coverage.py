@@ -1,0 +1,285 @@
+"""Coverage: label the images that stand for most of the pool, by their distance in the space of fixed features.
+
+P pool images, L labelled, F width of the fixed features, N and X rows of any kind, B candidates.
+All four choose greedily what adds most to sum_n weight_n * max over chosen and labelled x of K(n, x), for a kernel K
+between 0 and 1: the gain of x is sum_n weight_n * max(0, K(n, x) - covered_n). What counts is how far the covered point
+n is covered already, not the candidate. The sum runs over the pool; the labelled points are covered by themselves.
+Such a sum is monotone and submodular. With balls as the kernel each image is covered once and for all, so that keeping
+every gain exact costs all picks together no more than the gains before the first; with a Gaussian, lazy_greedy.
+"""
+
+from collections.abc import Callable
+from math import exp, inf
+
+import torch
+from hydra.utils import get_method
+from torch import Tensor
+
+from al_bench import strategies
+from al_bench.strategies import PoolView, Size, by_chunks, needs
+from al_bench.strategies.diversity import (
+    blocks,
+    cluster,
+    fit_memory,
+    nearest,
+    random_argmax,
+    sq_distances,
+    sq_norms,
+    to_all,
+)
+from al_bench.strategies.greedy import lazy_greedy
+from al_bench.strategies.uncertainty import margin_score, mean_log_probs
+
+Kernel = Callable[[Tensor], Tensor]  # of squared distances, which it may overwrite
+
+PROBES = 1000  # images that prob_cover's radius is estimated on
+RESOLUTION = 0.05  # to which dcom looks for its radii, as in the paper
+
+
+def ball(delta: float) -> Kernel:
+    return lambda sq_dist: sq_dist.lt_(delta**2)
+
+
+def gaussian(sigma: float) -> Kernel:
+    """exp(-d^2 / sigma^2), without the 2 of a normal density, as in both papers by Bae et al."""
+    return lambda sq_dist: sq_dist.mul_(-1 / sigma**2).exp_()
+
+
+def rounded(gain_B: Tensor) -> Tensor:
+    """To 18 binary digits: what differs by rounding alone is a tie, and drawn."""
+    mantissa_B, exponent_B = torch.frexp(gain_B)
+    return torch.ldexp((mantissa_B * 2**18).round(), exponent_B - 18)
+
+
+def first_gains(x_PF: Tensor, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor) -> Tensor:
+    """The gains of all P candidates. K(n, x) = K(x, n), so each block of the kernel is worked out once for both."""
+    gain_P = torch.zeros(len(x_PF), dtype=torch.float64)
+    for a in blocks(len(x_PF)):
+        for b in blocks(len(x_PF)):
+            if b.start < a.start:
+                continue
+            kernel_AB = kernel(sq_distances(x_PF[a], x_PF[b], norm_P[a], norm_P[b]))
+            gain_P[a] += (kernel_AB - covered_P[b]).clamp_min_(0) @ weight_P[b]
+            if b != a:
+                gain_P[b] += weight_P[a] @ kernel_AB.sub_(covered_P[a, None]).clamp_min_(0)
+    return gain_P
+
+
+def gains_of(
+    positions: Tensor, x_PF: Tensor, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor
+) -> Tensor:
+    """The gains of some candidates."""
+    gain_B = torch.zeros(len(positions), dtype=torch.float64)
+    for b in blocks(len(positions)):
+        x_BF, norm_B = x_PF[positions[b]], norm_P[positions[b]]
+        for n in blocks(len(x_PF)):
+            kernel_BN = kernel(sq_distances(x_BF, x_PF[n], norm_B, norm_P[n]))
+            gain_B[b] += kernel_BN.sub_(covered_P[n]).clamp_min_(0) @ weight_P[n]
+    return gain_B
+
+
+def cover(x_PF: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor, k: int, rng: torch.Generator) -> Tensor:
+    """Greedy maximisation of the weighted coverage above. When nothing gains, a random choice among the rest."""
+    norm_P, covered_P = sq_norms(x_PF), covered_P.clone()
+
+    def gains(positions: Tensor) -> Tensor:
+        return rounded(gains_of(positions, x_PF, norm_P, kernel, weight_P, covered_P))
+
+    def take(i: int) -> None:
+        torch.maximum(covered_P, kernel(to_all(x_PF[[i]], norm_P[[i]], x_PF, norm_P)[0]), out=covered_P)
+
+    gain_P = rounded(first_gains(x_PF, norm_P, kernel, weight_P, covered_P))
+    return lazy_greedy(gains, gain_P, k, take, rng)
+
+
+def neighbours(x_PF: Tensor, norm_P: Tensor, of: Tensor, delta: float) -> Tensor:
+    """How many of the images `of` each image has within delta."""
+    count_P = torch.zeros(len(x_PF), dtype=torch.float64)
+    for n in blocks(len(of)):
+        for p in blocks(len(x_PF)):
+            count_P[p] += ball(delta)(sq_distances(x_PF[of[n]], x_PF[p], norm_P[of[n]], norm_P[p])).sum(0)
+    return count_P
+
+
+def cover_balls(
+    x_PF: Tensor, delta: float, covered_P: Tensor, k: int, rng: torch.Generator, rank: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """One by one the image of the highest rank(degree_P), the degree being how many uncovered images lie within delta.
+
+    Those are covered from then on.
+    """
+    norm_P, covered_P = sq_norms(x_PF), covered_P.clone()
+    degree_P = first_gains(x_PF, norm_P, ball(delta), torch.ones(len(x_PF)), covered_P)
+    picked: list[int] = []
+    while True:
+        picked.append(i := random_argmax(rank(degree_P).index_fill(0, torch.tensor(picked).long(), -inf), rng))
+        if len(picked) == k:
+            return torch.tensor(picked)
+        near_P = ball(delta)(to_all(x_PF[[i]], norm_P[[i]], x_PF, norm_P)[0])
+        fresh = (near_P > covered_P).nonzero()[:, 0]
+        degree_P -= neighbours(x_PF, norm_P, fresh, delta)
+        covered_P[fresh] = 1
+
+
+def pure_radius(x_PF: Tensor, n_classes: int, purity: float, rng: torch.Generator) -> float:
+    """The largest radius at which at least a share `purity` of the balls hold one pseudo-label only.
+
+    The pseudo-labels are k-means clusters. The ball around an image is pure up to its distance to the nearest image of
+    another cluster, so the radius is a quantile of those distances; here of at most 1,000 images drawn at random.
+    """
+    if not 0 < purity <= 1:
+        raise ValueError(f"purity is {purity} and has to be above 0 and at most 1")
+    cluster_P = cluster((x_PF,), n_classes, rng)[1]
+    probe_N = torch.randperm(len(x_PF), generator=rng)[:PROBES]
+    norm_P, limit_N = sq_norms(x_PF), torch.full((len(probe_N),), inf)
+    for n in blocks(len(probe_N)):
+        i = probe_N[n]
+        for p in blocks(len(x_PF)):
+            dist_NP = sq_distances(x_PF[i], x_PF[p], norm_P[i], norm_P[p])
+            dist_NP[cluster_P[i, None] == cluster_P[p]] = inf
+            limit_N[n] = torch.minimum(limit_N[n], dist_NP.min(dim=1).values)
+    impure = int((1 - purity) * len(limit_N) + 1e-9)
+    return float(limit_N.sort().values[min(impure, len(limit_N) - 1)].sqrt())
+
+
+def radius_memory(n: Size) -> float:
+    return fit_memory(n.P, n.F, n.C)
+
+
+@needs(predictions=False, features=True, memory=radius_memory)
+def prob_cover(
+    view: PoolView, k: int, rng: torch.Generator, *, delta: float | None = None, purity: float = 0.95
+) -> Tensor:
+    """Most images within delta of a chosen or labelled one (Yehuda et al., 2022, Algorithm 1).
+
+    delta None: pure_radius, on the pool of this round with as many clusters as classes; the paper fixes one delta for
+    each data set on all its images. When all is covered: a random choice among the rest.
+    """
+    if delta is None:
+        delta = pure_radius(view.features_PF, view.n_classes, purity, rng)
+    covered_P = ball(delta)(nearest(view.features_PF, view.labelled_features_LF)[0])
+    return cover_balls(view.features_PF, delta, covered_P, k, rng, lambda degree_P: degree_P)
+
+
+@needs(predictions=False, features=True)
+def max_herding(view: PoolView, k: int, rng: torch.Generator, *, sigma: float = 1.0) -> Tensor:
+    """Largest mean similarity of the pool to its most similar labelled image (Bae, Noh & Sutherland, 2024).
+
+    The kernel is Gaussian on the features of unit length.
+    """
+    kernel = gaussian(sigma)
+    covered_P = kernel(nearest(view.features_PF, view.labelled_features_LF)[0])
+    return cover(view.features_PF, kernel, torch.ones(view.n_pool), covered_P, k, rng)
+
+
+def least_distance(x_LF: Tensor) -> float:
+    """The smallest distance above 0 between two rows, 1.0 where there is none."""
+    norm_L, least = sq_norms(x_LF) if len(x_LF) else None, inf
+    for a in blocks(len(x_LF)):
+        for b in blocks(len(x_LF)):
+            dist_AB = sq_distances(x_LF[a], x_LF[b], norm_L[a], norm_L[b])
+            # Rounding leaves copies at 1e-6 or less: see sq_norms.
+            least = min(least, float(dist_AB.masked_fill_(dist_AB < 1e-5, inf).min()))
+    return 1.0 if least == inf else least**0.5
+
+
+@needs(features=True)
+def uncertainty_herding(
+    view: PoolView,
+    k: int,
+    rng: torch.Generator,
+    *,
+    uncertainty: str = "al_bench.strategies.uncertainty.margin_score",
+    temperature: float = 1.0,
+) -> Tensor:
+    """MaxHerding where each image counts by its uncertainty (Bae, Oliveira & Sutherland, 2025: UHerding).
+
+    sigma is the smallest distance between two labelled images, as in the paper: it shrinks as they grow more, and the
+    choice turns from covering the pool to its most uncertain images. Copies do not count; 1.0 below two distinct
+    labelled images. temperature divides the logits. The paper fits it each round, for the least calibration error on
+    labelled images held out of a training of their own; a strategy trains nothing, so here it is a constant.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature} and has to be above 0")
+    score = get_method(uncertainty)
+    weight_P = by_chunks(lambda x: score((x.float() / temperature).log_softmax(-1)).float(), view.log_probs_PSC)
+    if not (weight_P >= 0).all():
+        raise ValueError(f"{uncertainty} is NaN or below 0 for some images and cannot weigh them")
+    kernel = gaussian(least_distance(view.labelled_features_LF))
+    covered_P = kernel(nearest(view.features_PF, view.labelled_features_LF)[0])
+    return cover(view.features_PF, kernel, weight_P, covered_P, k, rng)
+
+
+def competence(coverage: float, steepness: float = 30.0, centre: float = 0.9) -> float:
+    """S(L), from 0 where the labelled balls cover little to 1 where they cover everything: a logistic curve."""
+    return (1 + exp(-steepness * (1 - centre))) / (1 + exp(-steepness * (coverage - centre)))
+
+
+def pure_radii(dist_LN: Tensor, class_L: Tensor, class_N: Tensor, threshold: float, max_delta: float) -> Tensor:
+    """The radius up to which the class of each centre has a share of at least threshold in its ball, by bisection."""
+    low_L, high_L = torch.zeros(len(dist_LN)), torch.full((len(dist_LN),), max_delta)
+    same_LN = class_L[:, None] == class_N
+    while (high_L - low_L).max() > RESOLUTION:
+        middle_L = (low_L + high_L) / 2
+        inside_LN = dist_LN < middle_L[:, None] ** 2
+        pure_L = (inside_LN & same_LN).sum(1) >= threshold * inside_LN.sum(1)
+        low_L, high_L = torch.where(pure_L, middle_L, low_L), torch.where(pure_L, high_L, middle_L)
+    return (low_L + high_L) / 2
+
+
+def labelled_balls(view: PoolView, delta: float, max_delta: float) -> tuple[Tensor, Tensor]:
+    """The radius of each labelled image, and which pool images their balls cover (0 or 1)."""
+    x_LF, x_PF, class_L = view.labelled_features_LF, view.features_PF, view.labelled_labels_L
+    radius_L, covered_P = torch.full((len(x_LF),), delta), torch.zeros(len(x_PF))
+    if not len(x_LF):
+        return radius_L, covered_P
+    norm_L, norm_P = sq_norms(x_LF), sq_norms(x_PF)
+    class_P = by_chunks(lambda x: mean_log_probs(x).argmax(-1), view.log_probs_PSC)
+    class_N = torch.cat([class_L, class_P])
+    threshold = 0.2 * share_covered(ball(delta)(nearest(x_PF, x_LF)[0]), len(x_LF)) + 0.4
+    for some_L in torch.arange(len(x_LF)).split(max(1, strategies.CHUNK // len(class_N))):
+        centre, norm = x_LF[some_L], norm_L[some_L]
+        dist_LP = to_all(centre, norm, x_PF, norm_P)
+        dist_LN = torch.cat([to_all(centre, norm, x_LF, norm_L), dist_LP], 1)
+        radius_L[some_L] = pure_radii(dist_LN, class_L[some_L], class_N, threshold, max_delta)
+        covered_P[(dist_LP < radius_L[some_L, None] ** 2).any(0)] = 1
+    return radius_L, covered_P
+
+
+def share_covered(covered_P: Tensor, n_labelled: int) -> float:
+    return (float(covered_P.sum()) + n_labelled) / (len(covered_P) + n_labelled)
+
+
+@needs(features=True, memory=radius_memory)
+def dcom(
+    view: PoolView,
+    k: int,
+    rng: torch.Generator,
+    *,
+    delta: float | None = None,
+    purity: float = 0.95,
+    max_delta: float = 1.1,
+) -> Tensor:
+    """Coverage while the net knows little, margin once it knows much (Mishal & Weinshall, 2024: DCoM).
+
+    Each labelled image has a ball of its own radius, as large as the net's predictions in it agree with its label to
+    a share of 0.2 * coverage + 0.4. What these balls cover gives the competence S. Then, one by one, the image of the
+    highest S * margin + (1 - S) * degree, each between 0 and 1, degree being how many uncovered images lie within the
+    mean radius; those are covered from then on. Without labels the radius is delta, S about 0 and this is prob_cover.
+
+    Where we differ: the paper keeps each image's radius from the round after it was labelled; we work all of them out
+    anew, from this round's net, and take the coverage in the threshold from balls of radius delta. Labelled images
+    count in a ball with their labels. delta None: as in prob_cover. The margin is scaled once, not at every pick.
+    """
+    if delta is None:
+        delta = pure_radius(view.features_PF, view.n_classes, purity, rng)
+    radius_L, covered_P = labelled_balls(view, delta, max_delta)
+    skill = competence(share_covered(covered_P, len(radius_L)))
+    margin_P = by_chunks(margin_score, view.log_probs_PSC)
+    margin_P = (margin_P - margin_P.min()) / (margin_P.max() - margin_P.min()).clamp_min(1e-12)
+
+    def rank(degree_P: Tensor) -> Tensor:
+        return skill * margin_P + (1 - skill) * degree_P / degree_P.max().clamp_min(1)
+
+    mean = float(radius_L.mean()) if len(radius_L) else delta
+    return cover_balls(view.features_PF, mean, covered_P, k, rng, rank)

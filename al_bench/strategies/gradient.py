@@ -1,0 +1,218 @@
+"""Gradient-based selection: label the images that would move the last linear layer most, and not all the same way.
+
+P pool images, L labelled, S stochastic passes or committee members (1 if neither), C classes, D embedding width.
+The gradient of the cross-entropy with respect to the last layer's weights is an outer product a (x) h: a_C, the
+gradient with respect to the logits, and h_D, the embedding. It has C*D entries an image and is never built. The bias is
+left out throughout, as in BADGE.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from al_bench import strategies
+from al_bench.strategies import PoolView, by_chunks, needs, top_k
+from al_bench.strategies.uncertainty import unlikely_probs
+
+KEPT = 2**26  # numbers a strategy keeps between picks; what is larger is worked out anew at each
+ROUNDING = 1e-6  # of the squared norms: a squared distance below it is float32's rounding
+
+
+def one_of_best(score_P: Tensor, rng: torch.Generator) -> int:
+    """The position of the highest score, one at random where several differ by no more than rounding."""
+    best = score_P.max()
+    if best.isnan():
+        raise ValueError(f"{int(score_P.isnan().sum())} of {len(score_P)} scores are NaN")
+    # -inf and inf are equal to themselves alone.
+    ties = (score_P >= best - (1e-9 * best.abs() if best.isfinite() else 0)).nonzero()[:, 0]
+    return int(ties[torch.randint(len(ties), (1,), generator=rng)])
+
+
+def draw(weight_P: Tensor, taken: list[int], rng: torch.Generator) -> int:
+    """A position not taken, with a probability proportional to its weight; any of them where all weights are 0.
+
+    torch.multinomial refuses more than 2^24 positions and adds up in float32.
+    """
+    weight_P = weight_P.double().index_fill(0, torch.tensor(taken, dtype=torch.int64), 0)
+    if not weight_P.any():
+        weight_P = torch.ones_like(weight_P).index_fill(0, torch.tensor(taken, dtype=torch.int64), 0)
+    sum_P = weight_P.cumsum(0)
+    at = torch.rand(1, dtype=torch.float64, generator=rng) * sum_P[-1]
+    # Where the product was rounded up to the whole sum, the last position with a weight.
+    return int(min(torch.searchsorted(sum_P, at, right=True), torch.searchsorted(sum_P, sum_P[-1:])))
+
+
+def kept(f: Callable[[Tensor], Tensor], log_probs_PSC: Tensor) -> Callable[[], Iterable[Tensor]]:
+    """f of the rows, chunk by chunk, as often as asked: kept where small, worked out anew where it is not."""
+    _, S, C = log_probs_PSC.shape
+    parts = log_probs_PSC.split(max(1, strategies.CHUNK // (S * C)))
+    if len(log_probs_PSC) * C > KEPT:
+        return lambda: map(f, parts)
+    done = [f(part) for part in parts]
+    return lambda: done
+
+
+def logit_gradient(log_probs_PSC: Tensor) -> Tensor:
+    """a_PC = p - onehot(argmax p): the gradient with respect to the logits, were the likeliest class the true one.
+
+    Passes are averaged as probabilities. p - 1 is written as minus the others' sum, which keeps its digits where p is
+    nearly 1.
+    """
+    probs_PC = log_probs_PSC.float().exp().mean(dim=1)
+    likeliest_P1 = probs_PC.argmax(dim=1, keepdim=True)
+    probs_PC.scatter_(1, likeliest_P1, 0)
+    return probs_PC.scatter_(1, likeliest_P1, -probs_PC.sum(dim=1, keepdim=True))
+
+
+def times(rows_PD: Tensor, right_DK: Tensor) -> Tensor:
+    """rows_PD @ right_DK in the precision of right_DK."""
+    left_KD = right_DK.T.contiguous()
+    if rows_PD.dtype == left_KD.dtype:
+        return (left_KD @ rows_PD.T).T
+    # So few rows at once that their copy stays in the processor's cache: many times faster than one large copy.
+    parts = rows_PD.split(max(1, strategies.CHUNK // (8 * rows_PD.shape[1])))
+    copy_ND = torch.empty(parts[0].shape, dtype=left_KD.dtype)
+    return torch.cat([left_KD @ copy_ND[: len(part)].copy_(part).T for part in parts], dim=1).T
+
+
+def sq_length(rows_PD: Tensor) -> Tensor:
+    return rows_PD.double().square().sum(dim=1)
+
+
+@needs(embeddings=True, memory=lambda n: 4 * min(n.P * n.C, KEPT) + 500 * n.P)
+def badge(view: PoolView, k: int, rng: torch.Generator, *, first: str = "longest") -> Tensor:
+    """BADGE (Ash et al., 2020, Algorithm 1): k-means++ seeding over the gradients a (x) h of the predicted class.
+
+    O(P(C + D)) a pick, for |g - g'|^2 = |a|^2 |h|^2 + |a'|^2 |h'|^2 - 2 <a, a'> <h, h'>.
+    first: the "longest" gradient is the first centre, as in the authors' code; the paper's k-means++ draws it at
+    "random". Where all that is left lies on a centre, the choice is random.
+    """
+    if first not in ("longest", "random"):
+        raise ValueError(f"first has to be longest or random, not {first}")
+    emb_PD, a = view.emb_PD, kept(logit_gradient, view.log_probs_PSC)
+    sq_norm_P = torch.cat([sq_length(part) for part in a()]) * by_chunks(sq_length, emb_PD)
+    picked = [one_of_best(sq_norm_P, rng) if first == "longest" else draw(torch.ones(view.n_pool), [], rng)]
+    sq_dist_P = torch.full_like(sq_norm_P, torch.inf)
+    while len(picked) < k:
+        i = picked[-1]
+        a_C, h_D = logit_gradient(view.log_probs_PSC[i : i + 1])[0], emb_PD[i].float()
+        inner_P = torch.cat([part @ a_C for part in a()]).double()
+        inner_P *= times(emb_PD, h_D[:, None])[:, 0]
+        sums_P = sq_norm_P + sq_norm_P[i]
+        new_P = sums_P - 2 * inner_P
+        sq_dist_P = torch.minimum(sq_dist_P, new_P.where(new_P > ROUNDING * sums_P, 0))
+        picked.append(draw(sq_dist_P, picked, rng))
+    return torch.tensor(picked)
+
+
+def fisher_scale(log_probs_PSC: Tensor) -> Tensor:
+    """sqrt(p (1 - p)) of the likeliest class."""
+    others_P = unlikely_probs(log_probs_PSC).sum(dim=1)
+    return (others_P * (1 - others_P)).sqrt()
+
+
+def mean_fisher(emb_PD: Tensor, scale_P: Tensor) -> Tensor:
+    """The mean of v v^T with v = scale * embedding, in float64; 0 where there is no image."""
+    D = emb_PD.shape[1]
+    fisher_DD = torch.zeros(D, D, dtype=torch.float64)
+    rows = max(1, strategies.CHUNK // (8 * D))
+    for h, scale in zip(emb_PD.split(rows), scale_P.split(rows), strict=True):
+        v = h.double() * scale[:, None]
+        fisher_DD.addmm_(v.T, v)
+    return fisher_DD / max(1, len(emb_PD))
+
+
+def quadratic(emb_PD: Tensor, scale_P: Tensor, matrix_DD: Tensor) -> Tensor:
+    """v^T matrix v of every image."""
+
+    def form(h: Tensor, scale: Tensor) -> Tensor:
+        v = h.double() * scale[:, None]
+        return (v @ matrix_DD).mul_(v).sum(dim=1)
+
+    return by_chunks(form, emb_PD, scale_P, width=8 * emb_PD.shape[1])
+
+
+def rank_one_update(
+    i: int, sign: int, emb_PD: Tensor, scale_P: Tensor, q_P: Tensor, r_P: Tensor, inv_DD: Tensor, fisher_DD: Tensor
+) -> None:
+    """Adds (sign 1) image i's v v^T to the matrix whose inverse is inv_DD, or takes it away (-1), and changes
+    inv_DD, q_P = v^T inv v and r_P = v^T inv fisher inv v in place (Sherman & Morrison, 1950)."""
+    v_D = emb_PD[i].double() * scale_P[i]
+    u_D = inv_DD @ v_D
+    step = sign / (1 + sign * (v_D @ u_D))
+    fu_D = fisher_DD @ u_D
+    vu_P, vw_P = (times(emb_PD, torch.stack([u_D, inv_DD @ fu_D], dim=1)) * scale_P[:, None]).unbind(1)
+    q_P -= step * vu_P.square()
+    r_P += step**2 * (u_D @ fu_D) * vu_P.square() - 2 * step * vu_P * vw_P
+    inv_DD -= step * torch.outer(u_D, u_D)
+
+
+@needs(embeddings=True, labelled=True, memory=lambda n: 8 * (8 * n.D**2 + 12 * n.P + 3 * 2 * n.k * n.D))
+def bait(
+    view: PoolView, k: int, rng: torch.Generator, *, regularisation: float = 1.0, oversample: float = 2.0
+) -> Tensor:
+    """BAIT (Ash et al., 2021, Algorithm 1) with the binary likelihood of Huseljic et al. (2024).
+
+    It keeps tr(M^-1 F) small, F the pool's mean Fisher information and M = regularisation * I + the labelled images'
+    mean + the sum over the chosen: greedily forward to oversample * k images, then backward to k.
+    BAIT's Fisher information of the last layer is C*D x C*D with rank C an image. Here it is that of "is it the
+    likeliest class or not": D x D and rank one, v v^T with v = sqrt(p (1 - p)) h. O(PD) a pick, in float64.
+    No labelled images: M starts at regularisation * I.
+    """
+    if regularisation <= 0 or oversample < 1:
+        raise ValueError("regularisation has to be above 0 and oversample at least 1")
+    emb_PD, scale_P = view.emb_PD, by_chunks(fisher_scale, view.log_probs_PSC)
+    labelled_scale_L = fisher_scale(view.labelled_log_probs_LC[:, None])
+    fisher_DD = mean_fisher(emb_PD, scale_P)
+    inv_DD = torch.linalg.inv(
+        regularisation * torch.eye(len(fisher_DD), dtype=torch.float64)
+        + mean_fisher(view.labelled_emb_LD, labelled_scale_L)
+    )
+    picked = forward(emb_PD, scale_P, inv_DD, fisher_DD, min(view.n_pool, round(oversample * k)), rng)
+    return picked[backward(emb_PD[picked], scale_P[picked], inv_DD, fisher_DD, k, rng)]
+
+
+def forward(emb_PD: Tensor, scale_P: Tensor, inv_DD: Tensor, fisher_DD: Tensor, n: int, rng: torch.Generator) -> Tensor:
+    """n positions; each adds the image that lowers tr(inv fisher) most, by r / (1 + q). Changes inv_DD."""
+    q_P = quadratic(emb_PD, scale_P, inv_DD)
+    r_P = quadratic(emb_PD, scale_P, inv_DD @ fisher_DD @ inv_DD)
+    picked: list[int] = []
+    while len(picked) < n:
+        gain_P = r_P / (1 + q_P)
+        gain_P[picked] = -torch.inf
+        picked.append(one_of_best(gain_P, rng))
+        rank_one_update(picked[-1], 1, emb_PD, scale_P, q_P, r_P, inv_DD, fisher_DD)
+    return torch.tensor(picked)
+
+
+def backward(
+    emb_ND: Tensor, scale_N: Tensor, inv_DD: Tensor, fisher_DD: Tensor, k: int, rng: torch.Generator
+) -> Tensor:
+    """Which k of the N chosen stay, in their order: those go that raise tr(inv fisher) least, by r / (1 - q)."""
+    q_N = quadratic(emb_ND, scale_N, inv_DD)
+    r_N = quadratic(emb_ND, scale_N, inv_DD @ fisher_DD @ inv_DD)
+    stays_N = torch.ones(len(emb_ND), dtype=torch.bool)
+    for _ in range(len(emb_ND) - k):
+        i = one_of_best((-r_N / (1 - q_N)).where(stays_N, -torch.inf), rng)
+        stays_N[i] = False
+        rank_one_update(i, -1, emb_ND, scale_N, q_N, r_N, inv_DD, fisher_DD)
+    return stays_N.nonzero()[:, 0]
+
+
+def gradient_length_score(log_probs_PSC: Tensor, emb_PD: Tensor) -> Tensor:
+    """|h| * sum over classes of p_c |p - onehot_c|: the last layer's gradient, expected over the predicted labels."""
+    others_PC = unlikely_probs(log_probs_PSC)
+    rest_P, sq_rest_P = others_PC.sum(dim=1), others_PC.square().sum(dim=1)
+    sq_probs_P1 = (sq_rest_P + (1 - rest_P).square())[:, None]
+    # |p - onehot_c|^2 = |p|^2 - 2 p_c + 1, but for the likeliest class, where it would lose all its digits.
+    others_P = (others_PC * (sq_probs_P1 - 2 * others_PC + 1).sqrt()).sum(dim=1)
+    likeliest_P = (1 - rest_P) * (sq_rest_P + rest_P.square()).sqrt()
+    return sq_length(emb_PD).sqrt() * (others_P + likeliest_P)
+
+
+@needs(embeddings=True)
+def expected_gradient_length(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
+    """EGL (Settles et al., 2008), of the last layer alone: the whole net's would take C backward passes an image."""
+    width = view.log_probs_PSC[0].numel() + view.emb_PD.shape[1]
+    return top_k(by_chunks(gradient_length_score, view.log_probs_PSC, view.emb_PD, width=width), k, rng)

@@ -1,0 +1,173 @@
+"""Scores over several passes or members; what the strategies of one pass promise is in test_strategies.py."""
+
+from inspect import signature
+from math import log
+from pathlib import Path
+from statistics import pstdev
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import get_method
+from omegaconf import OmegaConf
+from scipy.stats import chisquare
+from skactiveml.pool._query_by_committee import variation_ratios as skactiveml_variation_ratios
+from skactiveml.pool._query_by_committee import vote_entropy as skactiveml_vote_entropy
+
+from al_bench.strategies import Needs, PoolView, needs_of, select
+from al_bench.strategies.uncertainty import (
+    entropy,
+    entropy_score,
+    least_confidence,
+    least_confidence_score,
+    margin,
+    margin_score,
+    mean_std,
+    mean_std_score,
+    variation_ratios,
+    variation_ratios_score,
+    vote_entropy,
+    vote_entropy_score,
+)
+
+COMMITTEE = {"variation_ratios": variation_ratios, "vote_entropy": vote_entropy, "mean_std": mean_std}
+SCORES = {"variation_ratios": variation_ratios_score, "vote_entropy": vote_entropy_score, "mean_std": mean_std_score}
+YAMLS = {
+    "variation_ratios": (variation_ratios, {"passes": 20}),
+    "mean_std": (mean_std, {"passes": 20}),
+    "vote_entropy": (vote_entropy, {"members": 5}),
+    "mc_least_confidence": (least_confidence, {"passes": 20}),
+    "mc_margin": (margin, {"passes": 20}),
+    "mc_entropy": (entropy, {"passes": 20}),
+    "ensemble_margin": (margin, {"members": 5}),
+    "ensemble_entropy": (entropy, {"members": 5}),
+}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def view_of(log_probs_PSC):
+    return PoolView(len(log_probs_PSC), log_probs_PSC.shape[2], log_probs_PSC)
+
+
+def random_log_probs(p, s, c, seed=0):
+    return (2 * torch.randn(p, s, c, generator=seeded(seed))).log_softmax(-1)
+
+
+def votes_for(*classes, c=3):
+    """One-hot passes, so probabilities of exactly 0."""
+    return torch.eye(c, dtype=torch.float64)[list(classes)].log()
+
+
+UNANIMOUS, SPLIT, ALL_DIFFER = votes_for(1, 1, 1, 1), votes_for(0, 2, 0, 1), votes_for(0, 1, 2, 0)
+UNSURE = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.5, 0.4], [0.5, 0.3, 0.2], [0.1, 0.5, 0.4]], dtype=torch.float64).log()
+EVEN = torch.full((4, 3), 1 / 3, dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize(
+    "score, expected",
+    [
+        (variation_ratios_score, [0, 0.5, 0.5, 0.5, 2 / 3]),
+        (vote_entropy_score, [0, 1.5 * log(2), 1.5 * log(2), log(2), log(3)]),
+        (mean_std_score, [0, 0.4553418, 0.4553418, (0.2 + 0.1 + 0.1) / 3, 0]),
+        # What averages the passes averages probabilities, not logits: those would make SPLIT undefined.
+        (least_confidence_score, [0, 0.5, 0.5, 0.6, 2 / 3]),
+        (margin_score, [0, 0.75, 0.75, 0.9, 1]),
+        (entropy_score, [0, 1.5 * log(2), 1.5 * log(2), 1.0888999, log(3)]),
+    ],
+)
+def test_scores_match_values_computed_by_hand(score, expected):
+    log_probs = torch.stack([UNANIMOUS, SPLIT, ALL_DIFFER, UNSURE, EVEN])
+    assert score(log_probs).tolist() == pytest.approx(expected, abs=1e-6)
+    assert score(log_probs).dtype == torch.float64
+
+
+def slow_scores(log_probs_PSC):
+    found = {name: [] for name in SCORES}
+    for passes_SC in log_probs_PSC.double().exp().tolist():
+        s, c = len(passes_SC), len(passes_SC[0])
+        votes = [0.0] * c
+        for pass_C in passes_SC:
+            winners = [i for i in range(c) if pass_C[i] == max(pass_C)]
+            for i in winners:
+                votes[i] += 1 / len(winners)
+        found["variation_ratios"].append(1 - max(votes) / s)
+        found["vote_entropy"].append(-sum(v / s * log(v / s) for v in votes if v))
+        normal = [[p / sum(pass_C) for p in pass_C] for pass_C in passes_SC]
+        found["mean_std"].append(sum(pstdev(column) for column in zip(*normal, strict=True)) / c)
+    return found
+
+
+@pytest.mark.parametrize("s, c, dtype", [(2, 2, torch.float64), (5, 10, torch.float32), (20, 4, torch.float16)])
+@pytest.mark.parametrize("chunk", [64, 2**22])
+def test_scores_and_choices_agree_with_a_slow_reference(s, c, dtype, chunk, monkeypatch):
+    monkeypatch.setattr("al_bench.strategies.CHUNK", chunk)
+    log_probs = random_log_probs(150, s, c).to(dtype)
+    log_probs[5], log_probs[6] = log(1 / c), torch.eye(c)[0].log()
+    for name, slow in slow_scores(log_probs).items():
+        torch.testing.assert_close(SCORES[name](log_probs), torch.tensor(slow, dtype=torch.float64), rtol=0, atol=1e-9)
+        chosen = COMMITTEE[name](view_of(log_probs), 20, seeded())
+        assert [slow[i] for i in chosen] == pytest.approx(sorted(slow, reverse=True)[:20], abs=1e-9)
+
+
+def test_votes_score_as_in_scikit_activeml():
+    log_probs = random_log_probs(200, 7, 4)
+    votes = log_probs.argmax(-1).numpy()
+    np.testing.assert_allclose(vote_entropy_score(log_probs), skactiveml_vote_entropy(votes, np.arange(4)), atol=1e-12)
+    np.testing.assert_allclose(variation_ratios_score(log_probs), skactiveml_variation_ratios(votes), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", COMMITTEE)
+def test_passes_that_agree_score_exactly_0(name):
+    one_pass = random_log_probs(200, 1, 7).half()
+    even = torch.full((1, 1, 7), log(1 / 7))
+    alike = torch.cat([one_pass, even]).expand(-1, 20, -1)
+    score_P = SCORES[name](alike)
+    assert (score_P[:-1] == 0).all()
+    if name == "mean_std":
+        assert score_P[-1] == 0
+
+
+@pytest.mark.parametrize("name", COMMITTEE)
+def test_equal_splits_of_votes_tie_whichever_the_classes_and_ties_are_drawn(name):
+    generator = seeded(3)
+    seven = torch.eye(5)[[0] * 8 + [1] * 5 + [2] * 4 + [3] * 2 + [4]].log()
+    pool = torch.stack([seven[torch.randperm(20, generator=generator)][:, torch.randperm(5, generator=generator)]
+                        for _ in range(40)])  # fmt: skip
+    if name != "mean_std":  # its sums over classes run in another order
+        assert len(SCORES[name](pool).unique()) == 1
+    else:
+        pool = seven.expand(40, 20, 5)
+    counts = sum(COMMITTEE[name](view_of(pool), 4, seeded(i)).bincount(minlength=40) for i in range(200))
+    assert chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("strategy", COMMITTEE.values(), ids=COMMITTEE)
+@pytest.mark.parametrize("k", [1, 30])
+def test_k_of_1_or_all_and_the_seed_decides(strategy, k):
+    log_probs = random_log_probs(30, 3, 4)
+    before, state = log_probs.clone(), torch.get_rng_state()
+    picks = [select(strategy, "s", view_of(log_probs), k, seeded(5), 0) for _ in range(2)]
+    assert torch.equal(*picks) and len(picks[0].unique()) == k
+    assert torch.equal(log_probs, before) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_mean_std_shuffles_with_the_pool():
+    log_probs, order = random_log_probs(300, 5, 5), torch.randperm(300, generator=seeded(4))
+    shuffled = mean_std(view_of(log_probs[order]), 30, seeded(1))
+    assert torch.equal(order[shuffled], mean_std(view_of(log_probs), 30, seeded()))
+
+
+def test_committee_strategies_ask_for_several_passes():
+    assert all(needs_of(s) == Needs(passes=True) for s in COMMITTEE.values())
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_yaml_names_a_function_and_its_options(name):
+    strategy, loops = YAMLS[name]
+    yaml = dict(OmegaConf.load(Path(__file__).parents[1] / f"conf/strategy/{name}.yaml"))
+    assert yaml.pop("name") == name and yaml.pop("_partial_") and get_method(yaml.pop("_target_")) is strategy
+    assert yaml == loops
+    assert list(signature(strategy).parameters) == ["view", "k", "rng"]
