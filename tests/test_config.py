@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ from omegaconf import OmegaConf
 from al_bench import config
 from al_bench.cli import conf_dir, near_misses
 from al_bench.errors import UserError
-from al_bench.strategies import load
 from al_bench.models.engine import images_trained, training_length
+from al_bench.strategies import load
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = sorted(f"{f.parent.name}={f.stem}" for f in conf_dir().glob("*/*.yaml"))
@@ -106,7 +107,7 @@ def test_a_misspelt_key_option_or_value_does_not_compose(override):
 
 def test_near_misses_of_what_was_typed():
     assert near_misses(["strategy=random,entrpy", "sed=1", "-m", "seed=0"]) == (
-        "'entrpy': did you mean entropy?\n'sed': did you mean seed or study?"
+        "'entrpy': did you mean entropy or mc_entropy or vote_entropy?\n'sed': did you mean seed or study?"
     )
     assert near_misses(["trainer.bach_size=3"]).startswith("'trainer.bach_size': did you mean trainer.batch_size")
     assert near_misses(["strategy=entropy", "trainer.max_steps=5", "+model.options.drop_rate=0.1"]) == ""
@@ -124,3 +125,10 @@ def test_the_readme_and_ci_give_the_same_commands():
     assert "pip install -e . && python -m al_bench\n" in readme
     assert "pip install -e '.[test]' && python -m pytest\n" in readme
     assert "pip install -e '.[test]' && python -m pytest" in ci
+
+
+def test_the_readme_describes_every_strategy_that_there_is():
+    table = (ROOT / "README.md").read_text().split("## Strategies")[1].split("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
+    names = re.findall(r"`(\w+)`", " ".join(rows))
+    assert sorted(names) == sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
