@@ -53,9 +53,9 @@ def run(c: Config, store: RunStore) -> None:
         if why is None:
             positions = query.candidates(c, len(labels.unlabelled_P), round)
             with timed(seconds, "committee"):
-                nets = query.committee(c, classifier, dataset, images, labels, round)
+                committee = query.committee(c, classifier, dataset, images, labels, round)
             with timed(seconds, "predict"):
-                view = query.look(c, strategy, nets, images, features, labels, positions, dataset.n_classes, round)
+                view = query.look(c, strategy, committee, images, features, labels, positions, dataset.n_classes, round)
             with timed(seconds, "select"):
                 k, stream = min(c.budget.query, view.n_pool), rng.stream(c.seed, "select", round)
                 chosen = positions[select(strategy, c.strategy["name"], view, k, stream, round)]

@@ -103,9 +103,10 @@ def test_the_average_of_many_passes_is_near_the_whole_net_in_a_linear_layer():
     torch.testing.assert_close(logits_BSC.mean(1), net.forward_head(net.forward_features(images)), atol=0.1, rtol=0)
 
 
-def test_masks_are_shared_by_all_images_and_by_all_batches_and_nothing_is_left_changed():
+@pytest.mark.parametrize("model", ["bcnn", "small_cnn"])
+def test_masks_are_shared_by_all_images_and_by_all_batches_and_nothing_is_left_changed(model):
     c, dataset = (
-        asked("model=bcnn", "trainer.progress=false", "trainer.predict_batch_size=5", "trainer.precision=32-true"),
+        asked(f"model={model}", "trainer.progress=false", "trainer.predict_batch_size=5", "trainer.precision=32-true"),
         data(),
     )
     classifier = engine.build(c, dataset, 0)

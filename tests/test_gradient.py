@@ -127,6 +127,12 @@ def test_draw_follows_the_weights_never_takes_a_zero_and_knows_no_limit_of_posit
     assert draw(large, [], seeded()) == 2**24 + 2
 
 
+@pytest.mark.parametrize("number, weights, drawn", [(0.0, [0, 0, 1, 1], 2), (1 - 2**-53, [1, 1, 0, 0], 1)])
+def test_the_first_and_the_last_random_number_do_not_draw_a_zero(number, weights, drawn, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), number, dtype=torch.float64))
+    assert draw(torch.tensor(weights), [], seeded()) == drawn
+
+
 def test_one_of_best_draws_among_equals_and_refuses_nan():
     score = torch.tensor([1.0, 5.0, 5.0 - 1e-12, 4.99, -torch.inf], dtype=torch.float64)
     assert {one_of_best(score, seeded(i)) for i in range(30)} == {1, 2}
