@@ -162,7 +162,7 @@ def test_k_means_spreads_over_clumps_of_both_kinds_of_k_means(chunk, k):
 def test_seeding_draws_in_proportion_to_the_squared_distance():
     # From 0 the others are at 1 and 3: chances 1 and 9 of 10, whichever comes first being a third.
     x = torch.tensor([[0.0], [1.0], [3.0]])
-    pairs = [tuple(seed_rows(x, 2, seeded(i))[:, 0].tolist()) for i in range(3000)]
+    pairs = [tuple(seed_rows(x, torch.ones(len(x)), 2, seeded(i))[:, 0].tolist()) for i in range(3000)]
     after_0 = [b for a, b in pairs if a == 0]
     assert 900 < len(after_0) < 1100
     assert chisquare([after_0.count(1), after_0.count(3)], [len(after_0) * 0.1, len(after_0) * 0.9]).pvalue > 1e-3

@@ -11,17 +11,16 @@ from al_bench.strategies import gradient as family
 from al_bench.strategies.gradient import (
     badge,
     bait,
-    draw,
     expected_gradient_length,
     fisher_scale,
     gradient_length_score,
     kept,
     logit_gradient,
     mean_fisher,
-    one_of_best,
     quadratic,
     rank_one_update,
 )
+from al_bench.strategies.greedy import draw, random_argmax
 
 
 def seeded(seed=0):
@@ -133,12 +132,12 @@ def test_the_first_and_the_last_random_number_do_not_draw_a_zero(number, weights
     assert draw(torch.tensor(weights), [], seeded()) == drawn
 
 
-def test_one_of_best_draws_among_equals_and_refuses_nan():
+def test_random_argmax_draws_among_equals_and_refuses_nan():
     score = torch.tensor([1.0, 5.0, 5.0 - 1e-12, 4.99, -torch.inf], dtype=torch.float64)
-    assert {one_of_best(score, seeded(i)) for i in range(30)} == {1, 2}
-    assert {one_of_best(torch.tensor([-torch.inf, torch.inf, torch.inf]), seeded(i)) for i in range(30)} == {1, 2}
+    assert {random_argmax(score, seeded(i)) for i in range(30)} == {1, 2}
+    assert {random_argmax(torch.tensor([-torch.inf, torch.inf, torch.inf]), seeded(i)) for i in range(30)} == {1, 2}
     with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
-        one_of_best(torch.tensor([torch.nan, 1.0]), seeded())
+        random_argmax(torch.tensor([torch.nan, 1.0]), seeded())
 
 
 def test_what_is_kept_and_what_is_worked_out_anew_are_equal(monkeypatch):

@@ -16,6 +16,7 @@ from skactiveml.pool import Falcun as TheirFalcun
 from sklearn.cluster import AgglomerativeClustering
 
 from al_bench.strategies import PoolView, gradient, needs_of, select, size_of
+from al_bench.strategies.diversity import nearest_to_centres
 from al_bench.strategies.hybrid import (
     agglomerate,
     alfa_mix,
@@ -29,7 +30,6 @@ from al_bench.strategies.hybrid import (
     falcun,
     flip_score,
     galaxy,
-    nearest_to_centres,
     round_robin,
 )
 from al_bench.strategies.uncertainty import entropy_score, margin_score

@@ -22,12 +22,12 @@ from al_bench.strategies.diversity import (
     cluster,
     fit_memory,
     nearest,
-    random_argmax,
+    rounded,
     sq_distances,
     sq_norms,
     to_all,
 )
-from al_bench.strategies.greedy import lazy_greedy
+from al_bench.strategies.greedy import lazy_greedy, random_argmax
 from al_bench.strategies.uncertainty import margin_score, mean_log_probs
 
 Kernel = Callable[[Tensor], Tensor]  # of squared distances, which it may overwrite
@@ -43,12 +43,6 @@ def ball(delta: float) -> Kernel:
 def gaussian(sigma: float) -> Kernel:
     """exp(-d^2 / sigma^2), without the 2 of a normal density, as in both papers by Bae et al."""
     return lambda sq_dist: sq_dist.mul_(-1 / sigma**2).exp_()
-
-
-def rounded(gain_B: Tensor) -> Tensor:
-    """To 18 binary digits: what differs by rounding alone is a tie, and drawn."""
-    mantissa_B, exponent_B = torch.frexp(gain_B)
-    return torch.ldexp((mantissa_B * 2**18).round(), exponent_B - 18)
 
 
 def first_gains(x_PF: Tensor, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Distances are Euclidean, worked out as |x|^2 + |y|^2 - 2 <x, y> in blocks of row
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf, isqrt
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from al_bench import strategies
 from al_bench.strategies import PoolView, by_chunks, needs, top_k
+from al_bench.strategies.greedy import draw, random_argmax
+
+Rows = Callable[[Tensor], Tensor]  # positions -> a float32 copy of those rows
 
 NEIGHBOURS, SMALL, MOST_CLUSTERS = 20, 5, 500  # TypiClust's
 AHEAD = 64  # rows of distances k_center works out together
@@ -29,6 +32,12 @@ def sq_distances(x_ND: Tensor, y_MD: Tensor, norm_N: Tensor, norm_M: Tensor) -> 
     """Squared distances [N, M] in float32; the norms are those of sq_norms."""
     dist_NM = torch.addmm(norm_M, x_ND.float(), y_MD.float().T, alpha=-2)
     return dist_NM.add_(norm_N[:, None]).clamp_min_(0)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """To 18 binary digits: what differs by rounding alone is a tie, and drawn."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**18).round(), exponent - 18)
 
 
 def blocks(n: int) -> Iterator[slice]:
@@ -53,11 +62,6 @@ def nearest(x_ND: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor]:
             index_N[n] = torch.where(closer_N, which_N + m.start, index_N[n])
             dist_N[n] = torch.where(closer_N, near_N, dist_N[n])
     return dist_N, index_N
-
-
-def random_argmax(score_P: Tensor, rng: torch.Generator) -> int:
-    best = (score_P == score_P.max()).nonzero()[:, 0]
-    return int(best[torch.randint(len(best), (1,), generator=rng)]) if len(best) > 1 else int(best[0])
 
 
 @needs(predictions=False, embeddings=True)
@@ -98,38 +102,77 @@ def fitted_rows(n: int, width: int, n_clusters: int) -> int:
     return min(n, max(20 * n_clusters, 16 * strategies.CHUNK // max(1, width)))
 
 
-def seed_rows(x_ND: Tensor, k: int, rng: torch.Generator) -> Tensor:
-    """k-means++ (Arthur & Vassilvitskii, 2007): each row drawn in proportion to its squared distance to those drawn.
+def seed_rows(x_ND: Tensor, weight_N: Tensor, k: int, rng: torch.Generator) -> Tensor:
+    """k-means++ (Arthur & Vassilvitskii, 2007): each row drawn by its weight times its squared distance to those drawn.
 
     Beside scikit-learn's, which tries several rows a draw in float64, it takes a tenth of the time.
     """
     norm_N, dist_N = sq_norms(x_ND), torch.full((len(x_ND),), inf)
-    picked = [int(torch.randint(len(x_ND), (1,), generator=rng))]
+    picked = [draw(weight_N, [], rng)]
     while len(picked) < k:
         last = picked[-1:]
         dist_N = torch.minimum(dist_N, to_all(x_ND[last], norm_N[last], x_ND, norm_N)[0])
-        # Where all that is left is a copy of what is drawn, any row will do.
-        picked.append(int(torch.multinomial(dist_N if dist_N.any() else dist_N + 1, 1, generator=rng)))
+        picked.append(draw(weight_N * dist_N, [], rng))  # where all that is left is a copy, any row will do
     return x_ND[picked]
+
+
+def fit_centres(
+    rows: Rows, n: int, width: int, n_clusters: int, rng: torch.Generator, weight_N: Tensor | None = None
+) -> Tensor:
+    """Centres [K, D] of weighted k-means over n rows; fitted on a random part of them where they are many."""
+    part = torch.randperm(n, generator=rng)[: fitted_rows(n, width, n_clusters)]
+    weight_N = torch.ones(n) if weight_N is None else weight_N.float()
+    some = part[: 3 * max(1024, n_clusters)].sort().values
+    options = {
+        "init": seed_rows(rows(some), weight_N[some], n_clusters, rng).numpy(),
+        "n_init": 1,
+        "random_state": int(torch.randint(2**31 - 1, (1,), generator=rng)),
+    }
+    model = KMeans(n_clusters, copy_x=False, **options) if n_clusters <= 50 else MiniBatchKMeans(n_clusters, **options)
+    part = part.sort().values
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: no harm here
+        model.fit(rows(part).numpy(), sample_weight=weight_N[part].numpy())
+    return torch.from_numpy(model.cluster_centers_).float()
 
 
 def cluster(parts: tuple[Tensor, ...], n_clusters: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """k-means centres [K, D] of the parts' rows together, and the nearest centre of each row. Some may have none."""
     n = sum(len(x) for x in parts)
-    n_clusters = min(n_clusters, n)
-    rows = torch.randperm(n, generator=rng)[: fitted_rows(n, parts[0].shape[1], n_clusters)]
-    seed_KD = seed_rows(gather(parts, rows[: 3 * max(1024, n_clusters)].sort().values), n_clusters, rng)
-    options = {
-        "init": seed_KD.numpy(),
-        "n_init": 1,
-        "random_state": int(torch.randint(2**31 - 1, (1,), generator=rng)),
-    }
-    model = KMeans(n_clusters, copy_x=False, **options) if n_clusters <= 50 else MiniBatchKMeans(n_clusters, **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: no harm here
-        model.fit(gather(parts, rows.sort().values).numpy())
-    centre_KD = torch.from_numpy(model.cluster_centers_).float()
+    centre_KD = fit_centres(lambda at: gather(parts, at), n, parts[0].shape[1], min(n_clusters, n), rng)
     return centre_KD, torch.cat([nearest(x, centre_KD)[1] for x in parts if len(x)])
+
+
+def distances_to(rows: Rows, at_N: Tensor, centre_1D: Tensor) -> Tensor:
+    """Squared distances of the images at at_N to one centre."""
+
+    def of_part(at: Tensor) -> Tensor:
+        x_ND = rows(at)
+        return rounded(sq_distances(x_ND, centre_1D, sq_norms(x_ND), sq_norms(centre_1D)))[:, 0]
+
+    return by_chunks(of_part, at_N, width=2 * centre_1D.shape[1])
+
+
+def nearest_to_centres(rows: Rows, n: int, centre_KD: Tensor, rng: torch.Generator) -> Tensor:
+    """Of n images the nearest to each centre, in the order of the centres; where it is taken, the nearest that is not.
+
+    In a random order of the images, so that neither equal distances nor rounding prefer one.
+    """
+    norm_K, order_M = sq_norms(centre_KD), torch.randperm(n, generator=rng)
+    near_K, at_K = torch.full(norm_K.shape, inf), torch.zeros(norm_K.shape, dtype=torch.int64)
+    for part in order_M.split(max(1, strategies.CHUNK // sum(centre_KD.shape))):
+        x_ND = rows(part)
+        near, which = rounded(sq_distances(centre_KD, x_ND, norm_K, sq_norms(x_ND))).min(dim=1)
+        at_K = part[which].where(near < near_K, at_K)
+        near_K = torch.minimum(near, near_K)
+    free_M, picked = torch.ones(n, dtype=torch.bool), []
+    for j, i in enumerate(at_K.tolist()):
+        if not free_M[i]:
+            left_M = order_M[free_M[order_M]]
+            i = int(left_M[distances_to(rows, left_M, centre_KD[j : j + 1]).argmin()])
+        free_M[i] = False
+        picked.append(i)
+    return torch.tensor(picked)
 
 
 def fit_memory(n: int, width: int, n_clusters: int) -> float:
@@ -144,14 +187,8 @@ def k_means(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
     image is taken it gets the nearest that is not.
     """
     centre_KD, cluster_P = cluster((view.emb_PD,), k, rng)
-    norm_P, norm_K = sq_norms(view.emb_PD), sq_norms(centre_KD)
     order_K = top_k(cluster_P.bincount(minlength=k).float(), k, rng)
-    picked: list[int] = []
-    for some_K in order_K.split(max(1, strategies.CHUNK // view.n_pool)):
-        for dist_P in to_all(centre_KD[some_K], norm_K[some_K], view.emb_PD, norm_P):
-            dist_P[picked] = inf
-            picked.append(random_argmax(-dist_P, rng))
-    return torch.tensor(picked)
+    return nearest_to_centres(lambda at: view.emb_PD[at].float(), view.n_pool, centre_KD[order_K], rng)
 
 
 def typicality(parts: tuple[Tensor, ...], members: Tensor) -> Tensor:

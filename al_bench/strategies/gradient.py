@@ -13,34 +13,11 @@ from torch import Tensor
 
 from al_bench import strategies
 from al_bench.strategies import PoolView, by_chunks, needs, top_k
+from al_bench.strategies.greedy import draw, random_argmax
 from al_bench.strategies.uncertainty import unlikely_probs
 
 KEPT = 2**26  # numbers a strategy keeps between picks; what is larger is worked out anew at each
 ROUNDING = 1e-6  # of the squared norms: a squared distance below it is float32's rounding
-
-
-def one_of_best(score_P: Tensor, rng: torch.Generator) -> int:
-    """The position of the highest score, one at random where several differ by no more than rounding."""
-    best = score_P.max()
-    if best.isnan():
-        raise ValueError(f"{int(score_P.isnan().sum())} of {len(score_P)} scores are NaN")
-    # -inf and inf are equal to themselves alone.
-    ties = (score_P >= best - (1e-9 * best.abs() if best.isfinite() else 0)).nonzero()[:, 0]
-    return int(ties[torch.randint(len(ties), (1,), generator=rng)])
-
-
-def draw(weight_P: Tensor, taken: list[int], rng: torch.Generator) -> int:
-    """A position not taken, with a probability proportional to its weight; any of them where all weights are 0.
-
-    torch.multinomial refuses more than 2^24 positions and adds up in float32.
-    """
-    weight_P = weight_P.double().index_fill(0, torch.tensor(taken, dtype=torch.int64), 0)
-    if not weight_P.any():
-        weight_P = torch.ones_like(weight_P).index_fill(0, torch.tensor(taken, dtype=torch.int64), 0)
-    sum_P = weight_P.cumsum(0)
-    at = torch.rand(1, dtype=torch.float64, generator=rng) * sum_P[-1]
-    # Where the product was rounded up to the whole sum, the last position with a weight.
-    return int(min(torch.searchsorted(sum_P, at, right=True), torch.searchsorted(sum_P, sum_P[-1:])))
 
 
 def kept(f: Callable[[Tensor], Tensor], log_probs_PSC: Tensor) -> Callable[[], Iterable[Tensor]]:
@@ -92,7 +69,7 @@ def badge(view: PoolView, k: int, rng: torch.Generator, *, first: str = "longest
         raise ValueError(f"first has to be longest or random, not {first}")
     emb_PD, a = view.emb_PD, kept(logit_gradient, view.log_probs_PSC)
     sq_norm_P = torch.cat([sq_length(part) for part in a()]) * by_chunks(sq_length, emb_PD)
-    picked = [one_of_best(sq_norm_P, rng) if first == "longest" else draw(torch.ones(view.n_pool), [], rng)]
+    picked = [random_argmax(sq_norm_P, rng) if first == "longest" else draw(torch.ones(view.n_pool), [], rng)]
     sq_dist_P = torch.full_like(sq_norm_P, torch.inf)
     while len(picked) < k:
         i = picked[-1]
@@ -181,7 +158,7 @@ def forward(emb_PD: Tensor, scale_P: Tensor, inv_DD: Tensor, fisher_DD: Tensor, 
     while len(picked) < n:
         gain_P = r_P / (1 + q_P)
         gain_P[picked] = -torch.inf
-        picked.append(one_of_best(gain_P, rng))
+        picked.append(random_argmax(gain_P, rng))
         rank_one_update(picked[-1], 1, emb_PD, scale_P, q_P, r_P, inv_DD, fisher_DD)
     return torch.tensor(picked)
 
@@ -194,7 +171,7 @@ def backward(
     r_N = quadratic(emb_ND, scale_N, inv_DD @ fisher_DD @ inv_DD)
     stays_N = torch.ones(len(emb_ND), dtype=torch.bool)
     for _ in range(len(emb_ND) - k):
-        i = one_of_best((-r_N / (1 - q_N)).where(stays_N, -torch.inf), rng)
+        i = random_argmax((-r_N / (1 - q_N)).where(stays_N, -torch.inf), rng)
         stays_N[i] = False
         rank_one_update(i, -1, emb_ND, scale_N, q_N, r_N, inv_DD, fisher_DD)
     return stays_N.nonzero()[:, 0]

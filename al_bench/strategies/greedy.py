@@ -1,9 +1,33 @@
-"""Greedy maximisation, which half of the strategies come down to. P pool images."""
+"""Choosing one image after another, which half of the strategies come down to. P pool images."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+
+def random_argmax(score_P: Tensor, rng: torch.Generator) -> int:
+    """The position of the highest score, one at random where several differ by no more than rounding."""
+    best = score_P.max()
+    if best.isnan():
+        raise ValueError(f"{int(score_P.isnan().sum())} of {len(score_P)} scores are NaN")
+    # -inf and inf are equal to themselves alone.
+    ties = (score_P >= best - (1e-9 * best.abs() if best.isfinite() else 0)).nonzero()[:, 0]
+    return int(ties[torch.randint(len(ties), (1,), generator=rng)])
+
+
+def draw(weight_P: Tensor, taken: list[int], rng: torch.Generator) -> int:
+    """A position not taken, with a probability proportional to its weight; any of them where all weights are 0.
+
+    torch.multinomial refuses more than 2^24 positions and adds up in float32.
+    """
+    weight_P = weight_P.double().index_fill(0, torch.tensor(taken, dtype=torch.int64), 0)
+    if not weight_P.any():
+        weight_P = torch.ones_like(weight_P).index_fill(0, torch.tensor(taken, dtype=torch.int64), 0)
+    sum_P = weight_P.cumsum(0)
+    at = torch.rand(1, dtype=torch.float64, generator=rng) * sum_P[-1]
+    # Where the product was rounded up to the whole sum, the last position with a weight.
+    return int(min(torch.searchsorted(sum_P, at, right=True), torch.searchsorted(sum_P, sum_P[-1:])))
 
 
 def lazy_greedy(

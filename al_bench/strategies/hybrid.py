@@ -4,68 +4,18 @@ P pool images, L labelled, S stochastic passes or committee members (1 if neithe
 K cluster centres, A anchors, M images among which a strategy chooses, N rows of any kind.
 """
 
-import warnings
-from collections.abc import Callable
 from math import ceil, inf, sqrt
 
 import torch
 import torch.nn.functional as F
 from scipy.cluster.hierarchy import fcluster, linkage
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from al_bench import strategies
 from al_bench.strategies import PoolView, by_chunks, needs, top_k
-from al_bench.strategies.diversity import fit_memory, fitted_rows, nearest, sq_distances, sq_norms
-from al_bench.strategies.gradient import KEPT, draw, kept, logit_gradient, one_of_best
+from al_bench.strategies.diversity import cluster, fit_centres, fit_memory, nearest_to_centres, sq_distances, sq_norms
+from al_bench.strategies.gradient import KEPT, kept, logit_gradient
+from al_bench.strategies.greedy import draw, random_argmax
 from al_bench.strategies.uncertainty import entropy_score, margin_score, mean_log_probs
-
-Rows = Callable[[Tensor], Tensor]  # positions among the M -> a float32 copy of their embeddings
-
-
-def kmeans_centres(rows: Rows, weight_M: Tensor, width: int, k: int, rng: torch.Generator) -> Tensor:
-    """Centres [k, D] of weighted k-means, fitted on a random part of the images where they are many."""
-    n = len(weight_M)
-    part = torch.randperm(n, generator=rng)[: fitted_rows(n, width, k)].sort().values
-    seed = int(torch.randint(2**31 - 1, (1,), generator=rng))
-    model = (KMeans if k <= 50 else MiniBatchKMeans)(k, n_init=1, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct images than centres: no harm here
-        model.fit(rows(part).numpy(), sample_weight=weight_M[part].float().numpy())
-    return torch.from_numpy(model.cluster_centers_).float()
-
-
-def distances_to(rows: Rows, at_N: Tensor, centre_1D: Tensor) -> Tensor:
-    """Squared distances of the images at at_N to one centre."""
-
-    def of_part(at: Tensor) -> Tensor:
-        x_ND = rows(at)
-        return sq_distances(x_ND, centre_1D, sq_norms(x_ND), sq_norms(centre_1D))[:, 0]
-
-    return by_chunks(of_part, at_N, width=2 * centre_1D.shape[1])
-
-
-def nearest_to_centres(rows: Rows, n: int, centre_KD: Tensor, rng: torch.Generator) -> Tensor:
-    """Of n images the nearest to each centre, in the order of the centres; where it is taken, the nearest that is not.
-
-    In a random order of the images, so that neither equal distances nor rounding prefer one.
-    """
-    norm_K, order_M = sq_norms(centre_KD), torch.randperm(n, generator=rng)
-    near_K, at_K = torch.full(norm_K.shape, inf), torch.zeros(norm_K.shape, dtype=torch.int64)
-    for part in order_M.split(max(1, strategies.CHUNK // sum(centre_KD.shape))):
-        x_ND = rows(part)
-        near, which = sq_distances(centre_KD, x_ND, norm_K, sq_norms(x_ND)).min(dim=1)
-        at_K = part[which].where(near < near_K, at_K)
-        near_K = torch.minimum(near, near_K)
-    free_M, picked = torch.ones(n, dtype=torch.bool), []
-    for j, i in enumerate(at_K.tolist()):
-        if not free_M[i]:
-            left_M = order_M[free_M[order_M]]
-            i = int(left_M[distances_to(rows, left_M, centre_KD[j : j + 1]).argmin()])
-        free_M[i] = False
-        picked.append(i)
-    return torch.tensor(picked)
 
 
 def cluster_picks(
@@ -77,7 +27,7 @@ def cluster_picks(
         x_ND = emb_PD[among_M[at]].float()
         return F.normalize(x_ND, dim=1) if unit else x_ND
 
-    centre_KD = kmeans_centres(rows, weight_M, emb_PD.shape[1], k, rng)
+    centre_KD = fit_centres(rows, len(among_M), emb_PD.shape[1], k, rng, weight_M)
     return among_M[nearest_to_centres(rows, len(among_M), centre_KD, rng)]
 
 
@@ -135,10 +85,7 @@ def cluster_margin(
     if len(among_M) <= limit:
         cluster_M = agglomerate(x_MD, n_clusters)
     else:
-        ones_M = torch.ones(len(among_M))
-        cluster_M = nearest(x_MD, kmeans_centres(lambda at: x_MD[at].float(), ones_M, x_MD.shape[1], n_clusters, rng))[
-            1
-        ]
+        cluster_M = cluster((x_MD,), n_clusters, rng)[1]
     return among_M[round_robin(cluster_M, k, rng)]
 
 
@@ -300,7 +247,7 @@ def bisect(known_N: Tensor, rng: torch.Generator) -> int:
     cut = known_N[at].diff() != 0
     start, gap = at[:-1][cut], (at.diff() - 1)[cut]
     if gap.any():
-        j = one_of_best((-gap.double()).where(gap > 0, -inf), rng)
+        j = random_argmax((-gap.double()).where(gap > 0, -inf), rng)
         return int(start[j] + 1 + (gap[j] - 1) // 2)
     if not len(start):
         return int(unknown[torch.randint(len(unknown), (1,), generator=rng)])
@@ -309,7 +256,7 @@ def bisect(known_N: Tensor, rng: torch.Generator) -> int:
     distance = torch.minimum(
         (unknown - left).where(after > 0, len(known_N)), (right - unknown).where(after < len(start), len(known_N))
     )
-    return int(unknown[one_of_best(-distance.double(), rng)])
+    return int(unknown[random_argmax(-distance.double(), rng)])
 
 
 def best_two(log_probs_NSC: Tensor) -> Tensor:
@@ -320,7 +267,7 @@ def best_two(log_probs_NSC: Tensor) -> Tensor:
 
 @needs(labelled=True, memory=lambda n: 120 * (n.P + n.L))
 def galaxy(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
-    """GALAXY (Zhang et al., 2022, Algorithm 2): for a class, pool and labelled images stand in line by the margin
+    """GALAXY (Zhang et al., 2022): for a class, pool and labelled images stand in line by the margin
     p_c - max p_other, and the next pick bisects the shortest stretch between one of the class and one that is not.
 
     Made for rare classes. The class is drawn at random for each pick, as in the authors' code; with two classes there
