@@ -143,33 +143,29 @@ def cluster(parts: tuple[Tensor, ...], n_clusters: int, rng: torch.Generator) ->
     return centre_KD, torch.cat([nearest(x, centre_KD)[1] for x in parts if len(x)])
 
 
-def distances_to(rows: Rows, at_N: Tensor, centre_1D: Tensor) -> Tensor:
-    """Squared distances of the images at at_N to one centre."""
-
-    def of_part(at: Tensor) -> Tensor:
-        x_ND = rows(at)
-        return rounded(sq_distances(x_ND, centre_1D, sq_norms(x_ND), sq_norms(centre_1D)))[:, 0]
-
-    return by_chunks(of_part, at_N, width=2 * centre_1D.shape[1])
+def distances_to(rows: Rows, at_N: Tensor, centre_KD: Tensor) -> Tensor:
+    """Distances [N, K]. The two images of a cluster are equally far from its centre: float32 would choose for them."""
+    x_ND = rows(at_N).double()
+    return rounded(torch.cdist(x_ND, centre_KD.double()))
 
 
 def nearest_to_centres(rows: Rows, n: int, centre_KD: Tensor, rng: torch.Generator) -> Tensor:
     """Of n images the nearest to each centre, in the order of the centres; where it is taken, the nearest that is not.
 
-    In a random order of the images, so that neither equal distances nor rounding prefer one.
+    In a random order of the images, so that among equal distances none is preferred.
     """
-    norm_K, order_M = sq_norms(centre_KD), torch.randperm(n, generator=rng)
-    near_K, at_K = torch.full(norm_K.shape, inf), torch.zeros(norm_K.shape, dtype=torch.int64)
-    for part in order_M.split(max(1, strategies.CHUNK // sum(centre_KD.shape))):
-        x_ND = rows(part)
-        near, which = rounded(sq_distances(centre_KD, x_ND, norm_K, sq_norms(x_ND))).min(dim=1)
+    width, order_M = sum(centre_KD.shape), torch.randperm(n, generator=rng)
+    near_K, at_K = torch.full((len(centre_KD),), inf, dtype=torch.float64), torch.zeros(len(centre_KD)).long()
+    for part in order_M.split(max(1, strategies.CHUNK // width)):
+        near, which = distances_to(rows, part, centre_KD).min(dim=0)
         at_K = part[which].where(near < near_K, at_K)
         near_K = torch.minimum(near, near_K)
     free_M, picked = torch.ones(n, dtype=torch.bool), []
     for j, i in enumerate(at_K.tolist()):
         if not free_M[i]:
             left_M = order_M[free_M[order_M]]
-            i = int(left_M[distances_to(rows, left_M, centre_KD[j : j + 1]).argmin()])
+            far_M = by_chunks(lambda at, j=j: distances_to(rows, at, centre_KD[j : j + 1])[:, 0], left_M, width=width)
+            i = int(left_M[far_M.argmin()])
         free_M[i] = False
         picked.append(i)
     return torch.tensor(picked)
