@@ -3,11 +3,13 @@
 Values live in conf/*.yaml; what is here as a default is what most of those files leave out.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.utils import get_method
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from al_bench.errors import UserError
@@ -254,6 +256,15 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
             "A strategy's yaml needs the keys name, _target_ and _partial_: true.",
         ),
     ]
+
+
+def function(key: str, path: str) -> Callable[..., Any]:
+    """The function of a dotted path that the configuration names under this key. Raises UserError."""
+    try:
+        return get_method(path)
+    except Exception as error:  # a user's module may raise anything when imported
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{key}={path} cannot be loaded: {reason}") from error
 
 
 def keys(schema: type = Config, prefix: str = "") -> list[str]:

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, replace
 
 import torch
-from hydra.utils import get_method
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from al_bench.config import Config, Mode
+from al_bench.config import Config, Mode, function
 from al_bench.data import Dataset, pool, sources
 from al_bench.models import engine, nets
 from al_bench.store import run_folder
@@ -78,7 +77,7 @@ def _memory(c: Config, source: sources.Source, n_pool: int) -> dict[str, int]:
     image = torch.zeros(1, *source.image_shape, dtype=torch.uint8)
     mean, std = tuple(c.dataset.mean), tuple(c.dataset.std)
     fake = Dataset(c.dataset.name, image, one, one, one, source.class_names, mean, std, checksum="")
-    net = get_method(c.model._target_)(replace(c.model, pretrained=False, weights=None), fake).eval()
+    net = function("model._target_", c.model._target_)(replace(c.model, pretrained=False, weights=None), fake).eval()
     frozen = c.model.mode is Mode.frozen
     weights = sum(p.nbytes for p in net.parameters())
     widths = net.head_hidden_size + len(source.class_names)

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hydra.utils import get_method
 from torch import Tensor
 
 from al_bench import rng
-from al_bench.config import Config, InitialDraw
+from al_bench.config import Config, InitialDraw, function
 from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
@@ -42,7 +41,7 @@ def cold_start(c: Config, dataset: Dataset, features_NF: Tensor | None) -> Calla
     if c.budget.start not in COLD_STARTS:
         return None
 
-    strategy = get_method(COLD_STARTS[c.budget.start])
+    strategy = function("budget.start", COLD_STARTS[c.budget.start])
 
     def choose(idx: Tensor, k: int, stream: torch.Generator) -> Tensor:
         features_PF = features_NF[idx]

@@ -105,6 +105,12 @@ def test_a_misspelt_key_option_or_value_does_not_compose(override):
         asked(override)
 
 
+@pytest.mark.parametrize("path", ["nowhere.at_all", "al_bench.data.sources.digit", "al_bench.rng"])
+def test_a_dotted_path_that_leads_nowhere_is_named_with_its_key(path):
+    with pytest.raises(UserError, match=f"dataset._target_={path} cannot be loaded: ."):
+        config.function("dataset._target_", path)
+
+
 def test_near_misses_of_what_was_typed():
     assert near_misses(["strategy=random,entrpy", "sed=1", "-m", "seed=0"]) == (
         "'entrpy': did you mean entropy or mc_entropy or vote_entropy?\n'sed': did you mean seed or study?"

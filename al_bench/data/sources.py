@@ -10,11 +10,10 @@ import filelock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra.utils import get_method
 from torch import Tensor
 
 from al_bench import rng
-from al_bench.config import DatasetConfig, OnBadImage
+from al_bench.config import DatasetConfig, OnBadImage, function
 from al_bench.data import Dataset
 from al_bench.data.cache import checksum
 from al_bench.data.decode import ImageFiles, complaint, decode, files_in
@@ -47,7 +46,7 @@ class Source:
 
 def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     """model_size: the input size the model prefers; dataset.image_size goes before it."""
-    source: Source = get_method(c._target_)(c, model_size, cache_dir)
+    source: Source = function("dataset._target_", c._target_)(c, model_size, cache_dir)
     _refuse_empty_class(c, source.labels_N, source.class_names, "image")
     if len(source.class_names) < 2:
         names = ", ".join(source.class_names)

@@ -17,14 +17,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from hydra.utils import get_method
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from al_bench import rng
-from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig, Monitor, TrainerConfig
+from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig, Monitor, TrainerConfig, function
 from al_bench.data import Dataset
 from al_bench.data.cache import cached_array
 from al_bench.data.datamodule import PoolDataModule, image_loader
@@ -75,7 +74,7 @@ def build(c: Config, dataset: Dataset, round: int, member: int = 0) -> Classifie
         net = (
             LinearHead(dataset, c.model.dropout)
             if c.model.mode is Mode.frozen
-            else get_method(c.model._target_)(c.model, dataset)
+            else function("model._target_", c.model._target_)(c.model, dataset)
         )
     return Classifier(net, c.model.optimizer, c.trainer.schedule)
 
@@ -186,7 +185,7 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
         raise UserError("model.mode=frozen sees each image once, not augmented. Set trainer.augment=none.")
     torch.set_num_threads(c.trainer.threads or ALL_THREADS)  # an earlier job of this process may have taken fewer
     with rng.seeded(c.seed, "weights"):
-        net = get_method(m._target_)(m, dataset)
+        net = function("model._target_", m._target_)(m, dataset)
     trained = m.pretrained or m.weights is not None  # random weights are another network for each seed
     key = {
         "images": dataset.checksum,

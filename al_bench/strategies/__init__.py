@@ -91,7 +91,7 @@ def load(settings: dict[str, Any]) -> Strategy:
         strategy = instantiate(node)
         inspect.signature(strategy.func).bind(None, 1, None, **strategy.keywords)
     except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"strategy {settings['name']}: {settings['_target_']} cannot be loaded ({reason}).") from error
     if needs_of(strategy).passes and not (settings.get("passes") or settings.get("members")):
         raise UserError(

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from math import exp, inf
 
 import torch
-from hydra.utils import get_method
 from torch import Tensor
 
 from al_bench import strategies
+from al_bench.config import function
 from al_bench.strategies import PoolView, Size, by_chunks, needs
 from al_bench.strategies.diversity import (
     blocks,
@@ -195,7 +195,7 @@ def uncertainty_herding(
     """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature} and has to be above 0")
-    score = get_method(uncertainty)
+    score = function("strategy.uncertainty", uncertainty)
     weight_P = by_chunks(lambda x: score((x.float() / temperature).log_softmax(-1)).float(), view.log_probs_PSC)
     if not (weight_P >= 0).all():
         raise ValueError(f"{uncertainty} is NaN or below 0 for some images and cannot weigh them")
