@@ -74,11 +74,11 @@ def one(c: config.Config) -> None:
 def near_misses(arguments: list[str]) -> str:
     """For each misspelt group, option or key among the arguments, the nearest that exist."""
     groups = {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in conf_dir().iterdir() if d.is_dir()}
-    keys = {*groups, *config.keys(), "strategy.passes", "strategy.members", "strategy.candidates"}
+    keys = {*groups, *config.keys()}
     hints = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if argument.startswith(("-", "+", "~")) or not value or key.startswith("hydra"):
+        if argument.startswith(("-", "+", "~")) or not value or key.startswith(("hydra", "strategy.")):
             continue
         if key in groups:
             tries = [(v, groups[key]) for v in re.split(r"[,\s]+", value) if re.fullmatch(r"\w+", v)]

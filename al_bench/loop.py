@@ -89,6 +89,7 @@ def begin(
     features = query.prepare(c, strategy, dataset)
     labels = pool.start(dataset.train_idx, oracle, c.budget, c.seed, query.cold_start(c, dataset, features))
     store.identify(dataset, labels)
+    store.note(features=c.features.extractor.name if query.wants_features(c, strategy) else None)
     records = store.records()
     for past in records:
         labels = labels.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)

@@ -18,6 +18,7 @@ from al_bench.errors import UserError
 from al_bench.models import engine
 from al_bench.models.classifier import Classifier
 from al_bench.strategies import PoolView, Strategy, needs_of, select
+from al_bench.strategies.uncertainty import mean_log_probs
 
 # What may choose the initial set: on fixed features, without any label.
 COLD_STARTS = {
@@ -32,8 +33,11 @@ def prepare(c: Config, strategy: Strategy, dataset: Dataset) -> Tensor | None:
     """The fixed features [N, F] if anything here asks for them. Raises UserError if dropout is asked for in vain."""
     if c.strategy["passes"]:
         _dropout(c, engine.build(c, dataset, 0), dataset.images, 0)
-    wanted = needs_of(strategy).features or c.budget.start in COLD_STARTS
-    return engine.fixed_features(c, dataset) if wanted else None
+    return engine.fixed_features(c, dataset) if wants_features(c, strategy) else None
+
+
+def wants_features(c: Config, strategy: Strategy) -> bool:
+    return needs_of(strategy).features or c.budget.start in COLD_STARTS
 
 
 def cold_start(c: Config, dataset: Dataset, features_NF: Tensor | None) -> Callable[..., Tensor] | None:
@@ -91,18 +95,11 @@ def look(
     embeddings = needs.embeddings or by_model
     seen: dict[str, Any] = {"labelled_labels_L": labels.labels_L}
     if needs.predictions or embeddings:
-        predicted = [
-            engine.predict(
-                c.trainer, net, images, idx_P, embeddings and net is nets[0],
-                _dropout(c, net, images, round, member) if c.strategy["passes"] else None,
-            )
-            for member, net in enumerate(nets)
-        ]  # fmt: skip
-        seen["log_probs_PSC"] = torch.cat([p.log_probs_PSC for p in predicted], dim=1)
-        seen["emb_PD"] = predicted[0].emb_PD
+        seen["log_probs_PSC"], seen["emb_PD"] = _predict(c, nets, images, idx_P, embeddings, round)
     if embeddings or needs.labelled:
-        labelled = engine.predict(c.trainer, nets[0], images, labels.labelled_L, embeddings)
-        seen["labelled_log_probs_LC"], seen["labelled_emb_LD"] = labelled.log_probs_PSC[:, 0], labelled.emb_PD
+        log_probs_LSC, seen["labelled_emb_LD"] = _predict(c, nets, images, labels.labelled_L, embeddings, round)
+        if needs.labelled:  # by the same nets and passes as the pool: the two are compared
+            seen["labelled_log_probs_LC"] = mean_log_probs(log_probs_LSC).float()
     if by_model:
         seen["features_PF"] = F.normalize(seen["emb_PD"], dim=1)
         seen["labelled_features_LF"] = F.normalize(seen["labelled_emb_LD"], dim=1)
@@ -117,9 +114,24 @@ def look(
     return PoolView(len(idx_P), n_classes, **seen)
 
 
+def _predict(
+    c: Config, nets: list[Classifier], images: Tensor, idx: Tensor, embeddings: bool, round: int
+) -> tuple[Tensor, Tensor | None]:
+    """(log_probs_PSC of all passes of all members, emb_PD of the first net's deterministic pass)"""
+    seen = [
+        engine.predict(
+            c.trainer, net, images, idx, embeddings and member == 0,
+            _dropout(c, net, images, round, member) if c.strategy["passes"] else None,
+        )
+        for member, net in enumerate(nets)
+    ]  # fmt: skip
+    log_probs_PSC = torch.cat([s.log_probs_PSC for s in seen], dim=1) if len(seen) > 1 else seen[0].log_probs_PSC
+    return log_probs_PSC, seen[0].emb_PD
+
+
 def _dropout(c: Config, net: Classifier, images: Tensor, round: int, member: int = 0) -> engine.Passes:
     try:
         stream = rng.stream(c.seed, rng.of_member("dropout", member), round)
-        return engine.dropout_passes(net, images, c.strategy["passes"], stream)
+        return engine.dropout_passes(c.trainer, net, images, c.strategy["passes"], stream)
     except UserError as error:
         raise UserError(f"strategy {c.strategy['name']}: {error}.") from None

@@ -211,9 +211,10 @@ class RunStore:
         if not (path.exists() and self.records()):
             return
         there, here = _flat(OmegaConf.load(path)), _flat(OmegaConf.structured(self.config))
-        differ = [
-            k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k) and k not in NOT_COMPARED
-        ]
+        free = NOT_COMPARED | (
+            {k for k in here if k.startswith("features.")} if self.info().get("features") is None else set()
+        )
+        differ = [k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k) and k not in free]
         if differ:
             lines = "\n".join(f"  {k}: there {there.get(k)!r}, asked {here.get(k)!r}" for k in differ)
             raise UserError(
@@ -298,7 +299,7 @@ def reference(c: Config) -> tuple[dict[str, float], str]:
         )
     theirs = _flat(OmegaConf.load(done[0] / "config.yaml"))
     free = NOT_COMPARED | {
-        k for k in ours | theirs if k.startswith(("strategy.", "budget.")) and k != "budget.validation"
+        k for k in ours | theirs if k.startswith(("strategy.", "budget.", "features.")) and k != "budget.validation"
     }
     differ = [k for k in sorted(ours.keys() | theirs.keys()) if k not in free and ours.get(k) != theirs.get(k)]
     if differ:

@@ -111,7 +111,7 @@ def test_masks_are_shared_by_all_images_and_by_all_batches_and_nothing_is_left_c
     )
     classifier = engine.build(c, dataset, 0)
     before = deepcopy(classifier.state_dict())
-    passes = engine.dropout_passes(classifier, dataset.images, 4, seeded())
+    passes = engine.dropout_passes(c.trainer, classifier, dataset.images, 4, seeded())
     alike = dataset.images[:1].expand(12, -1, -1, -1).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     random_state = torch.get_rng_state()
     seen = engine.predict(c.trainer, classifier, alike, torch.arange(12), passes=passes)

@@ -168,11 +168,12 @@ def predict(
     return Prediction(log_probs_PSC, torch.cat(emb) if embeddings else None)
 
 
-def dropout_passes(classifier: Classifier, images: Tensor, n: int, stream: torch.Generator) -> Passes:
+def dropout_passes(t: TrainerConfig, classifier: Classifier, images: Tensor, n: int, stream: torch.Generator) -> Passes:
     """n nets thinned by dropout, for `predict`. Raises UserError where the model has no dropout."""
-    net = classifier.net.eval()
+    device = _device(t)  # Lightning leaves a net on the CPU, and the thinned weights do not move with it
+    net = classifier.net.to(device).eval()
     with torch.inference_mode():
-        return Passes(net, n, images[:1].to(next(net.parameters()).device), stream)
+        return Passes(net, n, images[:1].to(device), stream)
 
 
 def freeze(c: Config, dataset: Dataset) -> Dataset:
@@ -185,7 +186,7 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
         raise UserError("model.mode=frozen sees each image once, not augmented. Set trainer.augment=none.")
     torch.set_num_threads(c.trainer.threads or ALL_THREADS)  # an earlier job of this process may have taken fewer
     with rng.seeded(c.seed, "weights"):
-        net = function("model._target_", m._target_)(m, dataset)
+        net = function("model._target_", m._target_)(replace(m, dropout=0.0), dataset)  # which is the linear head's
     trained = m.pretrained or m.weights is not None  # random weights are another network for each seed
     key = {
         "images": dataset.checksum,

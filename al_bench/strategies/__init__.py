@@ -6,7 +6,7 @@ F width of the fixed features. It sees tensors alone, on the CPU; what it needs 
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -93,6 +93,12 @@ def load(settings: dict[str, Any]) -> Strategy:
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"strategy {settings['name']}: {settings['_target_']} cannot be loaded ({reason}).") from error
+    several = [key for key in ("passes", "members") if settings.get(key)]
+    if several and not needs_of(strategy).predictions:
+        raise UserError(
+            f"strategy {settings['name']} looks at no predictions: strategy.{several[0]} would be work for nothing. "
+            f"Set strategy.{several[0]}=null."
+        )
     if needs_of(strategy).passes and not (settings.get("passes") or settings.get("members")):
         raise UserError(
             f"strategy {settings['name']} compares several predictions of an image. Set strategy.passes=20 (dropout) "
@@ -119,7 +125,21 @@ def by_chunks(f: Callable[..., Tensor], *tensors: Tensor, width: int | None = No
     width: numbers f works on for a row; None: as many as the first tensor's row has.
     """
     rows = max(1, CHUNK // max(1, width or tensors[0][0:1].numel()))
-    return torch.cat([f(*parts) for parts in zip(*(t.split(rows) for t in tensors), strict=True)])
+    return joined((f(*parts) for parts in zip(*(t.split(rows) for t in tensors), strict=True)), len(tensors[0]))
+
+
+def joined(parts: Iterable[Tensor], n: int) -> Tensor:
+    """The rows of the parts, n in all, in an array made at the first part.
+
+    Small results that are kept between large temporary arrays would keep the memory of those from being used again.
+    """
+    out, start = None, 0
+    for part in parts:
+        if out is None:
+            out = part.new_empty(n, *part.shape[1:])
+        out[start : start + len(part)] = part
+        start += len(part)
+    return out
 
 
 def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Generator, round: int) -> Tensor:

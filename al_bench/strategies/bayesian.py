@@ -132,6 +132,8 @@ def batchbald(view: PoolView, k: int, rng: torch.Generator, *, configurations: i
     log S nats in all, every gain is 0 and the rest is random: a large batch wants many passes. The passes have to share
     their dropout masks over the pool.
     """
+    if configurations < 1:
+        raise ValueError(f"configurations is {configurations} and has to be at least 1")
     s = view.log_probs_PSC.shape[1]
     weight_M, posterior_MS = torch.ones(1, dtype=torch.float64), torch.full((1, s), 1 / s, dtype=torch.float64)
 
@@ -167,6 +169,8 @@ def epig_score(log_probs_NSC: Tensor, target_log_probs_TSC: Tensor) -> Tensor:
 def epig(view: PoolView, k: int, rng: torch.Generator, *, targets: int = 200) -> Tensor:
     """The k images of the highest EPIG. The targets, which stand for the images that the net is to be good at, are
     drawn from the pool itself: the test set stays unseen. Scores are not estimated jointly for the batch."""
+    if targets < 1:
+        raise ValueError(f"targets is {targets} and has to be at least 1")
     target_log_probs_TSC = view.log_probs_PSC[torch.randperm(view.n_pool, generator=rng)[:targets]]
     width = view.n_classes**2 * len(target_log_probs_TSC)
     score_P = by_chunks(lambda part: epig_score(part, target_log_probs_TSC), view.log_probs_PSC, width=width)

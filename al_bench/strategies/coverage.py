@@ -136,6 +136,14 @@ def pure_radius(x_PF: Tensor, n_classes: int, purity: float, rng: torch.Generato
     return float(limit_N.sort().values[min(impure, len(limit_N) - 1)].sqrt())
 
 
+def radius(view: PoolView, delta: float | None, purity: float, rng: torch.Generator) -> float:
+    if delta is None:
+        return pure_radius(view.features_PF, view.n_classes, purity, rng)
+    if delta <= 0:
+        raise ValueError(f"delta is {delta} and has to be above 0, or null")
+    return delta
+
+
 def radius_memory(n: Size) -> float:
     return fit_memory(n.P, n.F, n.C)
 
@@ -149,8 +157,7 @@ def prob_cover(
     delta None: pure_radius, on the pool of this round with as many clusters as classes; the paper fixes one delta for
     each data set on all its images. When all is covered: a random choice among the rest.
     """
-    if delta is None:
-        delta = pure_radius(view.features_PF, view.n_classes, purity, rng)
+    delta = radius(view, delta, purity, rng)
     covered_P = ball(delta)(nearest(view.features_PF, view.labelled_features_LF)[0])
     return cover_balls(view.features_PF, delta, covered_P, k, rng, lambda degree_P: degree_P)
 
@@ -161,6 +168,8 @@ def max_herding(view: PoolView, k: int, rng: torch.Generator, *, sigma: float = 
 
     The kernel is Gaussian on the features of unit length.
     """
+    if sigma <= 0:
+        raise ValueError(f"sigma is {sigma} and has to be above 0")
     kernel = gaussian(sigma)
     covered_P = kernel(nearest(view.features_PF, view.labelled_features_LF)[0])
     return cover(view.features_PF, kernel, torch.ones(view.n_pool), covered_P, k, rng)
@@ -265,8 +274,7 @@ def dcom(
     anew, from this round's net, and take the coverage in the threshold from balls of radius delta. Labelled images
     count in a ball with their labels. delta None: as in prob_cover. The margin is scaled once, not at every pick.
     """
-    if delta is None:
-        delta = pure_radius(view.features_PF, view.n_classes, purity, rng)
+    delta = radius(view, delta, purity, rng)
     radius_L, covered_P = labelled_balls(view, delta, max_delta)
     skill = competence(share_covered(covered_P, len(radius_L)))
     margin_P = by_chunks(margin_score, view.log_probs_PSC)

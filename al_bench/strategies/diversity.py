@@ -11,6 +11,7 @@ from math import inf, isqrt
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from al_bench import strategies
@@ -130,7 +131,8 @@ def fit_centres(
     }
     model = KMeans(n_clusters, copy_x=False, **options) if n_clusters <= 50 else MiniBatchKMeans(n_clusters, **options)
     part = part.sort().values
-    with warnings.catch_warnings():
+    # Several OpenMP threads would add up in another order each time.
+    with warnings.catch_warnings(), threadpool_limits(1, "openmp"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: no harm here
         model.fit(rows(part).numpy(), sample_weight=weight_N[part].numpy())
     return torch.from_numpy(model.cluster_centers_).float()

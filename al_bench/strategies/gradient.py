@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from al_bench import strategies
-from al_bench.strategies import PoolView, by_chunks, needs, top_k
+from al_bench.strategies import PoolView, by_chunks, joined, needs, top_k
 from al_bench.strategies.greedy import draw, random_argmax
 from al_bench.strategies.uncertainty import unlikely_probs
 
@@ -68,13 +68,13 @@ def badge(view: PoolView, k: int, rng: torch.Generator, *, first: str = "longest
     if first not in ("longest", "random"):
         raise ValueError(f"first has to be longest or random, not {first}")
     emb_PD, a = view.emb_PD, kept(logit_gradient, view.log_probs_PSC)
-    sq_norm_P = torch.cat([sq_length(part) for part in a()]) * by_chunks(sq_length, emb_PD)
+    sq_norm_P = joined((sq_length(part) for part in a()), view.n_pool) * by_chunks(sq_length, emb_PD)
     picked = [random_argmax(sq_norm_P, rng) if first == "longest" else draw(torch.ones(view.n_pool), [], rng)]
     sq_dist_P = torch.full_like(sq_norm_P, torch.inf)
     while len(picked) < k:
         i = picked[-1]
         a_C, h_D = logit_gradient(view.log_probs_PSC[i : i + 1])[0], emb_PD[i].float()
-        inner_P = torch.cat([part @ a_C for part in a()]).double()
+        inner_P = joined((part @ a_C for part in a()), view.n_pool).double()
         inner_P *= times(emb_PD, h_D[:, None])[:, 0]
         sums_P = sq_norm_P + sq_norm_P[i]
         new_P = sums_P - 2 * inner_P

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
-from al_bench.strategies import PoolView, by_chunks, needs, top_k
+from al_bench.strategies import PoolView, by_chunks, joined, needs, top_k
 from al_bench.strategies.diversity import cluster, fit_centres, fit_memory, nearest_to_centres, sq_distances, sq_norms
 from al_bench.strategies.gradient import KEPT, kept, logit_gradient
 from al_bench.strategies.greedy import draw, random_argmax
@@ -112,7 +112,7 @@ def falcun(view: PoolView, k: int, rng: torch.Generator, *, gamma: float = 10.0)
         if len(picked) == k:
             return torch.tensor(picked)
         p_C = mean_probs(view.log_probs_PSC[picked[-1:]])[0]
-        new_P = torch.cat([(part - p_C).abs().sum(dim=1) for part in probs()])
+        new_P = joined(((part - p_C).abs().sum(dim=1) for part in probs()), view.n_pool)
         diverse_P = torch.minimum(diverse_P, new_P.double())
         diverse_P -= diverse_P.min()
         diverse_P /= diverse_P.max().clamp_min(1e-300)
@@ -191,6 +191,8 @@ def alfa_mix(view: PoolView, k: int, rng: torch.Generator, *, step: float = 0.03
     scaled to length 1 before k-means. Where k or fewer change at 1 those are taken, and the rest at random; without
     labelled images all. A class without labels has no anchor (in the authors' code, the mean of all).
     """
+    if not 0 < step <= 1:
+        raise ValueError(f"step is {step} and has to be above 0 and at most 1")
     labels_L = view.labelled_labels_L
     if not len(labels_L):
         return top_k(torch.zeros(view.n_pool), k, rng)
@@ -198,7 +200,7 @@ def alfa_mix(view: PoolView, k: int, rng: torch.Generator, *, step: float = 0.03
     flip_P = flip_score(view.emb_PD, view.head_weight_CD, view.head_bias_C, anchor_AD)
     eps = step
     while eps < 1 and (flip_P < eps).sum() <= k:
-        eps += step
+        eps = min(1, eps + step)
     among_M = (flip_P < eps).nonzero()[:, 0]
     if len(among_M) <= k:
         return top_k((flip_P < eps).float(), k, rng)
@@ -231,6 +233,8 @@ def cal(view: PoolView, k: int, rng: torch.Generator, *, neighbours: int = 10) -
 
     Without labelled images the choice is random.
     """
+    if neighbours < 1:
+        raise ValueError(f"neighbours is {neighbours} and has to be at least 1")
     if not len(view.labelled_labels_L):
         return top_k(torch.zeros(view.n_pool), k, rng)
     return top_k(contrast_score(view, neighbours), k, rng)
