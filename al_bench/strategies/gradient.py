@@ -76,7 +76,9 @@ def badge(view: PoolView, k: int, rng: torch.Generator, *, first: str = "longest
     if first not in ("longest", "random"):
         raise ValueError(f"first has to be longest or random, not {first}")
     emb_PD, emb_times, a = view.emb_PD, product(view.emb_PD), kept(logit_gradient, view.log_probs_PSC)
-    sq_norm_P = joined((sq_length(part) for part in a()), view.n_pool) * by_chunks(sq_length, emb_PD)
+    sq_norm_P = joined((sq_length(part) for part in a()), view.n_pool) * by_chunks(
+        sq_length, emb_PD, width=8 * emb_PD.shape[1]
+    )
     picked = [random_argmax(sq_norm_P, rng) if first == "longest" else draw(torch.ones(view.n_pool), [], rng)]
     sq_dist_P = torch.full_like(sq_norm_P, torch.inf)
     while len(picked) < k:
