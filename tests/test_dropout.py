@@ -124,6 +124,18 @@ def test_masks_are_shared_by_all_images_and_by_all_batches_and_nothing_is_left_c
     assert again.log_probs_PSC.shape == (12, 1, 5)
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_passes_lie_where_the_net_will_predict(name, monkeypatch):
+    """Between Lightning's calls a net is on the CPU. torch's meta device stands in for an accelerator."""
+    net, images = NETS[name]()
+    classifier = engine.Classifier(net, {}, asked().trainer.schedule)
+    monkeypatch.setattr(engine, "_device", lambda t: torch.device("meta"))
+    passes = engine.dropout_passes(asked().trainer, classifier, images, 3, seeded())
+    with torch.inference_mode():  # layer by layer, for autocast does not know the meta device
+        x = dropout.run(passes.once, images.to("meta"))
+        assert [dropout.run(layers, x).shape for layers in passes.passes] == [(12, 5)] * 3
+
+
 def test_the_layers_before_the_first_dropout_run_once(monkeypatch):
     net, images = NETS["bcnn"]()
     calls = []

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from conftest import asked, lines_of
+from conftest import QUICK, asked, lines_of
 from conftest import run_here as run_longer
 
 from al_bench import query
 from al_bench.cli import conf_dir
 from al_bench.errors import UserError
+from al_bench.store import RunStore
 from al_bench.strategies import needs, top_k
 from al_bench.strategies.random import random_sampling
 
@@ -177,6 +178,62 @@ def test_every_strategy_runs_end_to_end_and_again_the_same(tmp_path, name):
     runs = [run_here(tmp_path / str(i), f"strategy={name}", "budget.rounds=1", *fewer) for i in range(2)]
     assert lines_of(runs[0].folder) == lines_of(runs[1].folder)
     assert len(set(lines_of(runs[0].folder)[0]["acquired"])) == 10
+
+
+@pytest.mark.parametrize("name", ["random", "k_center", "typiclust", "drop_query"])
+def test_passes_and_members_for_a_strategy_that_looks_at_no_predictions_are_refused(tmp_path, name):
+    for ask in ("passes", "members"):
+        with pytest.raises(UserError, match=f"strategy {name} looks at no predictions: strategy.{ask} .*=null"):
+            run_here(tmp_path, f"strategy={name}", f"strategy.{ask}=3")
+
+
+def test_labelled_images_are_predicted_by_the_passes_and_members_that_predict_the_pool(tmp_path, monkeypatch):
+    """With the labelled images as the pool, both are the same numbers."""
+    calls = []
+    real = query._predict
+    monkeypatch.setattr(query, "_predict", lambda *args: calls.append(args) or real(*args))
+    run_here(tmp_path, *mine(spy, passes=3, members=2), "budget.rounds=1")
+    (view,) = SEEN
+    (c, nets, images, _, embeddings, round), (_, _, _, labelled_L, _, _) = calls
+    log_probs_LSC, _ = real(c, nets, images, labelled_L, embeddings, round)
+    assert log_probs_LSC.shape == (20, 6, 10)
+    torch.testing.assert_close(view.labelled_log_probs_LC.exp(), log_probs_LSC.exp().mean(1))
+
+
+def test_features_count_as_another_configuration_only_where_they_are_used(tmp_path):
+    for name, used in (("random", False), ("typiclust", True)):
+        first = run_here(tmp_path, f"strategy={name}", "features.width=32", "budget.rounds=1")
+        other = asked(f"results_dir={tmp_path}", f"cache_dir={tmp_path}/cache", *QUICK, "trainer.max_steps=5",
+                      f"strategy={name}", "features.width=16", "budget.rounds=1")  # fmt: skip
+        assert first.info()["features"] == ("pca" if used else None)
+        if used:
+            with pytest.raises(UserError, match="features.width: there 32, asked 16"):
+                RunStore(other).finished()
+        else:
+            assert RunStore(other).finished()
+
+
+@pytest.mark.parametrize(
+    "ask, message",
+    [
+        ("strategy=max_herding strategy.sigma=0", "sigma is 0 and has to be above 0"),
+        ("strategy=prob_cover strategy.delta=-1", "delta is -1 and has to be above 0, or null"),
+        ("strategy=cal strategy.neighbours=0", "neighbours is 0 and has to be at least 1"),
+        ("strategy=alfa_mix strategy.step=0", "step is 0 and has to be above 0"),
+        ("strategy=batchbald strategy.configurations=0", "configurations is 0 and has to be at least 1"),
+        ("strategy=epig strategy.targets=-1", "targets is -1 and has to be at least 1"),
+    ],
+)
+def test_options_out_of_range_are_named(tmp_path, ask, message):
+    with pytest.raises(UserError, match=f"round 0: {message}"):
+        run_here(tmp_path, *ask.split())
+
+
+def test_a_frozen_small_cnn_can_have_dropout_before_its_last_layer(tmp_path):
+    ask = ("model.mode=frozen", "strategy=margin", "strategy.passes=3", "budget.rounds=1")
+    with pytest.raises(UserError, match="no dropout"):
+        run_here(tmp_path, *ask)
+    run_here(tmp_path, *ask, "model.dropout=0.5")
 
 
 def test_random_sampling_is_not_even_predicted(tmp_path):
