@@ -49,17 +49,20 @@ ALL_THREADS = torch.get_num_threads()
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")  # with the -true halves the last layer could not be float32
 
 
-def _keep_freed_memory() -> None:
-    """Without it glibc hands blocks over 32 MB back at once, and each step takes its activations anew, page by page.
-
-    On a CPU the small CNN then needs twice the time to predict, and a quarter more to train in batches of 128.
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: blocks up to this size come from the heap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which is not cut back below this
+def _libc(function: str, *arguments: int) -> None:
+    if sys.platform == "linux" and (call := getattr(ctypes.CDLL(None), function, None)):
+        call(*arguments)
 
 
-_keep_freed_memory()
+# glibc hands blocks over 32 MB back at once, and each step takes its activations anew, page by page: on a CPU the small
+# CNN then needs twice the time to predict, and a quarter more to train in batches of 128. So freed memory is kept
+# during a fit or a prediction and handed back after it (see _hand_back): from one to the next it would pile up.
+_libc("mallopt", -3, 2**30)  # M_MMAP_THRESHOLD: blocks up to this size come from the heap
+_libc("mallopt", -1, 2**31 - 1)  # M_TRIM_THRESHOLD: which is not cut back below this
+
+
+def _hand_back() -> None:
+    _libc("malloc_trim", 0)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
             trainer.fit(classifier, datamodule=data)
     except UserError as error:
         raise UserError(f"round {round}: {error}") from None
+    _hand_back()
     if stopping and "val_loss" not in classifier.history[-1]:
         # max_steps ended inside an epoch, and Lightning validates whole ones: the last weights are judged here.
         _judge_last(t, classifier, images, pool, best)
@@ -158,6 +162,7 @@ def predict(
     """Without augmentation, in the order of idx; results on the CPU. One deterministic pass, or these `passes`."""
     classifier.keep_embeddings, classifier.passes = embeddings, passes
     batches = _trainer(t, "Predicting").predict(classifier, image_loader(images, idx, t))
+    _hand_back()
     log_probs, emb = zip(*batches, strict=True)
     log_probs_PSC = torch.cat(log_probs)
     if log_probs_PSC.isnan().any():
