@@ -205,7 +205,7 @@ def test_the_run_folder_says_what_was_run(tmp_path):
     record = json.loads(store.rounds_path.read_text().splitlines()[1])
     assert (record["round"], record["n_labelled"], record["n_val"], len(record["acquired"])) == (1, 30, 20, 10)
     assert record["metrics"].keys() == {"accuracy", "nll", "ece", "brier", "macro_f1", "per_class"}
-    assert record["seconds"].keys() == {"fit", "evaluate", "predict", "select"}
+    assert record["seconds"].keys() == {"fit", "evaluate", "committee", "predict", "select"}
     assert (record["epochs"], record["steps"]) == (1, 20) and record["peak_memory"] > 1e8
 
 
