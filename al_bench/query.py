@@ -44,7 +44,6 @@ def cold_start(c: Config, dataset: Dataset, features_NF: Tensor | None) -> Calla
     """Chooses the initial set by budget.start: (indices, how many, rng) -> indices. None where that is a plain draw."""
     if c.budget.start not in COLD_STARTS:
         return None
-
     strategy = function("budget.start", COLD_STARTS[c.budget.start])
 
     def choose(idx: Tensor, k: int, stream: torch.Generator) -> Tensor:
@@ -96,10 +95,11 @@ def look(
     seen: dict[str, Any] = {"labelled_labels_L": labels.labels_L}
     if needs.predictions or embeddings:
         seen["log_probs_PSC"], seen["emb_PD"] = _predict(c, nets, images, idx_P, embeddings, round)
-    if embeddings or needs.labelled:
+    if needs.labelled:  # by the same nets and passes as the pool: the two are compared
         log_probs_LSC, seen["labelled_emb_LD"] = _predict(c, nets, images, labels.labelled_L, embeddings, round)
-        if needs.labelled:  # by the same nets and passes as the pool: the two are compared
-            seen["labelled_log_probs_LC"] = mean_log_probs(log_probs_LSC).float()
+        seen["labelled_log_probs_LC"] = mean_log_probs(log_probs_LSC).float()
+    elif embeddings:
+        seen["labelled_emb_LD"] = engine.predict(c.trainer, nets[0], images, labels.labelled_L, True).emb_PD
     if by_model:
         seen["features_PF"] = F.normalize(seen["emb_PD"], dim=1)
         seen["labelled_features_LF"] = F.normalize(seen["labelled_emb_LD"], dim=1)
@@ -107,10 +107,8 @@ def look(
         seen["features_PF"], seen["labelled_features_LF"] = features_NF[idx_P], features_NF[labels.labelled_L]
     if needs.head:
         head = nets[0].net.get_classifier()
-        seen["head_weight_CD"], seen["head_bias_C"] = (
-            head.weight.detach().float().cpu(),
-            head.bias.detach().float().cpu(),
-        )
+        seen["head_weight_CD"] = head.weight.detach().float().cpu()
+        seen["head_bias_C"] = head.bias.detach().float().cpu()
     return PoolView(len(idx_P), n_classes, **seen)
 
 

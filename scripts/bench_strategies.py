@@ -25,14 +25,14 @@ from statistics import median
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from al_bench.cli import conf_dir
 from al_bench.provenance import circumstances
-from al_bench.strategies import SETTINGS, PoolView, needs_of, select
+from al_bench.strategies import PoolView, load, needs_of, select
 
 D, C, LABELLED, PASSES = 512, 10, 1000, 20
 PEERS = {"badge": 50, "k_center": 4, "typiclust": 5, "prob_cover": 10, "max_herding": 10, "batchbald": 15}  # wanted
@@ -40,10 +40,13 @@ LIMITS = {"margin": 60, "badge": 60, "k_center": 60, "typiclust": 60, "uncertain
 LARGE = ["margin", "entropy", "k_center", "badge"]
 
 
-def strategy_of(name: str) -> Callable:
+def settings(name: str) -> dict:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        node = compose("config", [f"strategy={name}"]).strategy
-    return instantiate({k: v for k, v in node.items() if k not in SETTINGS} | {"_partial_": True})
+        return OmegaConf.to_container(compose("config", [f"strategy={name}"]).strategy)
+
+
+def strategy_of(name: str) -> Callable:
+    return load(settings(name))
 
 
 def mixture(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -163,7 +166,7 @@ def alone(name: str, repeats: int) -> dict:
     """Any strategy at 10,000 images, without a peer."""
     emb, logits, labels = mixture(10_000)
     strategy = strategy_of(name)
-    several = needs_of(strategy).passes or name.startswith(("mc_", "ensemble_", "power_bald", "soft"))
+    several = settings(name)["passes"] or settings(name)["members"]
     log_probs = passes_of(logits) if several else torch.from_numpy(logits).log_softmax(-1)[:, None]
     view = view_for(strategy, torch.from_numpy(emb), log_probs, torch.from_numpy(labels))
     ours(name, view, 100)

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from al_bench import config, loop
 from al_bench.cli import conf_dir
 from al_bench.store import RunStore
+from al_bench.strategies import PoolView
 
 QUICK = (
     "trainer.max_steps=20", "trainer.progress=false", "budget.initial=20", "budget.query=10", "budget.rounds=3",
@@ -44,6 +46,36 @@ def lines_of(run_folder: Path) -> list[dict]:
     """The records without what differs between two runs of the same thing."""
     records = [json.loads(line) for line in (run_folder / "rounds.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if k not in ("seconds", "peak_memory")} for record in records]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def view_of(log_probs_PSC):
+    return PoolView(len(log_probs_PSC), log_probs_PSC.shape[2], log_probs_PSC)
+
+
+def random_log_probs(p, s, c, *, scale=2.0, seed=0):
+    return (scale * torch.randn(p, s, c, generator=seeded(seed))).log_softmax(-1)
+
+
+def slow_draw(weights: list[float], rng: torch.Generator) -> int:
+    """A position in proportion to its weight, by going through them."""
+    left = float(torch.rand(1, dtype=torch.float64, generator=rng)) * sum(weights)
+    for i, weight in enumerate(weights):  # noqa: B007
+        left -= weight
+        if left < 0:
+            break
+    return i
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine threads wait for each other after every tiny layer
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import random_log_probs, seeded, view_of
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 from scipy.stats import chisquare, spearmanr
 from skactiveml.pool import batch_bald as skactiveml_batch_bald
 
 from al_bench.errors import UserError
-from al_bench.strategies import PoolView, Size, needs_of, select
+from al_bench.strategies import Size, needs_of, select
 from al_bench.strategies.bayesian import (
     bald,
     bald_score,
@@ -35,18 +36,6 @@ ALL = {
     **{how: partial(stochastic_batch, score=BALD, how=how) for how in ("power", "softmax", "softrank")},
 }
 EXACT = 10**9
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def view_of(log_probs_PSC):
-    return PoolView(len(log_probs_PSC), log_probs_PSC.shape[2], log_probs_PSC)
-
-
-def random_log_probs(p, s, c, seed=0, scale=2.0):
-    return (scale * torch.randn(p, s, c, generator=seeded(seed))).log_softmax(-1)
 
 
 def with_certain_rows(log_probs):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,10 +12,6 @@ from al_bench import strategies
 from al_bench.errors import UserError
 from al_bench.strategies import PoolView, by_chunks, needs, select, top_k
 from al_bench.strategies.greedy import lazy_greedy
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def anything(view, k, rng):

@@ -3,6 +3,7 @@ from math import exp, pi, sin, sqrt
 
 import pytest
 import torch
+from conftest import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -32,10 +33,6 @@ from al_bench.strategies.diversity import sq_norms
 from al_bench.strategies.uncertainty import margin_score
 
 ALL = {"prob_cover": prob_cover, "max_herding": max_herding, "uncertainty_herding": uncertainty_herding, "dcom": dcom}
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def unit(x_NF):

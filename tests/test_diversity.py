@@ -3,6 +3,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from conftest import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -24,10 +25,6 @@ from al_bench.strategies.diversity import (
 )
 
 ALL = {"k_center": k_center, "k_means": k_means, "typiclust": typiclust}
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def view_of(x_PD, labelled_LD=None):

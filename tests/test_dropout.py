@@ -2,7 +2,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from conftest import asked
+from conftest import asked, seeded
 from torch import nn
 
 from al_bench.data import Dataset
@@ -10,10 +10,6 @@ from al_bench.errors import UserError
 from al_bench.models import dropout, engine
 from al_bench.models.dropout import Passes, draw_masks, dropout_late, dropout_shapes
 from al_bench.models.nets import BayesianCNN, LinearHead, SmallCNN
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def data(size=20, channels=1, n_classes=5):

@@ -21,12 +21,7 @@ STOPPING = ("trainer.max_epochs=9", "trainer.early_stopping.patience=2", "budget
 NOTHING = torch.empty(0, dtype=torch.int64)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine threads wait for each other after every tiny layer
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def configured(*overrides):

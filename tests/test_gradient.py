@@ -4,6 +4,7 @@ from math import log, sqrt
 
 import pytest
 import torch
+from conftest import seeded, slow_draw
 from scipy.stats import chisquare
 
 from al_bench.strategies import PoolView
@@ -21,10 +22,6 @@ from al_bench.strategies.gradient import (
     rank_one_update,
 )
 from al_bench.strategies.greedy import draw, random_argmax
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def random_view(p=40, labelled=9, s=1, c=4, d=6, seed=0, dtype=torch.float32):
@@ -71,12 +68,7 @@ def slow_badge(view, k, rng, first="longest"):
         picked = [int(torch.rand(1, dtype=torch.float64, generator=rng) * len(lengths))]
     while len(picked) < k:
         weights = [min(float((g - gradients[c]).square().sum()) for c in picked) for g in gradients]
-        left = float(torch.rand(1, dtype=torch.float64, generator=rng)) * sum(weights)
-        for i, weight in enumerate(weights):  # noqa: B007
-            left -= weight
-            if left < 0:
-                break
-        picked.append(i)
+        picked.append(slow_draw(weights, rng))
     return picked
 
 

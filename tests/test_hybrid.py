@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import seeded, slow_draw
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from scipy.stats import chisquare
@@ -38,10 +39,6 @@ CONF = Path(__file__).parents[1] / "conf" / "strategy"
 NAMES = "alfa_mix badge bait cal clue cluster_margin drop_query expected_gradient_length falcun galaxy".split()
 CONFIGS = {name: OmegaConf.load(CONF / f"{name}.yaml") for name in NAMES}
 ALL = {name: instantiate(OmegaConf.masked_copy(c, [o for o in c if o != "name"])) for name, c in CONFIGS.items()}
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def make_view(p=60, labelled=12, c=4, d=6, s=1, seed=0, scale=1.0, dtype=torch.float32):
@@ -241,15 +238,10 @@ def slow_falcun(view, k, rng, gamma):
         weights = [
             0 if i in picked else (u + d) ** gamma for i, (u, d) in enumerate(zip(uncertain, diverse, strict=True))
         ]
-        left = float(torch.rand(1, dtype=torch.float64, generator=rng)) * sum(weights)
-        for i, weight in enumerate(weights):  # noqa: B007
-            left -= weight
-            if left < 0:
-                break
-        picked.append(i)
+        picked.append(slow_draw(weights, rng))
         if len(picked) == k:
             return picked
-        far = [sum(abs(a - b) for a, b in zip(row, rows[i], strict=True)) for row in rows]
+        far = [sum(abs(a - b) for a, b in zip(row, rows[picked[-1]], strict=True)) for row in rows]
         diverse = [min(d, f) for d, f in zip(diverse, far, strict=True)]
         low, high = min(diverse), max(diverse)
         diverse = [(d - low) / (high - low) for d in diverse]

@@ -20,12 +20,7 @@ PLAIN = ("resnet10t", "mobilenetv3_small_050", "tf_efficientnet_lite0", "vit_tin
 ODD = ("levit_128s", "deit_tiny_distilled_patch16_224", "resnetv2_18", "shvit_s1")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine threads wait for each other after every tiny layer
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def data(size=32, channels=3, classes=3, n=2):

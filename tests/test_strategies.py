@@ -3,6 +3,7 @@ from math import log
 
 import pytest
 import torch
+from conftest import random_log_probs, seeded, view_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -22,18 +23,6 @@ from al_bench.strategies.uncertainty import (
 
 UNCERTAINTY = {"least_confidence": least_confidence, "margin": margin, "entropy": entropy}
 SCORES = {"least_confidence": least_confidence_score, "margin": margin_score, "entropy": entropy_score}
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def view_of(log_probs_PSC):
-    return PoolView(len(log_probs_PSC), log_probs_PSC.shape[2], log_probs_PSC)
-
-
-def random_log_probs(p, s, c, scale=2.0, seed=0):
-    return (scale * torch.randn(p, s, c, generator=seeded(seed))).log_softmax(-1)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from statistics import pstdev
 import numpy as np
 import pytest
 import torch
+from conftest import random_log_probs, seeded, view_of
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 from scipy.stats import chisquare
 from skactiveml.pool._query_by_committee import variation_ratios as skactiveml_variation_ratios
 from skactiveml.pool._query_by_committee import vote_entropy as skactiveml_vote_entropy
 
-from al_bench.strategies import Needs, PoolView, needs_of, select
+from al_bench.strategies import Needs, needs_of, select
 from al_bench.strategies.uncertainty import (
     entropy,
     entropy_score,
@@ -42,18 +43,6 @@ YAMLS = {
     "ensemble_margin": (margin, {"members": 5}),
     "ensemble_entropy": (entropy, {"members": 5}),
 }
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def view_of(log_probs_PSC):
-    return PoolView(len(log_probs_PSC), log_probs_PSC.shape[2], log_probs_PSC)
-
-
-def random_log_probs(p, s, c, seed=0):
-    return (2 * torch.randn(p, s, c, generator=seeded(seed))).log_softmax(-1)
 
 
 def votes_for(*classes, c=3):

@@ -31,7 +31,7 @@ class PoolView:
     emb_PD: Tensor | None = None  # what the last linear layer sees
     labelled_emb_LD: Tensor | None = None
     labelled_labels_L: Tensor | None = None  # int64, always there; L may be 0
-    labelled_log_probs_LC: Tensor | None = None  # one deterministic pass
+    labelled_log_probs_LC: Tensor | None = None  # averaged over the passes and members that predict the pool
     features_PF: Tensor | None = None  # of the extractor `features`, unit length
     labelled_features_LF: Tensor | None = None
     head_weight_CD: Tensor | None = None  # logits = emb_PD @ head_weight_CD.T + head_bias_C
@@ -99,7 +99,7 @@ def load(settings: dict[str, Any]) -> Strategy:
             f"strategy {settings['name']} looks at no predictions: strategy.{several[0]} would be work for nothing. "
             f"Set strategy.{several[0]}=null."
         )
-    if needs_of(strategy).passes and not (settings.get("passes") or settings.get("members")):
+    if needs_of(strategy).passes and not several:
         raise UserError(
             f"strategy {settings['name']} compares several predictions of an image. Set strategy.passes=20 (dropout) "
             "or strategy.members=5 (nets trained from other weights)."
