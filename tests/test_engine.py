@@ -1,3 +1,4 @@
+import os
 from copy import deepcopy
 from dataclasses import replace
 
@@ -262,3 +263,13 @@ def test_frozen_features_are_computed_once_and_are_the_nets_embeddings(tmp_path,
     assert len(list(tmp_path.glob("*.bin"))) == 4
     with pytest.raises(UserError, match="Set trainer.augment=none"):
         engine.freeze(configured("model.mode=frozen", "trainer.augment=flip"), dataset)
+
+
+def test_a_run_is_one_process_also_within_a_slurm_job(tmp_path, monkeypatch):
+    (tmp_path / "srun").write_text("#!/bin/sh")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in {"JOB_ID": "1", "NTASKS": "4", "JOB_NAME": "sweep", "PROCID": "3", "LOCALID": "3"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    trainer = engine._trainer(configured().trainer)
+    assert (trainer.world_size, trainer.global_rank) == (1, 0)

@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -35,11 +36,11 @@ from al_bench.models.dropout import Passes
 from al_bench.models.nets import LinearHead
 from al_bench.models.progress import ProgressLine
 
-# Lightning announces the hardware at every Trainer, misses the loader processes that whole batches do not need, and
-# calls a part of torch's that is on its way out.
+# Lightning announces the hardware at every Trainer, misses the loader processes that whole batches do not need, calls a
+# part of torch's that is on its way out, and wants to be started by srun on every machine that has it.
 for name in ("pytorch_lightning", "lightning_fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
-QUIET = (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*")
+QUIET = (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*", "The `srun` command is available.*")
 for message in QUIET:
     warnings.filterwarnings("ignore", message)
 
@@ -339,6 +340,7 @@ def _trainer(t: TrainerConfig, what: str = "", callbacks: Sequence[pl.Callback] 
             precision=_precision(t),
             deterministic=t.deterministic,
             callbacks=[*callbacks, *line],
+            plugins=[LightningEnvironment()],  # a run is one process, also on a machine with Slurm
             enable_progress_bar=False,
             num_sanity_val_steps=0,
             logger=False,
