@@ -1,0 +1,340 @@
+"""The report of a results folder: one page that opens from disk, tables, figures. Only reads results.
+
+    python -m al_bench.report results/my_study            (or: al-bench report results/my_study)
+
+Written into <folder>/report/: index.html (self-contained), summary.csv, .md and .tex, figures/*.png and *.pdf.
+"""
+
+import argparse
+import base64
+import html
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+from matplotlib.figure import Figure
+
+import al_bench
+from al_bench import plots, results, stats, verdict
+from al_bench.errors import UserError
+from al_bench.store import write_atomically
+from al_bench.verdict import CONTROL, RANDOM, Study
+
+COLUMNS = {  # of the tables that people read: column of verdict.summary -> heading
+    "strategy": "strategy",
+    "n_seeds": "seeds",
+    "final_accuracy": "final accuracy",
+    "mean_accuracy_over_labels": "mean accuracy over labels",
+    "minus_random": "minus random (points)",
+    "labels_to_target_median": "labels to target, median",
+    "labels_saved": "labels saved",
+    "p_holm": "p (Wilcoxon, Holm)",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    title: str
+    caption: str
+    name: str  # of the files figures/<name>.png and .pdf
+    png: str  # as a data URL
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    ask = argparse.ArgumentParser(prog="al-bench report", description="Write the report of a results folder.")
+    ask.add_argument("folder", type=Path, help="results, results/my_study, or a folder further down")
+    ask.add_argument("--target", type=float, help="the accuracy to count labels to, a fraction: 0.9")
+    asked = ask.parse_args(arguments)
+    try:
+        page = write(asked.folder, asked.target)
+    except UserError as error:
+        print(f"al_bench: {error}", file=sys.stderr)
+        return 1
+    print(f"Report: {page}")
+    return 0
+
+
+def write(root: Path, target: float | None = None) -> Path:
+    """Write the report of all runs below root and return the path of its page. Raises UserError."""
+    if target is not None and not 0 < target < 1:
+        raise UserError(f"--target {target}: an accuracy between 0 and 1, such as 0.9.")
+    studies = verdict.studies(results.find(root), target)
+    folder = root / "report"
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        for old in (folder / "figures").glob("*.p*"):
+            old.unlink()
+        rows = pd.DataFrame(verdict.summary(studies))
+        rows.to_csv(folder / "summary.csv", index=False)
+        write_atomically(folder / "summary.md", as_markdown(studies))
+        write_atomically(folder / "summary.tex", as_latex(studies))
+        write_atomically(folder / "index.html", page(root, studies, folder / "figures"))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}).") from None
+    return folder / "index.html"
+
+
+# -- tables --
+
+
+def table(s: Study) -> list[dict[str, str]]:
+    """The rows people read, best first among those compared with random: heading -> cell."""
+    order = sorted(s.runs, key=lambda name: -s.against[name].area.mean if name in s.against else -np.inf)
+    return [readable(s, verdict.row(s, name)) for name in order]
+
+
+def readable(s: Study, r: dict[str, Any]) -> dict[str, str]:
+    per_cent = {"final_accuracy", "mean_accuracy_over_labels"}
+    cells = {}
+    for key, heading in COLUMNS.items():
+        value = r.get(key)
+        if value is None:
+            cells[heading] = ""
+        elif key in per_cent:
+            cells[heading] = f"{100 * value:.1f}%"
+        elif key == "minus_random":
+            cells[heading] = f"{100 * value:+.1f}{verdict.interval(r['minus_random_low'], r['minus_random_high'])}"
+        elif key == "labels_saved":
+            bounds = [r["labels_saved_low"], r["labels_saved_high"]]
+            words = "" if bounds[0] is None else f" [{100 * bounds[0]:.0f}, {100 * bounds[1]:.0f}]"
+            cells[heading] = f"{100 * value:.0f}%{words}"
+        elif key == "labels_to_target_median":
+            cells[heading] = f"{value:,.0f}" if np.isfinite(value) else f"> {s.labels_R[-1]:,}"
+        elif key == "p_holm":
+            cells[heading] = "no call" if r["why_no_call"] else f"{value:.2g}"
+        else:
+            cells[heading] = str(value)
+    return cells
+
+
+def as_markdown(studies: list[Study]) -> str:
+    parts = []
+    for s in studies:
+        parts += [f"### {md(str(s.cell))}", ""]
+        parts += [f"- {md(words)}" for words in verdict.sentences(s)] + [""]
+        if s.runs:
+            parts += ["| " + " | ".join(COLUMNS.values()) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
+            parts += ["| " + " | ".join(md(cell) for cell in r.values()) + " |" for r in table(s)]
+            parts += ["", *(f"{md(words)}" for words in how(s)), ""]
+        parts += [f"- {md(words)}" for words in s.notes]
+        parts += [f"- Left out: {md(who)}: {md(why)}" for who, why in s.left_out] + [""]
+    return "\n".join(parts)
+
+
+def md(text: str) -> str:
+    return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", text).replace("\n", " ")
+
+
+def as_latex(studies: list[Study]) -> str:
+    return "\n".join(
+        pd.DataFrame(table(s)).to_latex(index=False, escape=True, caption=tex(str(s.cell)), position="htbp")
+        for s in studies
+        if s.runs
+    )
+
+
+def tex(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
+
+
+def how(s: Study) -> list[str]:
+    """How the numbers of the table came about."""
+    words = [
+        f"Paired with random by seed. Mean accuracy over labels: area under the curve from {s.labels_R[0]:,} to "
+        f"{s.labels_R[-1]:,} labels, divided by its width. 95% intervals: BCa bootstrap over seeds from "
+        f"{stats.BOOTSTRAP_FROM} pairs on, Student's t below."
+    ]
+    if s.target is not None:
+        words.append(
+            f"Target: {s.target:.1%}. Labels to the target: first crossing; labels saved: 1 - labels / random's labels "
+            "at the interpolated crossings of the running maximum, geometric mean over the pairs in which both get there."
+        )
+    return words
+
+
+# -- figures --
+
+
+def pictures(s: Study, folder: Path) -> Iterator[Picture]:
+    for name, title, caption, draw in drawings(s):
+        figure = plots.new_figure()
+        draw(figure)
+        yield save(figure, folder, f"{file_name(s)}-{name}", title, caption)
+
+
+def save(figure: Figure, folder: Path, name: str, title: str, caption: str) -> Picture:
+    figure.savefig(folder / f"{name}.pdf")
+    figure.savefig(folder / f"{name}.png", dpi=200)
+    png = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
+    return Picture(title, caption, name, f"data:image/png;base64,{png}")
+
+
+def file_name(s: Study) -> str:
+    return re.sub(r"[^\w.+=-]", "_", "-".join(s.cell))
+
+
+def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]]:
+    """(name, title, caption, draws on a figure) of each figure that this study has the numbers for."""
+    names = [name for name in s.runs if name != CONTROL]
+    looks = plots.style(names)
+    seeds = ", ".join(f"{name} {len(s.runs[name])}" for name in names)
+
+    def over(metric: str, label: str, percent: bool) -> Callable[[Figure], Any]:
+        curves = {name: (s.labels_R, s.curve(name, metric)) for name in names}
+        return lambda f: plots.over_labels(f.subplots(), curves, label, percent, styles=looks)
+
+    curves = {name: (s.labels_R, s.curve(name)) for name in names}
+    yield (
+        "learning_curves", "Learning curves", f"Mean and 95% interval of the mean; seeds: {seeds}.",
+        lambda f: plots.learning_curves(f.subplots(), curves, s.full, looks),
+    )  # fmt: skip
+    if s.against:
+        band = verdict.noise(s)
+        differences = {name: a.difference for name, a in s.against.items()}
+        words = f" Grey: random against random ({band[2]})." if band else ""
+        yield (
+            "difference_to_random", "Difference to random",
+            f"Paired by seed, pointwise 95% intervals that resample whole curves.{words}",
+            lambda f: plots.difference_to_random(f.subplots(), s.labels_R, differences, band and band[:2], looks),
+        )  # fmt: skip
+    if s.against and s.target is not None:
+        rows = {
+            name: tuple(stats.quartiles(s.labels_to_target(x, seeds=a.seeds))[1] for x in (RANDOM, name))
+            for name, a in s.against.items()
+        }
+        yield (
+            "labels_to_target", f"Labels to {s.target:.1%}", "Median over the pairs of seeds, first crossing.",
+            lambda f: plots.labels_to_target(f.subplots(), rows, s.target, s.labels_R[-1], looks),
+        )  # fmt: skip
+    if (accuracy_MSR := paired(s, names)) is not None:
+        penalty_MM = stats.penalty_holm(accuracy_MSR)
+        yield (
+            "penalty_matrix", "Who beats whom",
+            "Share of the label counts at which the row beats the column: paired t-tests, with Holm's correction over the "
+            "label counts of each pair.",
+            lambda f: plots.penalty_matrix(f.subplots(), names, penalty_MM),
+        )  # fmt: skip
+    points = {name: (seconds(s, name), float(s.curve(name)[:, -1].mean())) for name in names}
+    yield (
+        "cost", "Cost against accuracy", "Median seconds of a whole run: fit, evaluate, predict and select.",
+        lambda f: plots.cost(f.subplots(), points, styles=looks),
+    )  # fmt: skip
+    yield ("calibration", "Calibration", "Expected calibration error on the test set.", over("ece", "ECE", False))
+    if all("worst_class" in run.metrics for name in names for run in s.runs[name]):
+        yield (
+            "worst_class",
+            "Worst class",
+            "Lowest recall of any class.",
+            over("worst_class", "Worst class's recall", True),
+        )
+    if all(run.class_counts_RC is not None for name in names for run in s.runs[name]):
+        counts_MC = [np.mean([bought_per_class(s, run) for run in s.runs[name]], axis=0) for name in names]
+        classes = s.runs[names[0]][0].info["dataset"]["classes"]
+        yield (
+            "class_balance", "Classes of what was bought", "After the initial set; mean over seeds.",
+            lambda f: plots.class_balance(f.subplots(), names, counts_MC, classes, styles=looks),
+        )  # fmt: skip
+    if len(names) > 1 and (jaccard_MM := overlaps(s, names)) is not None:
+        yield (
+            "overlap", "Overlap of what was bought", "Up to the last label count, mean over seeds in common.",
+            lambda f: plots.overlap(f.subplots(), names, jaccard_MM),
+        )  # fmt: skip
+
+
+def paired(s: Study, names: list[str]) -> np.ndarray | None:
+    """accuracy_MSR over the seeds that all have; None below 2 of them or of strategies."""
+    seeds = sorted(set.intersection(*(set(s.seeds(name)) for name in names)))
+    if len(seeds) < 2 or len(names) < 2:
+        return None
+    return np.array([s.curve(name, seeds=seeds) for name in names])
+
+
+def seconds(s: Study, name: str) -> float:
+    return float(np.median([sum(values.sum() for values in run.seconds.values()) for run in s.runs[name]]))
+
+
+def bought_per_class(s: Study, run: results.Run) -> np.ndarray:
+    last = int(np.flatnonzero(run.labels_R == s.labels_R[-1])[0])
+    return run.class_counts_RC[last] - run.class_counts_RC[0]
+
+
+def overlaps(s: Study, names: list[str]) -> np.ndarray | None:
+    """Jaccard index of what each two strategies bought with one seed, mean over the seeds that all have."""
+    seeds = sorted(set.intersection(*(set(s.seeds(name)) for name in names)))
+    if not seeds or len(s.labels_R) < 2:
+        return None
+    return np.mean([jaccard(s, names, seed) for seed in seeds], axis=0)
+
+
+def jaccard(s: Study, names: list[str], seed: int) -> np.ndarray:
+    runs = [next(run for run in s.runs[name] if run.seed == seed) for name in names]
+    bought = [np.concatenate(run.acquired[: int(np.flatnonzero(run.labels_R == s.labels_R[-1])[0])]) for run in runs]
+    has_MN = np.zeros((len(runs), max(b.max(initial=0) for b in bought) + 1), np.float32)
+    for row_N, b in zip(has_MN, bought, strict=True):
+        row_N[b] = 1
+    both_MM, size_M = has_MN @ has_MN.T, has_MN.sum(1)
+    either_MM = size_M[:, None] + size_M - both_MM
+    return np.divide(both_MM, either_MM, out=np.ones_like(both_MM), where=either_MM > 0)
+
+
+# -- the page --
+
+
+def page(root: Path, studies: list[Study], figures: Path) -> str:
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    sections = [
+        {
+            "study": s,
+            "verdict": verdict.sentences(s),
+            "table": table(s) if s.runs else [],
+            "how": how(s) if s.runs else [],
+            "curves": interactive(s) if s.runs else "",
+            "pictures": list(pictures(s, figures)) if s.runs else [],
+            "planner": verdict.planner(s),
+        }
+        for s in studies
+    ]
+    return environment.get_template("report.html").render(
+        title=root.resolve().name, sections=sections, plotly=get_plotlyjs(), version=al_bench.__version__,
+        n_runs=sum(len(runs) for s in studies for runs in s.runs.values()),
+        n_left_out=sum(len(s.left_out) for s in studies),
+    )  # fmt: skip
+
+
+def interactive(s: Study) -> str:
+    """Learning curves to hover over and to toggle, as a part of a page."""
+    import plotly.graph_objects as go
+
+    looks = plots.style(s.runs)
+    figure = go.Figure()
+    for name in s.runs:
+        mean_R, low_R, high_R = 100 * plots.t_interval(s.curve(name))
+        colour = looks[name]["color"]
+        common = {"legendgroup": name, "line_color": "#000000" if colour == "black" else colour}
+        shown = html.escape(name)  # plotly reads a part of HTML in names
+        if len(s.runs[name]) > 1:
+            x, y = np.concatenate([s.labels_R, s.labels_R[::-1]]), np.concatenate([high_R, low_R[::-1]])
+            band = {"fill": "toself", "opacity": 0.15, "hoverinfo": "skip", "showlegend": False, "line_width": 0}
+            figure.add_scatter(x=x, y=y.round(3), **(common | band), mode="lines")
+        figure.add_scatter(x=s.labels_R, y=mean_R.round(3), name=shown, mode="lines+markers", **common)
+    if s.full is not None:
+        figure.add_hline(100 * s.full, line_dash="dash", annotation_text=f"full data ({s.full:.1%})")
+    figure.update_layout(
+        template="plotly_white", height=460, margin={"l": 60, "r": 20, "t": 20, "b": 50}, hovermode="x unified",
+        xaxis_title="Training labels", yaxis_title="Test accuracy (%)",
+    )  # fmt: skip
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""What lies in a results folder: every run below it, in whatever state it is. Only reads; nothing here imports torch.
+
+R rounds, C classes.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import numpy as np
+import yaml
+
+from al_bench.errors import UserError
+from al_bench.store import NOT_COMPARED, write_atomically
+
+SWEEPS = "sweeps.json"  # in the study's folder
+FINISHED, FAILED, RUNNING, INTERRUPTED, MISSING, UNREADABLE = (
+    "finished", "failed", "running", "interrupted", "missing", "unreadable",
+)  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """What is compared with each other: all strategies and seeds of one."""
+
+    study: str
+    dataset: str
+    model: str
+    budget: str
+
+    def __str__(self) -> str:
+        return " / ".join(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    cell: Cell
+    strategy: str
+    seed: int
+    state: str = MISSING
+    folder: Path | None = None
+    why: str | None = None  # the error of a failed run; what is wrong with an unreadable one
+    info: dict[str, Any] = field(default_factory=dict)  # run.json
+    labels_R: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    metrics: dict[str, np.ndarray] = field(default_factory=dict)  # accuracy, nll, ...: [R]
+    recall_RC: np.ndarray | None = None
+    seconds: dict[str, np.ndarray] = field(default_factory=dict)  # fit, evaluate, committee, predict, select: [R]
+    acquired: list[np.ndarray] = field(default_factory=list)  # indices in the order they were picked, a round each
+    class_counts_RC: np.ndarray | None = None  # of the labelled images of each round
+    torn: bool = False  # the last line was cut short and is not counted
+
+    @property
+    def name(self) -> str:
+        return f"{self.strategy}, seed {self.seed}"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration as asked, with dotted keys."""
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where libyaml is there
+        return dict(flat(yaml.load((self.folder / "config.yaml").read_text(), loader)))
+
+
+def find(root: Path) -> list[Run]:
+    """Every run below root, which may be a results folder, a study in it, or a folder further down.
+
+    Raises UserError where there is none.
+    """
+    if not root.is_dir():
+        raise UserError(f"There is no folder {root}. Name one that holds runs: results/my_study.")
+    files = [p for name in ("run.json", "rounds.jsonl") for p in root.resolve().rglob(f"seed=*/{name}")]
+    folders = sorted({p.parent for p in files if re.fullmatch(r"seed=\d+", p.parent.name) and len(p.parts) > 7})
+    if not folders:
+        raise UserError(f"{root} holds no runs. Name a folder that holds some: results, or results/my_study.")
+    return [read(folder) for folder in folders]
+
+
+def read(folder: Path) -> Run:
+    """One run, as far as it can be read."""
+    identity = identity_of(folder)
+    try:
+        info = json.loads((folder / "run.json").read_text())
+        data = (folder / "rounds.jsonl").read_bytes() if (folder / "rounds.jsonl").exists() else b""
+        whole, _, rest = data.rpartition(b"\n")
+        return Run(
+            **identity, folder=folder, info=info, state=state_of(folder, info), why=info.get("error"),
+            torn=bool(rest), **arrays([json.loads(line) for line in whole.splitlines()]),
+        )  # fmt: skip
+    except OSError as error:
+        return Run(**identity, folder=folder, state=UNREADABLE, why=f"{Path(error.filename).name}: {error.strerror}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Run(**identity, folder=folder, state=UNREADABLE, why=f"not what al_bench writes ({error!r})")
+
+
+def state_of(folder: Path, info: dict[str, Any]) -> str:
+    """A run that says it is running and holds no lock was killed."""
+    state = info.get("state", INTERRUPTED)
+    if state != RUNNING:
+        return state
+    lock = filelock.FileLock(folder / ".lock", blocking=False)
+    try:
+        with lock:
+            return INTERRUPTED
+    except filelock.Timeout:
+        return RUNNING
+
+
+def arrays(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The records of one run as arrays over rounds. Raises ValueError where rounds are missing or doubled."""
+    if [r["round"] for r in records] != list(range(len(records))):
+        raise ValueError("rounds are missing or doubled")
+    if not records:
+        return {}
+    numbers = [k for k, v in records[0]["metrics"].items() if not isinstance(v, list)]
+    counts = [r.get("class_counts") for r in records]
+    return {
+        "labels_R": np.array([r["n_labelled"] + r.get("n_foreign", 0) for r in records]),
+        "metrics": {k: np.array([r["metrics"][k] for r in records], dtype=float) for k in numbers},
+        "recall_RC": np.array([r["metrics"]["per_class"] for r in records], dtype=np.float32),
+        "seconds": {k: np.array([r["seconds"].get(k, 0.0) for r in records]) for k in records[-1]["seconds"]},
+        "acquired": [np.array(r["acquired"], dtype=np.int64) for r in records],
+        "class_counts_RC": np.array(counts) if all(counts) else None,
+    }  # fmt: skip
+
+
+def cells(runs: list[Run]) -> dict[Cell, list[Run]]:
+    """The runs of each cell; with state "missing" those that a sweep asked for and that never began."""
+    found: dict[Cell, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.cell, []).append(run)
+    have = {run.folder.resolve() for run in runs}
+    for study in {folder.parents[4] for folder in have}:
+        for folder in asked(study) - have:
+            if (identity := identity_of(folder))["cell"] in found:
+                found[identity["cell"]].append(Run(**identity))
+    return found
+
+
+def asked(study: Path) -> set[Path]:
+    """The run folders of all sweeps of this study so far; sweep.py writes them down."""
+    try:
+        return {study / name for name in json.loads((study / SWEEPS).read_text())}
+    except (OSError, ValueError):
+        return set()
+
+
+def note_asked(study: Path, folders: Iterable[Path]) -> None:
+    names = {str(folder.resolve().relative_to(study.resolve())) for folder in folders}
+    names |= {str(folder.relative_to(study)) for folder in asked(study)}
+    study.mkdir(parents=True, exist_ok=True)
+    write_atomically(study / SWEEPS, json.dumps(sorted(names), indent=1) + "\n")
+
+
+def identity_of(folder: Path) -> dict[str, Any]:
+    *cell, strategy, seed = folder.resolve().parts[-6:]
+    return {"cell": Cell(*cell), "strategy": strategy, "seed": int(seed.removeprefix("seed="))}
+
+
+def comparable(run: Run) -> dict[str, Any]:
+    """The part of a run's configuration that all runs of a cell share."""
+    used = run.info.get("features") is not None
+    free = ("seed", "strategy.") if used else ("seed", "strategy.", "features.")
+    return {k: v for k, v in run.config.items() if not k.startswith(free) and k not in NOT_COMPARED}
+
+
+def odd_ones(runs: list[Run]) -> list[tuple[Run, str]]:
+    """The runs that cannot be compared with the others of their cell, each with the reason.
+
+    Another configuration or other images than most have, or another initial set than most of the same seed.
+    """
+    configs = [comparable(run) for run in runs]
+    usual = most_common(json.dumps(c, sort_keys=True, default=str) for c in configs)
+    data = most_common(run.info.get("dataset", {}).get("checksum") for run in runs)
+    found = []
+    for run, config in zip(runs, configs, strict=True):
+        start = most_common(r.info.get("initial_set", {}).get("checksum") for r in runs if r.seed == run.seed)
+        expected = json.loads(usual)
+        differ = [k for k in sorted(config.keys() | expected.keys()) if str(config.get(k)) != str(expected.get(k))]
+        if differ:
+            keys = ", ".join(f"{k}={config.get(k)} (others {expected.get(k)})" for k in differ[:5])
+            found.append((run, f"another configuration: {keys}{', ...' if len(differ) > 5 else ''}"))
+        elif run.info.get("dataset", {}).get("checksum") != data:
+            found.append((run, "other images than most runs (dataset checksum)"))
+        elif run.info.get("initial_set", {}).get("checksum") != start:
+            found.append((run, f"another initial set than most runs of seed {run.seed}"))
+    return found
+
+
+def circumstances(runs: list[Run]) -> dict[str, Counter[str]]:
+    """On what the runs were computed, for each fact in which they differ: how many runs had which."""
+    facts: dict[str, Counter[str]] = {}
+    for run in runs:
+        for start in run.info.get("starts", [])[-1:]:
+            versions = {f"version of {k}": v for k, v in start.get("versions", {}).items()}
+            for name in ("cpu", "device", "precision", "threads", "python", "git"):
+                versions[name] = start.get(name)
+            for name, value in versions.items():
+                facts.setdefault(name, Counter())[str(value)] += 1
+    return {name: counts for name, counts in facts.items() if len(counts) > 1}
+
+
+def most_common(values: Iterable[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
+
+
+def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        yield prefix, tree
+        return
+    for key, value in tree.items():
+        yield from flat(value, f"{prefix}.{key}" if prefix else str(key))

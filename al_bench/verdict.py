@@ -1,0 +1,312 @@
+"""From runs to a verdict: what is compared, with which numbers, in which words. Reads results, never trains.
+
+S seeds, R rounds. A cell's strategies are compared with random sampling, in pairs of one seed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import floor, inf, isfinite
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from al_bench import results, stats
+from al_bench.results import FINISHED, Cell, Run
+from al_bench.stats import Comparison, Efficiency
+
+RANDOM, CONTROL = "random", "random_control"
+ALPHA = 0.05
+AREA = "mean accuracy over the labels"  # what a reader makes of the area under the budget curve
+
+
+@dataclass(frozen=True)
+class Against:
+    """A strategy against random, paired by seed."""
+
+    seeds: list[int]
+    area: Comparison  # of the areas under the budget curve
+    p_holm: float
+    efficiency: Efficiency
+    difference: tuple[np.ndarray, np.ndarray, np.ndarray]  # mean_R, low_R, high_R of accuracy minus random's
+    n_tests: int  # strategies compared with random in this cell
+
+    @property
+    def refusal(self) -> str | None:
+        return stats.refusal(self.area, ALPHA, self.n_tests)
+
+    @property
+    def significant(self) -> bool:
+        return stats.significant(self.area, self.p_holm, ALPHA, self.n_tests)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One cell: the runs that can be compared, on the label counts that all of them have."""
+
+    cell: Cell
+    runs: dict[str, list[Run]]  # of each strategy, by seed; random first
+    labels_R: np.ndarray
+    target: float | None  # accuracy that labels are counted to
+    full: float | None  # accuracy of the full-data reference
+    against: dict[str, Against] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # (runs or strategies, why)
+    notes: list[str] = field(default_factory=list)
+
+    def seeds(self, strategy: str) -> list[int]:
+        return [run.seed for run in self.runs[strategy]]
+
+    def curve(self, strategy: str, metric: str = "accuracy", seeds: Sequence[int] | None = None) -> np.ndarray:
+        """[S, R] at labels_R, of these seeds or of all; nan where a run lacks the metric."""
+        runs = [run for run in self.runs[strategy] if seeds is None or run.seed in seeds]
+        return np.array([on(self.labels_R, run, metric) for run in runs])
+
+    def area(self, strategy: str) -> np.ndarray:
+        return stats.aubc(self.labels_R, self.curve(strategy))
+
+    def labels_to_target(self, strategy: str, rule: str = "first", seeds: Sequence[int] | None = None) -> np.ndarray:
+        return stats.labels_to(self.target, self.labels_R, self.curve(strategy, seeds=seeds), rule)
+
+
+def on(labels_R: np.ndarray, run: Run, metric: str) -> np.ndarray:
+    values = run.metrics.get(metric)
+    return np.full(len(labels_R), np.nan) if values is None else values[np.isin(run.labels_R, labels_R)]
+
+
+def studies(runs: list[Run], target: float | None = None) -> list[Study]:
+    """One for each cell, in the order of their names; those of budget=full are the others' reference."""
+    cells = results.cells(runs)
+    full = {cell[:3]: full_accuracy(there) for cell, there in cells.items() if cell.budget == "full"}
+    return [
+        study(cell, there, full.get(cell[:3]), target) for cell, there in sorted(cells.items()) if cell.budget != "full"
+    ]
+
+
+def full_accuracy(runs: list[Run]) -> float | None:
+    done = [run.metrics["accuracy"][-1] for run in runs if run.state == FINISHED and len(run.labels_R)]
+    return float(np.mean(done)) if done else None
+
+
+def study(cell: Cell, there: list[Run], full: float | None, target: float | None) -> Study:
+    runs, left_out = comparable(there)
+    names = sorted({run.strategy for run in runs}, key=lambda s: (s != RANDOM, s == CONTROL, s))
+    by_strategy = {s: sorted((r for r in runs if r.strategy == s), key=lambda r: r.seed) for s in names}
+    notes = [f"Computed on different hardware or software: {words}" for words in differences(runs)]
+    if not runs:
+        return Study(cell, {}, np.zeros(0, int), target, full, left_out=left_out, notes=notes)
+    try:
+        curves = stats.common([(run.labels_R, run.metrics["accuracy"]) for run in runs])
+    except ValueError as error:
+        return Study(cell, {}, np.zeros(0, int), target, full, left_out=[*left_out, (str(cell), str(error))])
+    if any(curves.dropped):
+        cut = sum(bool(d) for d in curves.dropped)
+        notes.append(
+            f"Compared on the {len(curves.labels_R)} label counts that all runs have, "
+            f"{curves.labels_R[0]:,} to {curves.labels_R[-1]:,}; {cut} of {len(runs)} runs have others besides."
+        )
+    found = Study(cell, by_strategy, curves.labels_R, target, full, {}, left_out, notes)
+    if RANDOM not in by_strategy:
+        notes.append("No finished run of random sampling: there is nothing to compare the strategies with.")
+        return found
+    if len(curves.labels_R) < 2:
+        notes.append("One label count only: there is no curve to compare.")
+        return found
+    if target is None:
+        found = Study(cell, by_strategy, curves.labels_R, reached_by_all(found), full, {}, left_out, notes)
+    found.against.update(against_random(found))
+    notes.extend(seeds_apart(found))
+    return found
+
+
+def comparable(there: list[Run]) -> tuple[list[Run], list[tuple[str, str]]]:
+    """The finished runs that belong together, and all others with the reason. Unfinished ones are never averaged in."""
+    finished = [run for run in there if run.state == FINISHED and len(run.labels_R)]
+    odd, unreadable = [], []
+    for run in finished:
+        try:
+            results.comparable(run)
+        except (OSError, ValueError, KeyError) as error:
+            unreadable.append((run, f"config.yaml cannot be read ({error})"))
+    finished = [run for run in finished if run not in [r for r, _ in unreadable]]
+    odd = results.odd_ones(finished) + unreadable
+    left_out = [(run.name, why) for run, why in odd]
+    left_out += [(run.name, why_not(run)) for run in there if run.state != FINISHED or not len(run.labels_R)]
+    return [run for run in finished if run not in [r for r, _ in odd]], left_out
+
+
+def why_not(run: Run) -> str:
+    rounds = f" after {len(run.labels_R)} rounds" if len(run.labels_R) else ""
+    state = "finished without a round" if run.state == FINISHED else f"{run.state}{rounds}"
+    torn = "; the last line of rounds.jsonl was cut short" if run.torn else ""
+    return f"{state}{torn}{': ' + run.why if run.why else ''}"
+
+
+def differences(runs: list[Run]) -> list[str]:
+    return [
+        f"{name} " + ", ".join(f"{value} ({n} runs)" for value, n in counts.most_common(4))
+        for name, counts in results.circumstances(runs).items()
+    ]
+
+
+def seeds_apart(s: Study) -> list[str]:
+    """A sentence where strategies have other seeds than random: pairs are made of what both have."""
+    have = set(s.seeds(RANDOM))
+    apart = [
+        f"{name} {len(a.seeds)} of {len(have | set(s.seeds(name)))}"
+        for name, a in s.against.items()
+        if have != set(s.seeds(name))
+    ]
+    return [f"Not all have the seeds of random; pairs in common: {', '.join(apart)}."] if apart else []
+
+
+def reached_by_all(s: Study) -> float | None:
+    """The highest whole per cent that random reaches with every seed: a target that censors none of its runs."""
+    lowest = s.curve(RANDOM).max(1).min()
+    start = s.curve(RANDOM)[:, 0].mean()
+    target = floor(100 * lowest + 1e-9) / 100
+    return target if target > start else None
+
+
+def against_random(s: Study) -> dict[str, Against]:
+    pairs = {
+        name: seeds
+        for name in s.runs
+        if name not in (RANDOM, CONTROL) and (seeds := sorted(set(s.seeds(name)) & set(s.seeds(RANDOM))))
+    }
+    areas = {}
+    for name, seeds in pairs.items():
+        ours, theirs = (stats.aubc(s.labels_R, s.curve(x, seeds=seeds)) for x in (name, RANDOM))
+        areas[name] = stats.compare(ours, theirs)
+    p_holm = stats.holm([a.p_wilcoxon for a in areas.values()]) if areas else []
+    return {
+        name: Against(
+            pairs[name],
+            areas[name],
+            float(p),
+            savings(s, name, pairs[name]),
+            stats.difference_curve(s.curve(name, seeds=pairs[name]), s.curve(RANDOM, seeds=pairs[name])),
+            len(areas),
+        )
+        for name, p in zip(areas, p_holm, strict=True)
+    }
+
+
+def savings(s: Study, name: str, seeds: list[int]) -> Efficiency:
+    if s.target is None:
+        never = np.full(len(seeds), inf)
+        return stats.efficiency(never, never)
+    return stats.efficiency(*(s.labels_to_target(x, "envelope", seeds) for x in (RANDOM, name)))
+
+
+def noise(s: Study) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """What a difference to random looks like where there is none: (low_R, high_R, how it was found)."""
+    if RANDOM not in s.runs or len(s.runs[RANDOM]) < 2:
+        return None
+    if CONTROL in s.runs:
+        seeds = sorted(set(s.seeds(CONTROL)) & set(s.seeds(RANDOM)))
+        if len(seeds) > 1:
+            _, low_R, high_R = stats.random_control(s.curve(RANDOM, seeds=seeds), s.curve(CONTROL, seeds=seeds))
+            return low_R, high_R, f"a second arm of random sampling, {len(seeds)} pairs"
+    _, low_R, high_R = stats.random_control(s.curve(RANDOM))
+    return low_R, high_R, "from the spread of random's seeds, as if runs were not paired: an approximation"
+
+
+# -- in words --
+
+
+def sentences(s: Study) -> list[str]:
+    """The verdict, the best strategy first."""
+    order = sorted(s.against, key=lambda name: -s.against[name].area.mean)
+    return [sentence(name, s.against[name], s.target) for name in order]
+
+
+def sentence(name: str, a: Against, target: float | None) -> str:
+    points = f"{100 * a.area.mean:+.1f} points of {AREA}{interval(a.area.low, a.area.high)}"
+    pairs = f"n = {a.area.n} {'pair' if a.area.n == 1 else 'pairs'}"
+    labels = labels_saved(a.efficiency, target)
+    if a.refusal:
+        return f"{name}: {points}; {labels}{pairs}. No call: {a.refusal}."
+    if a.significant:
+        better = "better" if a.area.mean > 0 else "worse"
+        return f"{name} is {better} than random: {points}; {labels}{pairs}, p = {a.p_holm:.2g} (Wilcoxon, Holm)."
+    could = 100 * stats.detectable(a.area.n, a.area.sd)
+    return (
+        f"{name}: no difference to random that {a.area.n} pairs could show: {points}; {labels}"
+        f"p = {a.p_holm:.2g} (Wilcoxon, Holm). A difference of {could:.1f} points would have shown four times in five."
+    )
+
+
+def labels_saved(e: Efficiency, target: float | None) -> str:
+    """'needs 31% [12, 44] fewer labels than random to reach 90%; ', or why that cannot be said."""
+    if target is None:
+        return ""
+    goal = f"to reach {target:.0%}" if round(100 * target, 6) == round(100 * target) else f"to reach {target:.1%}"
+    if e.mean is None:
+        return f"{goal[3:]} is reached by too few of both; "
+    mean, low, high = e.savings
+    fewer = "fewer" if mean >= 0 else "more"
+    low, high = (low, high) if mean >= 0 or low is None else (-high, -low)
+    bounds = "" if low is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
+    missed = e.n - e.n_pairs
+    partly = f" ({missed} of {e.n} pairs left out: not reached)" if missed else ""
+    return f"needs {100 * abs(mean):.0f}%{bounds} {fewer} labels than random {goal}{partly}; "
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return "" if low is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def summary(found: list[Study]) -> list[dict[str, Any]]:
+    """One row for each strategy of each study: the numbers behind figures and words. Accuracies are fractions."""
+    return [row(s, name) for s in found for name in s.runs]
+
+
+def row(s: Study, name: str) -> dict[str, Any]:
+    several = len(s.labels_R) > 1
+    final_S = s.curve(name)[:, -1]
+    quartiles = stats.quartiles(s.labels_to_target(name)) if s.target is not None else (None,) * 3
+    values: dict[str, Any] = {
+        **s.cell._asdict(),
+        "strategy": name,
+        "n_seeds": len(s.runs[name]),
+        "labels_from": int(s.labels_R[0]),
+        "labels_to": int(s.labels_R[-1]),
+        "final_accuracy": float(final_S.mean()),
+        "mean_accuracy_over_labels": float(s.area(name).mean()) if several else None,
+        "target": s.target,
+        **dict(
+            zip(("labels_to_target_q25", "labels_to_target_median", "labels_to_target_q75"), quartiles, strict=True)
+        ),
+    }
+    if a := s.against.get(name):
+        saved, saved_low, saved_high = a.efficiency.savings
+        values |= {
+            "n_pairs": a.area.n,
+            "minus_random": a.area.mean,
+            "minus_random_low": a.area.low,
+            "minus_random_high": a.area.high,
+            "interval": a.area.interval,
+            "p_wilcoxon": a.area.p_wilcoxon,
+            "p_holm": a.p_holm,
+            "p_t": a.area.p_t,
+            "significant": a.significant,
+            "why_no_call": a.refusal,
+            "labels_saved": saved,
+            "labels_saved_low": saved_low,
+            "labels_saved_high": saved_high,
+            "pairs_that_reached_target": a.efficiency.n_pairs,
+        }
+    seconds = {key: median(float(run.seconds[key].sum()) for run in s.runs[name]) for key in s.runs[name][0].seconds}
+    return values | {f"seconds_{key}": value for key, value in seconds.items()}
+
+
+def planner(s: Study, points: Sequence[float] = (0.005, 0.01, 0.02)) -> dict[float, int] | None:
+    """How many seeds a difference of so much would take, from the median spread of the differences seen here."""
+    spread = [a.area.sd for a in s.against.values() if a.area.sd]
+    if not spread:
+        return None
+    return {p: stats.seeds_needed(median(spread), p, ALPHA / max(1, len(s.against))) for p in points}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, float) and isfinite(value)
