@@ -1,0 +1,518 @@
+"""The statistics of a comparison: arrays in, numbers out.
+
+S seeds (paired across strategies: the same order everywhere), R rounds, labels_R the labelled-set sizes of the rounds
+(increasing), M strategies, B study blocks (one data set in one regime), A acquired images, T tests, K checkpoints.
+
+Accuracies are fractions; any score of which more is better will do. What cannot be computed is a ValueError in words;
+what n cannot carry is None or an unbounded interval, never nan and never a small p.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, log, log2
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import integrate
+from scipy import stats as tests
+
+BOOTSTRAP_FROM = 8  # pairs: BCa is unstable below
+RESAMPLES = 4000
+MIN_BLOCKS = 6  # the fewest with which an exact Wilcoxon test can reach 0.05
+# Accuracies are hits / n: what differs by less is the rounding of floats, which would break ties at random.
+DECIMALS = 12
+
+
+@dataclass(frozen=True)
+class Curves:
+    """labels_R and accuracy_SR of the label counts that all runs share; dropped: of each run, those it had besides."""
+
+    labels_R: np.ndarray
+    accuracy_SR: np.ndarray
+    dropped: tuple[tuple[int, ...], ...]
+
+
+def common(runs: Sequence[tuple[ArrayLike, ArrayLike]]) -> Curves:
+    """Runs (labels, accuracy) on the label counts they share. ValueError where they share none."""
+    runs = [_checked(labels, np.atleast_2d(accuracy)) for labels, accuracy in runs]
+    shared = sorted(set.intersection(*(set(labels_R.tolist()) for labels_R, _ in runs)) if runs else ())
+    if not shared:
+        raise ValueError(f"{len(runs)} runs have no label count in common.")
+    return Curves(
+        np.array(shared),
+        np.array([accuracy_1R[0, np.isin(labels_R, shared)] for labels_R, accuracy_1R in runs]),
+        tuple(tuple(n for n in labels_R.tolist() if n not in shared) for labels_R, _ in runs),
+    )
+
+
+def aubc(
+    labels_R: ArrayLike,
+    accuracy_SR: ArrayLike,
+    over: Literal["labels", "log", "rounds"] = "labels",
+    skip_first: bool = False,
+) -> np.ndarray:
+    """Area under the budget curve of each seed, aubc_S: trapezoid / range of x, so it is an accuracy.
+
+    Zhan et al., 2021, whose x is linear. skip_first leaves out round 0, which all strategies of a seed share.
+    ValueError where fewer than 2 rounds are left.
+    """
+    labels_R, accuracy_SR = _checked(labels_R, accuracy_SR)
+    if over not in ("labels", "log", "rounds"):
+        raise ValueError(f"over={over!r}: labels, log or rounds.")
+    x_R = {"labels": labels_R, "log": np.log(labels_R), "rounds": np.arange(len(labels_R))}[over][skip_first:]
+    if len(x_R) < 2:
+        raise ValueError(f"The area under a curve needs at least 2 rounds; there are {len(x_R)}.")
+    return integrate.trapezoid(accuracy_SR[:, skip_first:], x_R, axis=1) / (x_R[-1] - x_R[0])
+
+
+def labels_to(
+    target: float,
+    labels_R: ArrayLike,
+    accuracy_SR: ArrayLike,
+    rule: Literal["first", "sustained", "envelope"] = "first",
+) -> np.ndarray:
+    """True labelled-set size at which each seed's accuracy is target or more, labels_S; inf: not reached (censored).
+
+    first: the smallest such; sustained: the smallest from which it is never below again; envelope: where the running
+    maximum crosses the target, interpolated linearly between label counts.
+    """
+    labels_R, accuracy_SR = _checked(labels_R, accuracy_SR)
+    if rule == "envelope":
+        return np.array([_crossing(target, labels_R, best_R) for best_R in np.maximum.accumulate(accuracy_SR, axis=1)])
+    reached_SR = accuracy_SR >= target
+    if rule == "sustained":
+        reached_SR = np.logical_and.accumulate(reached_SR[:, ::-1], axis=1)[:, ::-1]
+    elif rule != "first":
+        raise ValueError(f"rule={rule!r}: first, sustained or envelope.")
+    return np.where(reached_SR.any(1), labels_R[reached_SR.argmax(1)], np.inf)
+
+
+def _crossing(target: float, labels_R: np.ndarray, best_R: np.ndarray) -> float:
+    if best_R[-1] < target:
+        return np.inf
+    r = int((best_R >= target).argmax())
+    return float(np.interp(target, best_R[r - 1 : r + 1], labels_R[r - 1 : r + 1]) if r else labels_R[0])
+
+
+def quartiles(labels_S: ArrayLike) -> tuple[float, float, float]:
+    """25, 50 and 75 % of label counts by nearest rank: observed ones, so inf (censored) needs no arithmetic."""
+    low, median, high = np.quantile(np.asarray(labels_S, float), [0.25, 0.5, 0.75], method="inverted_cdf")
+    return float(low), float(median), float(high)
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """labels_Random / labels_method at one target: geometric mean over the n_pairs of n seeds in which both reached it.
+
+    The other seeds are counted by who did not (random, method, both) and are in no mean: where only Random did not,
+    the mean understates the method, where only the method did not, it flatters it. None: too few pairs to say.
+    """
+
+    n: int
+    n_pairs: int
+    n_censored_random: int
+    n_censored_method: int
+    n_censored_both: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    level: float
+
+    @property
+    def savings(self) -> tuple[float | None, float | None, float | None]:
+        """Share of Random's labels that the method saves, 1 - 1/efficiency: (mean, low, high). Negative: it costs."""
+        mean, low, high = (None if e is None else 1 - 1 / e for e in (self.mean, self.low, self.high))
+        return mean, low, high
+
+
+def efficiency(random_S: ArrayLike, method_S: ArrayLike, level: float = 0.95) -> Efficiency:
+    """From what `labels_to` gives for both, paired by seed. The interval is Student's t on the logarithms.
+
+    Random's labels are its own crossing. Its last budget never stands in for a crossing that was not reached: that
+    would make savings a matter of how long one went on.
+    """
+    random_S, method_S = np.asarray(random_S, float), np.asarray(method_S, float)
+    if random_S.shape != method_S.shape or random_S.ndim != 1:
+        raise ValueError(f"Pairs need two lists of one length; these are {random_S.shape} and {method_S.shape}.")
+    random_missed_S, method_missed_S = np.isinf(random_S), np.isinf(method_S)
+    both_reached_S = ~(random_missed_S | method_missed_S)
+    log_ratio_S = np.round(np.log(random_S[both_reached_S] / method_S[both_reached_S]), DECIMALS)
+    low, high = _bounds(_t_interval(log_ratio_S[:, None], level))
+    return Efficiency(
+        n=len(random_S),
+        n_pairs=len(log_ratio_S),
+        n_censored_random=int((random_missed_S & ~method_missed_S).sum()),
+        n_censored_method=int((method_missed_S & ~random_missed_S).sum()),
+        n_censored_both=int((random_missed_S & method_missed_S).sum()),
+        mean=exp(log_ratio_S.mean()) if len(log_ratio_S) else None,
+        low=None if low is None else exp(low),
+        high=None if high is None else exp(high),
+        level=level,
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """a - b over n pairs. interval: how low and high were found; None (and so are they) where nothing varies or n = 1.
+
+    p_wilcoxon is exact; smallest_p is the smallest that n pairs can give. sd: of the differences (None: n = 1).
+    p_t: None where nothing varies.
+    """
+
+    n: int
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+    level: float
+    interval: Literal["bootstrap", "t"] | None
+    p_t: float | None
+    p_wilcoxon: float
+    smallest_p: float
+
+
+def compare(a_S: ArrayLike, b_S: ArrayLike, level: float = 0.95, rng: np.random.Generator | None = None) -> Comparison:
+    """Paired difference of two strategies' scores (one number a seed: AUBC, or the accuracy of one round).
+
+    Interval: BCa bootstrap over seeds (Efron, 1987) from 8 pairs on, Student's t below. rng: default_rng(0).
+    """
+    difference_S = np.sort(_differences(a_S, b_S))  # sorted: the order of the seeds cannot matter to the bootstrap
+    n = len(difference_S)
+    low, high = _bounds(_interval(difference_S[:, None], level, rng))
+    return Comparison(
+        n=n,
+        mean=float(difference_S.mean()),
+        sd=float(difference_S.std(ddof=1)) if n > 1 else None,
+        low=low,
+        high=high,
+        level=level,
+        interval=None if low is None else "bootstrap" if n >= BOOTSTRAP_FROM else "t",
+        p_t=None if low is None else float(tests.ttest_1samp(difference_S, 0).pvalue),
+        p_wilcoxon=exact_wilcoxon(difference_S),
+        smallest_p=smallest_wilcoxon_p(n),
+    )
+
+
+def difference_curve(
+    a_SR: ArrayLike, b_SR: ArrayLike, level: float = 0.95, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """a - b at each round: mean_R, low_R, high_R. Resampled are seeds, each with its whole curve, never single rounds.
+
+    Pointwise. Zero wide where the two are identical in all of several pairs (round 0), unbounded (inf) where there is
+    one pair, or where all differences are the same by chance.
+    """
+    difference_SR = _differences(a_SR, b_SR)
+    difference_SR = difference_SR[np.lexsort(difference_SR.T)]
+    low_R, high_R = _interval(difference_SR, level, rng)
+    identical_R = (difference_SR == 0).all(0) & (len(difference_SR) > 1)
+    return difference_SR.mean(0), np.where(identical_R, 0, low_R), np.where(identical_R, 0, high_R)
+
+
+def _differences(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape or not a.size:
+        raise ValueError(f"Pairs need two arrays of one shape that are not empty; these are {a.shape} and {b.shape}.")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("A score is not a finite number.")
+    return np.round(a - b, DECIMALS)
+
+
+def _interval(
+    difference_SR: np.ndarray, level: float, rng: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each column's mean; unbounded where a column does not vary."""
+    low_R, high_R = _t_interval(difference_SR, level)
+    varies_R = np.isfinite(low_R)
+    if len(difference_SR) >= BOOTSTRAP_FROM and varies_R.any():
+        low_R[varies_R], high_R[varies_R] = tests.bootstrap(
+            (difference_SR[:, varies_R],), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa",
+            vectorized=True, rng=rng or np.random.default_rng(0),
+        ).confidence_interval  # fmt: skip
+    return low_R, high_R
+
+
+def _t_interval(difference_SR: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    n, r = difference_SR.shape
+    low_R, high_R = np.full(r, -np.inf), np.full(r, np.inf)
+    if n > 1:
+        varies_R = np.ptp(difference_SR, axis=0) > 0
+        varying = difference_SR[:, varies_R]
+        half = tests.t.ppf((1 + level) / 2, n - 1) * tests.sem(varying)
+        low_R[varies_R], high_R[varies_R] = varying.mean(0) - half, varying.mean(0) + half
+    return low_R, high_R
+
+
+def _bounds(interval: tuple[np.ndarray, np.ndarray]) -> tuple[float | None, float | None]:
+    low, high = interval[0].item(), interval[1].item()
+    return (low, high) if np.isfinite(low) else (None, None)
+
+
+def exact_wilcoxon(difference_S: ArrayLike) -> float:
+    """Two-sided p of the signed-rank test, exact with ties and zeros too.
+
+    Zeros by Pratt, 1959: ranked, then left out. The distribution over all 2^n signs, by convolution. Without ties and
+    zeros it is scipy's method="exact"; with them that is not exact (six zeros would have p = 0.03), and scipy's
+    permutations take a second at n = 13.
+    """
+    difference_S = np.round(np.asarray(difference_S, float), DECIMALS)
+    twice_ranks = np.round(2 * tests.rankdata(np.abs(difference_S))).astype(int)  # mid-ranks are halves
+    twice_ranks_N, positive_N = twice_ranks[difference_S != 0], difference_S[difference_S != 0] > 0
+    chance = np.ones(1)  # chance[w]: of a rank sum of w / 2
+    for rank in twice_ranks_N:
+        chance = (np.pad(chance, (0, rank)) + np.pad(chance, (rank, 0))) / 2
+    w = twice_ranks_N[positive_N].sum()
+    return float(min(1, 2 * min(chance[: w + 1].sum(), chance[w:].sum())))
+
+
+def smallest_wilcoxon_p(n: int) -> float:
+    """The smallest two-sided p that the exact test can give with n pairs: all signs alike, 2 / 2^n."""
+    return min(1.0, 2.0 ** (1 - n))
+
+
+def holm(p_T: ArrayLike) -> np.ndarray:
+    """p-values adjusted for all T tests of a family (Holm, 1979); leading axes are families of their own.
+
+    The same numbers as statsmodels' multipletests(method="holm"), which collects all garbage (50 ms) at every call.
+    """
+    p_T = np.asarray(p_T, float)
+    order_T = p_T.argsort(-1)
+    steps_T = np.take_along_axis(p_T, order_T, -1) * np.arange(p_T.shape[-1], 0, -1)
+    adjusted_T = np.empty_like(p_T)
+    np.put_along_axis(adjusted_T, order_T, np.maximum.accumulate(steps_T, -1).clip(max=1), -1)
+    return adjusted_T
+
+
+def refusal(comparison: Comparison, alpha: float = 0.05, n_tests: int = 1) -> str | None:
+    """Why nothing may be called significant here, or None. n_tests: the size of the Holm family it is one of."""
+    n, least = comparison.n, comparison.smallest_p * n_tests
+    if n > 1 and comparison.mean == 0 and comparison.sd == 0:
+        return f"the two are identical in all {n} pairs"
+    if least > alpha:
+        after = f" after Holm's correction for {n_tests} tests" if n_tests > 1 else ""
+        pairs = f"{n} pairs" if n > 1 else "1 pair"
+        least = f"the smallest possible p is {min(1, least):.2g}"
+        return f"{pairs} can never reach p < {alpha:g} by the exact Wilcoxon test{after}: {least}"
+    if comparison.interval is None:
+        return f"all {n} differences are the same: nothing varies that they could be judged by"
+    return None
+
+
+def significant(comparison: Comparison, p_adjusted: float, alpha: float = 0.05, n_tests: int = 1) -> bool:
+    """Whether p_adjusted (of whichever test) is below alpha and n pairs could carry that: see `refusal`."""
+    return refusal(comparison, alpha, n_tests) is None and p_adjusted < alpha
+
+
+def badge_checkpoints(random_SR: ArrayLike) -> np.ndarray:
+    """The rounds at which BADGE's matrix compares: 1, 2, 4, ... (Ash et al., 2020, section 4).
+
+    n0 is the label count at which Random's mean reaches 99% of its final accuracy: past it all strategies are alike.
+    Checkpoints are the label counts M + 2^(m-1) B for m = 1 ... floor(log2((n0 - M) / B)), with M initial labels and
+    queries of one size B: rounds 2^(m-1). ValueError where the rule leaves none.
+    """
+    mean_R = np.asarray(random_SR, float).mean(0)
+    n0 = int((mean_R >= 0.99 * mean_R[-1]).argmax())
+    if n0 < 2:
+        raise ValueError(f"BADGE's rule leaves no checkpoint: Random has 99% of its final accuracy in round {n0}.")
+    return 2 ** np.arange(int(log2(n0)))
+
+
+def penalty_badge(accuracy_MSR: ArrayLike, random: int) -> np.ndarray:
+    """Pairwise penalty matrix of one setting by BADGE's own rules (Ash et al., 2020): penalty_MM.
+
+    At each of K checkpoints, 1/K goes to entry [i, j] where i beats j by a two-sided paired t-test at 0.05, without
+    any correction; the authors have 5 repeats, hence t > 2.776. So [i, j] is the share of checkpoints at which row i
+    beats column j; the mean over settings of these matrices is theirs, divided by the number of settings.
+    random: the row of accuracy_MSR that is Random.
+    """
+    accuracy_MSR = _strategies(accuracy_MSR)
+    checkpoints = badge_checkpoints(accuracy_MSR[random])
+    t_MMK = _paired_t(accuracy_MSR[:, :, checkpoints])
+    return (t_MMK > tests.t.ppf(0.975, accuracy_MSR.shape[1] - 1)).mean(-1)
+
+
+def penalty_holm(accuracy_MSR: ArrayLike, alpha: float = 0.05) -> np.ndarray:
+    """Pairwise penalty matrix of one setting over all R rounds: penalty_MM, [i, j] the share in which i beats j.
+
+    Two-sided paired t-tests; for each pair of strategies Holm's correction over its R rounds. A round in which all
+    differences are the same is no win.
+    """
+    accuracy_MSR = _strategies(accuracy_MSR)
+    t_MMR = _paired_t(accuracy_MSR)
+    p_MMR = np.where(np.isfinite(t_MMR), 2 * tests.t.sf(np.abs(t_MMR), accuracy_MSR.shape[1] - 1), 1)
+    return ((t_MMR > 0) & (holm(p_MMR) < alpha)).mean(-1)
+
+
+def times_beaten(penalty_MM: ArrayLike) -> np.ndarray:
+    """Column means without the diagonal: how often each strategy is beaten, a mean over the others."""
+    penalty_MM = np.asarray(penalty_MM, float)
+    return penalty_MM.sum(0) / (len(penalty_MM) - 1)
+
+
+def _strategies(accuracy_MSR: ArrayLike) -> np.ndarray:
+    accuracy_MSR = np.asarray(accuracy_MSR, float)
+    if accuracy_MSR.ndim != 3 or accuracy_MSR.shape[0] < 2 or accuracy_MSR.shape[1] < 2:
+        raise ValueError(f"A penalty matrix needs at least 2 strategies and 2 seeds; these are {accuracy_MSR.shape}.")
+    if not np.isfinite(accuracy_MSR).all():
+        raise ValueError("An accuracy is not a finite number.")
+    return accuracy_MSR
+
+
+def _paired_t(accuracy_MSR: np.ndarray) -> np.ndarray:
+    """t of row minus column, by seeds; infinite where all differences are the same, nan where they are 0."""
+    difference_MMSR = np.round(accuracy_MSR[:, None] - accuracy_MSR[None], DECIMALS)
+    constant_MMR = np.ptp(difference_MMSR, axis=2) == 0
+    sd_MMR = np.where(constant_MMR, 0, difference_MMSR.std(axis=2, ddof=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return difference_MMSR.mean(2) * np.sqrt(accuracy_MSR.shape[1]) / sd_MMR
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """mean_M: 1 is best. Matrices of p-values, 1 on the diagonal: what a critical-difference diagram is drawn from."""
+
+    n_blocks: int
+    mean_M: np.ndarray
+    p_friedman: float
+    p_wilcoxon_MM: np.ndarray  # exact, Holm over all pairs
+    p_nemenyi_MM: np.ndarray
+    critical_difference: float  # of two mean ranks, by Nemenyi's test
+
+
+def ranks(score_BM: ArrayLike, alpha: float = 0.05) -> Ranks:
+    """Mean ranks over blocks (Demsar, 2006; pairs by Wilcoxon and Holm: Benavoli et al., 2016).
+
+    score_BM: each block's mean over its seeds. Blocks are (data set x regime) cells: the seeds of one data set are not
+    independent blocks. ValueError below 6 blocks, with which no test here could find anything, or 3 strategies.
+    """
+    score_BM = np.round(np.asarray(score_BM, float), DECIMALS)
+    b, m = score_BM.shape
+    if b < MIN_BLOCKS or m < 3:
+        raise ValueError(f"Ranks need at least {MIN_BLOCKS} studies and 3 strategies; there are {b} and {m}.")
+    if not np.isfinite(score_BM).all():
+        raise ValueError("A score is not a finite number.")
+    rank_BM = tests.rankdata(-score_BM, axis=1)
+    return Ranks(
+        n_blocks=b,
+        mean_M=rank_BM.mean(0),
+        p_friedman=float(tests.friedmanchisquare(*rank_BM.T).pvalue) if np.ptp(rank_BM) else 1.0,
+        p_wilcoxon_MM=_wilcoxon_holm(score_BM),
+        p_nemenyi_MM=_nemenyi(rank_BM),
+        critical_difference=float(
+            tests.studentized_range.ppf(1 - alpha, m, np.inf) / np.sqrt(2) * np.sqrt(m * (m + 1) / (6 * b))
+        ),
+    )
+
+
+def _nemenyi(rank_BM: np.ndarray) -> np.ndarray:
+    from scikit_posthocs import posthoc_nemenyi_friedman
+
+    return posthoc_nemenyi_friedman(rank_BM).to_numpy()
+
+
+def _wilcoxon_holm(score_BM: np.ndarray) -> np.ndarray:
+    """scikit_posthocs.posthoc_wilcoxon would call scipy's test, whose ties and zeros `exact_wilcoxon` speaks of."""
+    m = score_BM.shape[1]
+    i_T, j_T = np.triu_indices(m, 1)
+    p_MM = np.ones((m, m))
+    p_MM[i_T, j_T] = holm([exact_wilcoxon(score_BM[:, i] - score_BM[:, j]) for i, j in zip(i_T, j_T, strict=True)])
+    return np.minimum(p_MM, p_MM.T)
+
+
+def bayesian_signed_rank(
+    a_B: ArrayLike, b_B: ArrayLike, rope: float = 0.005, seed: int = 0
+) -> tuple[float, float, float]:
+    """Chances that a is better by more than rope, that the two are equal within it, that b is (Benavoli et al., 2014).
+
+    a_B, b_B: means of each block (or the pairs of one study). 10,000 draws from baycomp: two digits are good.
+    """
+    import baycomp
+
+    _differences(a_B, b_B)
+    a_B, b_B = np.asarray(a_B, float), np.asarray(b_B, float)
+    p_a, p_rope, p_b = baycomp.two_on_multiple(a_B, b_B, rope=rope, nsamples=10_000, random_state=seed)
+    return float(p_a), float(p_rope), float(p_b)
+
+
+def random_control(
+    random_SR: ArrayLike, control_SR: ArrayLike | None = None, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Noise band: what "difference to random" looks like where there is none. mean_R, low_R, high_R.
+
+    control_SR: a second arm of Random, paired by seed: their `difference_curve`. Without one: the interval of the
+    difference between two means of S independent runs, 0 -+ t sd_R sqrt(2 / S). That is an approximation; it ignores
+    that the runs are paired, so it is too wide where pairs share much.
+    """
+    if control_SR is not None:
+        return difference_curve(control_SR, random_SR, level)
+    random_SR = np.asarray(random_SR, float)
+    s, r = random_SR.shape
+    if s < 2:
+        return np.zeros(r), np.full(r, -np.inf), np.full(r, np.inf)
+    half_R = tests.t.ppf((1 + level) / 2, s - 1) * random_SR.std(axis=0, ddof=1) * np.sqrt(2 / s)
+    return np.zeros(r), -half_R, half_R
+
+
+def seeds_needed(sd: float, difference: float, alpha: float = 0.05, power: float = 0.8) -> int:
+    """Pairs with which a paired t-test finds this difference in mean with this power; sd: of the paired differences.
+
+    Never fewer than `significant` asks for. ValueError for a difference of 0 or one that 10,000 pairs do not find.
+    """
+    from statsmodels.stats.power import TTestPower
+
+    fewest = next(n for n in range(2, 100) if smallest_wilcoxon_p(n) <= alpha)
+    if difference == 0:
+        raise ValueError("No number of seeds shows a difference of 0.")
+    if sd == 0:
+        return fewest
+    n_N = np.arange(fewest, 10_001)
+    # nan: so far out in the tail that scipy's non-central t gives up; the power is 1.
+    power_N = np.nan_to_num(TTestPower().power(abs(difference) / sd, n_N, alpha), nan=1)
+    if power_N.max() < power:
+        raise ValueError(f"A difference of {difference:g} with sd {sd:g} would need more than 10,000 seeds.")
+    return int(n_N[(power_N >= power).argmax()])
+
+
+def detectable(n: int, sd: float = 1.0, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The smallest difference in mean that n >= 3 pairs find with this power; with sd = 1 it is d_z. sd as above."""
+    from statsmodels.stats.power import TTestPower
+
+    if n < 3:
+        raise ValueError(f"{n} pairs are too few to plan with: at least 3.")
+    return float(sd * TTestPower().solve_power(nobs=n, alpha=alpha, power=power))
+
+
+def duplicate_share(source_A: ArrayLike) -> float:
+    """Share of the acquired images that are another copy of one acquired before; source_A: what each is a copy of."""
+    source_A = np.asarray(source_A)
+    return 1 - len(np.unique(source_A)) / len(source_A) if len(source_A) else 0.0
+
+
+def label_entropy(labels_A: ArrayLike, n_classes: int) -> float:
+    """Shannon entropy of the acquired labels / log C: 1 is balanced, 0 is one class only (or nothing acquired)."""
+    counts_C = np.bincount(np.asarray(labels_A, int), minlength=n_classes)
+    return float(tests.entropy(counts_C) / log(n_classes)) if counts_C.sum() else 0.0
+
+
+def jaccard(acquired_a: Sequence[Sequence[int]], acquired_b: Sequence[Sequence[int]]) -> np.ndarray:
+    """Overlap of what two runs acquired up to each round they share, |both| / |either|: overlap_R.
+
+    acquired_a, acquired_b: the indices of each round. Two that acquired nothing yet are alike: 1.
+    """
+    a, b, overlap_R = set(), set(), []
+    for in_a, in_b in zip(acquired_a, acquired_b, strict=False):
+        a.update(in_a)
+        b.update(in_b)
+        overlap_R.append(len(a & b) / len(a | b) if a | b else 1.0)
+    return np.array(overlap_R)
+
+
+def _checked(labels_R: ArrayLike, accuracy_SR: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    labels_R, accuracy_SR = np.asarray(labels_R), np.asarray(accuracy_SR, float)
+    if accuracy_SR.ndim != 2 or accuracy_SR.shape[1] != len(labels_R) or not accuracy_SR.size:
+        raise ValueError(f"Accuracies {accuracy_SR.shape} do not fit {len(labels_R)} label counts: [seeds, rounds].")
+    if not (np.diff(labels_R) > 0).all() or labels_R[0] <= 0:
+        raise ValueError(f"Label counts must be positive and increase from round to round: {labels_R.tolist()}.")
+    if not np.isfinite(accuracy_SR).all():
+        raise ValueError("An accuracy is not a finite number.")
+    return labels_R, accuracy_SR

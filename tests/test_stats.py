@@ -1,0 +1,523 @@
+from itertools import product
+from math import exp, inf, log
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2, t, ttest_rel, wilcoxon
+from statsmodels.stats.multitest import multipletests
+
+from al_bench import stats
+from al_bench.stats import Efficiency, compare, efficiency, labels_to, quartiles, refusal, significant
+
+few = settings(max_examples=60, deadline=None, derandomize=True)
+accuracies = st.integers(0, 1000).map(lambda hits: hits / 1000)
+
+
+def crossing(*rounds):
+    """Curves over 20, 30 ... 300 labels that first have each (target, labels) of a seed; inf: never."""
+    labels_R = np.arange(20, 301, 10)
+    return labels_R, np.array([[0.5 + sum(0.1 * (n >= x) for x in seed) for n in labels_R] for seed in rounds])
+
+
+# Curves
+
+
+def test_runs_are_cut_to_the_label_counts_they_share_and_say_what_was_dropped():
+    curves = stats.common([([20, 40, 60, 80], [0.1, 0.2, 0.3, 0.4]), ([20, 60, 70, 80], [0.5, 0.6, 0.7, 0.8])])
+    assert curves.labels_R.tolist() == [20, 60, 80]
+    assert curves.accuracy_SR.tolist() == [[0.1, 0.3, 0.4], [0.5, 0.6, 0.8]]
+    assert curves.dropped == ((40,), (70,))
+
+
+@pytest.mark.parametrize(
+    "options, area",
+    [
+        ({}, (10 * 0.5 + 80 * 0.7) / 90),
+        ({"over": "log"}, (log(2) * 0.5 + log(5) * 0.7) / log(10)),
+        ({"over": "rounds"}, 0.6),
+        ({"skip_first": True}, 0.7),
+    ],
+)
+def test_the_area_under_a_curve_by_hand(options, area):
+    assert stats.aubc([10, 20, 100], [[0.4, 0.6, 0.8]], **options) == pytest.approx([area], abs=1e-12)
+
+
+@few
+@given(st.lists(accuracies, min_size=2, max_size=8), st.sampled_from(["labels", "log", "rounds"]))
+def test_an_area_is_an_accuracy(accuracy_R, over):
+    labels_R = 10 * np.arange(1, len(accuracy_R) + 1) ** 2
+    area, flat = stats.aubc(labels_R, [accuracy_R, [accuracy_R[0]] * len(accuracy_R)], over)
+    assert min(accuracy_R) - 1e-12 <= area <= max(accuracy_R) + 1e-12
+    assert flat == pytest.approx(accuracy_R[0], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "rule, expected",
+    [("first", [20, 10, inf]), ("sustained", [40, 10, inf]), ("envelope", [15, 10, inf])],
+)
+def test_labels_to_a_target_by_each_rule(rule, expected):
+    accuracy_SR = [[0.5, 0.7, 0.4, 0.6], [0.6, 0.6, 0.6, 0.6], [0.5, 0.59, 0.4, 0.1]]
+    assert labels_to(0.6, [10, 20, 30, 40], accuracy_SR, rule) == pytest.approx(expected)
+
+
+@few
+@given(st.lists(accuracies, min_size=1, max_size=8), accuracies)
+def test_the_envelope_crosses_first_and_sustained_comes_last(accuracy_R, target):
+    labels_R = np.arange(1, len(accuracy_R) + 1) * 10
+    envelope, first, sustained = (
+        labels_to(target, labels_R, [accuracy_R], rule)[0] for rule in ("envelope", "first", "sustained")
+    )
+    assert envelope <= first <= sustained
+    assert np.isfinite(envelope) == np.isfinite(first) == (max(accuracy_R) >= target)
+    assert np.isfinite(sustained) == (accuracy_R[-1] >= target)
+
+
+# BatchBALD's Table 1 (TARGETS.md 2.2): true labelled-set sizes of six runs with queries of 10, nearest rank.
+BATCHBALD = [(70, 190), (80, 200), (100, 210), (110, 230), (120, 240), (130, 260)]
+BALD = [(120, 250), (130, 260), (130, 260), (150, 300), (180, inf), (190, inf)]
+
+
+@pytest.mark.parametrize(
+    "runs, to_90, to_95",
+    [(BATCHBALD, (80, 100, 120), (200, 210, 240)), (BALD, (130, 130, 180), (260, 260, inf))],
+)
+def test_batchbalds_table_of_quartiles(runs, to_90, to_95):
+    labels_R, accuracy_SR = crossing(*(runs[i] for i in (3, 0, 5, 1, 4, 2)))
+    assert quartiles(labels_to(0.6, labels_R, accuracy_SR)) == to_90
+    assert quartiles(labels_to(0.7, labels_R, accuracy_SR)) == to_95
+
+
+def test_quartiles_are_observed_counts_also_where_most_runs_never_got_there():
+    assert quartiles([inf, 100, inf, 80]) == (80, 100, inf)
+    assert quartiles([inf]) == (inf, inf, inf)
+    assert quartiles(range(1, 13)) == (3, 6, 9)
+
+
+# The seed article's table (TARGETS.md 15.2): one run, and the full data at 88.32%.
+ARTICLE_LABELS = [5000, 5200, 5400, 5600, 5800, 6000, 6600, 7000, 8000, 9000, 10000, 10400, 10800]
+ARTICLE = [[*[77.64] * 4, 82.88, 82.88, 82.56, 83.76, 85.64, 86.20, 86.40, 87.00, 88.24]]
+
+
+@pytest.mark.parametrize(
+    "target, rule, labels",
+    [
+        (82.88, "first", 5800), (82.88, "sustained", 7000), (86.2, "first", 9000), (88, "first", 10800),
+        (88, "envelope", 10400 + 400 * 1.00 / 1.24), (80.26, "envelope", 5700), (88.32 - 0.25, "first", 10800),
+        (88.32, "first", inf), (88.32, "envelope", inf),
+    ],
+)  # fmt: skip
+def test_the_seed_articles_table(target, rule, labels):
+    assert labels_to(target, ARTICLE_LABELS, ARTICLE, rule) == pytest.approx([labels])
+
+
+def test_the_seed_articles_saving_of_46_percent_is_one_pair_without_an_interval():
+    found = efficiency([20025], labels_to(88, ARTICLE_LABELS, ARTICLE))
+    assert found.savings[0] == pytest.approx(0.4607, abs=5e-5)
+    assert found.n_pairs == 1 and found.low is found.high is None and found.savings[1:] == (None, None)
+
+
+# Efficiency
+
+
+def test_savings_are_measured_at_randoms_own_crossing_and_not_at_its_last_budget():
+    labels_R = np.arange(10, 461, 10)  # Random goes on to 460 labels: 4.6 times as many as the method needs
+    random_SR = [0.5 + 0.4 * (labels_R >= 340)]
+    method_SR = [0.5 + 0.4 * (labels_R >= 100)]
+    found = efficiency(labels_to(0.9, labels_R, random_SR), labels_to(0.9, labels_R, method_SR))
+    assert found.mean == pytest.approx(3.4) and found.savings[0] == pytest.approx(1 - 1 / 3.4)
+    never = efficiency(labels_to(0.9, labels_R[:30], [random_SR[0][:30]]), [100])
+    assert never == Efficiency(1, 0, 1, 0, 0, None, None, None, 0.95) and never.savings == (None, None, None)
+
+
+def test_efficiency_by_hand_with_censored_pairs_counted_and_left_out():
+    found = efficiency([100, 400, inf, 300, inf, 200], [100, 100, 100, inf, inf, 100])
+    assert (found.n, found.n_pairs) == (6, 3)
+    assert (found.n_censored_random, found.n_censored_method, found.n_censored_both) == (1, 1, 1)
+    # logs 0, 2 and 1 times log 2: mean 1, sd 1, t of 2 degrees of freedom 4.302653
+    half = 4.302653 / 3**0.5
+    assert (found.mean, found.low, found.high) == pytest.approx((2, 2 ** (1 - half), 2 ** (1 + half)), rel=1e-6)
+    assert found.savings == pytest.approx((0.5, 1 - 2 ** (half - 1), 1 - 2 ** -(1 + half)), rel=1e-6)
+
+
+def test_efficiency_of_equal_ratios_has_no_interval():
+    found = efficiency([100, 300, 210], [50, 150, 105])
+    assert found.mean == pytest.approx(2) and found.low is found.high is None
+
+
+counts = st.one_of(st.integers(1, 500).map(float), st.just(inf))
+
+
+@few
+@given(st.lists(st.tuples(counts, counts), min_size=1, max_size=12), st.randoms())
+def test_turning_an_efficiency_round_inverts_it_and_the_order_of_seeds_is_nothing(pairs, random):
+    there = efficiency(*zip(*pairs, strict=True))
+    back = efficiency(*zip(*((b, a) for a, b in pairs), strict=True))
+    assert there.n_censored_random == back.n_censored_method
+    assert there.n_pairs + there.n_censored_random + there.n_censored_method + there.n_censored_both == there.n
+    for a, b in ((there.mean, back.mean), (there.low, back.high), (there.high, back.low)):
+        assert a is b is None or a * b == pytest.approx(1)
+    random.shuffle(pairs)
+    again = efficiency(*zip(*pairs, strict=True))
+    assert again.mean == pytest.approx(there.mean) and again.low == pytest.approx(there.low)
+
+
+# Paired differences
+
+
+def test_few_pairs_get_a_t_interval_by_hand():
+    found = compare([0.51, 0.62, 0.73], [0.5, 0.6, 0.7])
+    half = 4.302653 * 0.01 / 3**0.5
+    assert found.interval == "t" and found.n == 3
+    assert (found.mean, found.sd, found.low, found.high) == pytest.approx((0.02, 0.01, 0.02 - half, 0.02 + half))
+    assert found.p_t == pytest.approx(ttest_rel([0.51, 0.62, 0.73], [0.5, 0.6, 0.7]).pvalue)
+    assert (found.p_wilcoxon, found.smallest_p) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("n, interval", [(7, "t"), (8, "bootstrap")])
+def test_from_eight_pairs_on_the_interval_is_a_bootstrap(n, interval):
+    skewed = 0.01 * np.arange(n) ** 3
+    found = compare(skewed, np.zeros(n))
+    assert found.interval == interval
+    above, below = found.high - found.mean, found.mean - found.low
+    assert (above > 1.2 * below) == (interval == "bootstrap")  # it follows the long tail; t is symmetric
+    assert (above == pytest.approx(below)) == (interval == "t")
+
+
+@pytest.mark.parametrize("n, least", [(6, 0.92), (12, 0.89)])
+def test_the_intervals_cover(n, least):
+    rng = np.random.default_rng(0)
+    found = [compare(rng.normal(0.03, 0.02, n), np.zeros(n)) for _ in range(400)]
+    assert least < np.mean([c.low < 0.03 < c.high for c in found]) < 0.98
+
+
+def test_a_level_is_a_level_and_a_generator_is_used():
+    a = np.random.default_rng(0).normal(size=10)
+    wide, narrow = compare(a, 0 * a, 0.99), compare(a, 0 * a, 0.5)
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert compare(a, 0 * a) == compare(a, 0 * a) != compare(a, 0 * a, rng=np.random.default_rng(1))
+
+
+@pytest.mark.parametrize(
+    "difference, p_wilcoxon, why",
+    [
+        ([0.0] * 10, 1, "identical in all 10 pairs"),
+        ([0.0] * 3, 1, "identical in all 3 pairs"),
+        ([0.1], 1, "1 pair can never reach p < 0.05"),
+        ([0.0], 1, "1 pair can never reach p < 0.05"),
+        ([0.1] * 2, 0.5, "2 pairs can never reach p < 0.05 by the exact Wilcoxon test: the smallest possible p is 0.5"),
+        ([0.1] * 10, 2 / 2**10, "all 10 differences are the same"),
+    ],
+)
+def test_where_nothing_varies_nothing_is_claimed(difference, p_wilcoxon, why):
+    b = 0.7 + 0.01 * np.arange(len(difference))  # 0.7 + 0.1 - 0.7 is not 0.1 in floats
+    found = compare(b + difference, b)
+    assert found.low is found.high is found.interval is found.p_t is None
+    assert found.p_wilcoxon == pytest.approx(p_wilcoxon) and why in refusal(found)
+    assert not significant(found, 0.0)
+
+
+@few
+@given(st.lists(st.tuples(accuracies, accuracies), min_size=1, max_size=12), st.randoms())
+def test_the_order_of_seeds_changes_nothing_and_no_number_is_nan(pairs, random):
+    a_S, b_S = np.array(pairs).T
+    found, back = compare(a_S, b_S), compare(b_S, a_S)
+    assert back.mean == pytest.approx(-found.mean) and back.p_wilcoxon == pytest.approx(found.p_wilcoxon)
+    assert found.low is None or found.low <= found.mean <= found.high
+    order = random.sample(range(len(pairs)), len(pairs))
+    assert compare(a_S[order], b_S[order]) == found
+
+
+def slow_wilcoxon(difference):
+    """Over all signs: rank sums as far from the middle as ours, or further."""
+    size = [abs(d) for d in difference]
+    ranks = [sum(s < d for s in size) + (sum(s == d for s in size) + 1) / 2 for d in size]
+    ranks = [(r if d > 0 else -r) for r, d in zip(ranks, difference, strict=True) if d]
+    sums = [
+        sum(sign * r for sign, r in zip(signs, ranks, strict=True)) for signs in product((1, -1), repeat=len(ranks))
+    ]
+    # sums are symmetric around 0, so two tails are twice one
+    return min(1, 2 * sum(s >= abs(sum(ranks)) for s in sums) / len(sums))
+
+
+@few
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
+def test_the_exact_wilcoxon_test_goes_over_all_signs_also_with_ties_and_zeros(difference):
+    assert stats.exact_wilcoxon(np.array(difference) / 1000) == pytest.approx(slow_wilcoxon(difference))
+
+
+@pytest.mark.parametrize("n", [5, 12, 30])
+def test_without_ties_it_is_scipys(n):
+    difference = np.random.default_rng(n).normal(0.3, 1, n)
+    assert stats.exact_wilcoxon(difference) == pytest.approx(wilcoxon(difference, method="exact").pvalue)
+
+
+@pytest.mark.parametrize(
+    "n, p, digits",
+    [(3, 0.25, 2), (5, 0.0625, 4), (6, 0.031, 3), (8, 0.0078, 4), (10, 0.0020, 4), (15, 6e-5, 5), (20, 2e-6, 6),
+     (50, 2e-15, 15)],
+)  # fmt: skip
+def test_the_smallest_p_that_n_pairs_can_give(n, p, digits):
+    """TARGETS.md 16.1."""
+    assert round(stats.smallest_wilcoxon_p(n), digits) == p
+    assert stats.exact_wilcoxon(np.arange(1, n + 1)) == pytest.approx(stats.smallest_wilcoxon_p(n))
+
+
+@pytest.mark.parametrize("n_tests, fewest", [(1, 6), (3, 7), (10, 9), (28, 11)])
+def test_as_many_pairs_as_a_family_of_tests_asks_for(n_tests, fewest):
+    """TARGETS.md 16.1: 4 strategies against Random, all pairs of 5, of 8."""
+
+    def of(n):
+        return compare(0.01 * np.arange(1, n + 1), np.zeros(n))
+
+    assert refusal(of(fewest), n_tests=n_tests) is None and significant(of(fewest), 0.049, n_tests=n_tests)
+    assert not significant(of(fewest), 0.05, n_tests=n_tests)
+    words = refusal(of(fewest - 1), n_tests=n_tests)
+    assert words.startswith(f"{fewest - 1} pairs can never reach p < 0.05 by the exact Wilcoxon test")
+    assert ("Holm" in words) == (n_tests > 1)
+    assert not significant(of(fewest - 1), 0.0, n_tests=n_tests)
+
+
+def test_holm_by_hand():
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.5, 0.6]).tolist() == [1, 1] and stats.holm([]).tolist() == []
+
+
+def test_holm_is_statsmodels_holm():
+    p_FT = np.random.default_rng(0).random((3, 7)) ** 3
+    expected = [multipletests(p_T, method="holm")[1] for p_T in p_FT]
+    np.testing.assert_allclose(stats.holm(p_FT), expected)
+
+
+@pytest.mark.parametrize("n", [5, 10])
+def test_whole_curves_are_resampled(n):
+    """Five rounds that tell the same tell no more than one: resampled by themselves, rounds would disagree."""
+    difference_S = np.random.default_rng(0).normal(0.02, 0.02, n)
+    zeros = np.zeros((n, 5))
+    mean_R, low_R, high_R = stats.difference_curve(np.repeat(difference_S[:, None], 5, 1), zeros)
+    one = compare(difference_S, zeros[:, 0])
+    assert (low_R == low_R[0]).all() and (high_R == high_R[0]).all()
+    assert (low_R[0], high_R[0]) == pytest.approx((one.low, one.high), abs=1e-5)
+    np.testing.assert_allclose(mean_R, one.mean)
+
+
+def test_a_difference_curve_with_a_shared_start_and_a_round_that_does_not_vary():
+    rng = np.random.default_rng(0)
+    for n in (4, 9):
+        a_SR = np.full((n, 3), 0.7)
+        b_SR = a_SR + np.stack([np.zeros(n), np.full(n, 0.1), rng.normal(0, 0.1, n)], axis=1)
+        mean_R, low_R, high_R = stats.difference_curve(b_SR, a_SR)
+        assert (mean_R[0], low_R[0], high_R[0]) == (0, 0, 0)
+        assert mean_R[1] == pytest.approx(0.1) and (low_R[1], high_R[1]) == (-inf, inf)
+        assert np.isfinite(low_R[2]) and low_R[2] < mean_R[2] < high_R[2]
+        order = rng.permutation(n)
+        np.testing.assert_array_equal(stats.difference_curve(b_SR[order], a_SR[order])[1], low_R)
+    assert stats.difference_curve([[0.5, 0.7]], [[0.5, 0.6]])[1].tolist() == [-inf, -inf]
+
+
+# Penalty matrices
+
+
+def rounds_until(n0, last=10):
+    """Random's curve, which has 99% of its final accuracy from round n0 on."""
+    return np.where(np.arange(last) >= n0, 0.8, 0.5)
+
+
+@pytest.mark.parametrize("n0, rounds", [(2, [1]), (3, [1]), (4, [1, 2]), (8, [1, 2, 4]), (9, [1, 2, 4])])
+def test_badges_checkpoints_double_and_end_before_random_is_done(n0, rounds):
+    assert stats.badge_checkpoints([rounds_until(n0)]).tolist() == rounds
+
+
+def test_badges_matrix_by_hand_and_which_way_it_is_read():
+    spread = np.array([-1, -1, 0, 1, 1]) / 100  # sd 0.01, so t = 100 sqrt(5) mean
+    random_SR = np.tile(rounds_until(8), (5, 1))
+    good_SR = random_SR.copy()
+    good_SR[:, 1] += spread + 0.0125  # t = 2.795 > 2.776
+    good_SR[:, 2] += spread + 0.0124  # t = 2.773
+    good_SR[:, 4] -= spread + 0.0125
+    good_SR[:, [3, 5, 9]] += 0.2  # no checkpoints
+    penalty_MM = stats.penalty_badge(np.stack([random_SR, good_SR, random_SR + 0.1]), random=0)
+    np.testing.assert_allclose(penalty_MM, [[0, 1 / 3, 0], [1 / 3, 0, 0], [1, 1, 0]])  # row beats column
+    np.testing.assert_allclose(stats.times_beaten(penalty_MM), [2 / 3, 2 / 3, 0])
+
+
+def test_the_holm_matrix_by_hand_and_which_way_it_is_read():
+    spread = np.array([-1, -1, 0, 1, 1]) / 100
+    base_SR = np.full((5, 2), 0.5)
+
+    def better_by(*p_R):
+        return base_SR + np.stack([spread + 0.01 * t.isf(p / 2, 4) / 5**0.5 for p in p_R], axis=1)
+
+    for p_R, share in (((0.02, 0.9), 0.5), ((0.03, 0.9), 0), ((0.03, 0.04), 0), ((0.02, 0.04), 1)):
+        np.testing.assert_allclose(
+            stats.penalty_holm(np.stack([base_SR, better_by(*p_R)])), [[0, 0], [share, 0]], err_msg=str(p_R)
+        )
+
+
+def test_the_holm_matrix_agrees_with_a_slow_reference():
+    rng = np.random.default_rng(0)
+    accuracy_MSR = 0.5 + 0.05 * rng.normal(size=(3, 8, 6)) + 0.06 * rng.normal(size=(3, 1, 6))
+    found = stats.penalty_holm(accuracy_MSR)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        a, b = accuracy_MSR[i], accuracy_MSR[j]
+        p_R = multipletests([ttest_rel(a[:, r], b[:, r]).pvalue for r in range(6)], method="holm")[1]
+        assert found[i, j] == np.mean((p_R < 0.05) & (a.mean(0) > b.mean(0)))
+        assert found[j, i] == np.mean((p_R < 0.05) & (a.mean(0) < b.mean(0)))
+    assert 0 < (found > 0).sum() < 6
+
+
+@few
+@given(st.integers(2, 4), st.integers(2, 6), st.integers(0, 99))
+def test_equals_never_beat_each_other_and_no_two_beat_each_other_at_once(m, s, seed):
+    one_SR = np.sort(np.random.default_rng(seed).random((s, 5)), axis=1)
+    one_SR[:, -1] = one_SR[:, 3] = 1
+    others_MSR = np.stack([one_SR, *np.random.default_rng(seed + 1).random((m, s, 5))])
+    for matrix in (stats.penalty_holm, lambda a: stats.penalty_badge(a, random=0)):
+        assert not matrix(np.stack([one_SR] * m)).any()
+        assert (matrix(others_MSR) + matrix(others_MSR).T <= 1).all()
+
+
+def test_two_seeds_that_agree_by_chance_are_no_win():
+    assert not stats.penalty_holm([np.full((2, 3), 0.5), np.full((2, 3), 0.6)]).any()
+
+
+# Several studies
+
+
+def test_ranks_by_hand():
+    found = stats.ranks(np.array([[0.9, 0.8, 0.7]] * 6) + 0.01 * np.arange(6)[:, None] * [[3, 2, 1]])
+    assert found.mean_M.tolist() == [1, 2, 3] and found.n_blocks == 6
+    assert found.p_friedman == pytest.approx(exp(-6))  # chi2 = 12 with 2 degrees of freedom
+    off = ~np.eye(3, dtype=bool)
+    assert found.p_wilcoxon_MM[off] == pytest.approx([3 * 2 / 2**6] * 6)
+    # q = 2 / sqrt(12 / 36) sqrt(2) = 4.90 is beyond the table's 4.12 (0.01), half of it is not beyond 3.31 (0.05)
+    assert found.p_nemenyi_MM[0, 2] < 0.01 and found.p_nemenyi_MM[0, 1] > 0.05
+    assert (np.diag(found.p_wilcoxon_MM) == 1).all() and (np.diag(found.p_nemenyi_MM) == 1).all()
+
+
+def test_ranks_with_ties_and_the_critical_difference_of_demsars_example():
+    score_BM = np.random.default_rng(0).random((14, 4))
+    score_BM[:, 1] = score_BM[:, 0]
+    found = stats.ranks(score_BM)
+    assert found.critical_difference == pytest.approx(2.569 * (4 * 5 / (6 * 14)) ** 0.5, abs=1e-3)
+    assert found.mean_M[0] == found.mean_M[1] and found.mean_M.sum() == pytest.approx(10)
+    assert found.p_wilcoxon_MM[0, 1] == found.p_nemenyi_MM[0, 1] == 1
+
+
+def test_studies_without_any_difference():
+    found = stats.ranks(np.full((7, 3), 0.1) * 3)
+    assert found.mean_M.tolist() == [2, 2, 2] and found.p_friedman == 1
+    assert (found.p_wilcoxon_MM == 1).all() and (found.p_nemenyi_MM == 1).all()
+
+
+def test_friedman_agrees_with_its_formula():
+    score_BM = np.random.default_rng(1).random((9, 5)) + [0, 0, 0, 0.1, 0.3]
+    found = stats.ranks(score_BM)
+    statistic = 12 / (9 * 5 * 6) * ((9 * found.mean_M) ** 2).sum() - 3 * 9 * 6
+    assert found.p_friedman == pytest.approx(chi2.sf(statistic, 4))
+
+
+def test_the_bayesian_test_of_one_block_by_hand():
+    # Weights of the prior's 0 and of the difference are Dirichlet(1/2, 1). The difference wins where the prior's
+    # squared weight is below 1/2, that is with probability sqrt(sqrt(1/2)).
+    assert stats.bayesian_signed_rank([0.52], [0.5])[0] == pytest.approx(0.5**0.25, abs=0.015)
+    assert stats.bayesian_signed_rank([0.5], [0.52])[2] == pytest.approx(0.5**0.25, abs=0.015)
+
+
+def test_the_bayesian_test_knows_better_worse_and_the_same_and_leaves_numpys_state_alone():
+    b_B = np.linspace(0.6, 0.9, 10)
+    np.random.seed(0)
+    before = np.random.get_state()[1].copy()
+    better, same = stats.bayesian_signed_rank(b_B + 0.02, b_B), stats.bayesian_signed_rank(b_B + 0.001, b_B)
+    assert better[0] > 0.99 and same[1] > 0.99 and sum(better) == pytest.approx(1)
+    assert stats.bayesian_signed_rank(b_B + 0.001, b_B, rope=0.0001)[0] > 0.99
+    mixed = b_B + 0.006 * np.arange(-4, 6)
+    assert stats.bayesian_signed_rank(mixed, b_B) == stats.bayesian_signed_rank(mixed, b_B)
+    assert stats.bayesian_signed_rank(mixed, b_B) != stats.bayesian_signed_rank(mixed, b_B, seed=1)
+    assert (np.random.get_state()[1] == before).all()
+
+
+# Noise, planning, acquisitions
+
+
+def test_the_noise_band_by_hand():
+    mean_R, low_R, high_R = stats.random_control([[0.1, 0.5], [0.3, 0.5]])
+    assert mean_R.tolist() == [0, 0]
+    assert high_R == pytest.approx([12.7062 * 0.2 / 2**0.5, 0], rel=1e-5) and (low_R == -high_R).all()
+    assert stats.random_control([[0.1, 0.5]])[2].tolist() == [inf, inf]
+
+
+def test_the_noise_band_holds_the_difference_of_two_random_arms_as_often_as_it_says():
+    one, other = np.random.default_rng(0).normal(size=(2, 5, 4000))
+    _, low_R, high_R = stats.random_control(one)
+    difference_R = other.mean(0) - one.mean(0)
+    assert 0.94 < ((low_R < difference_R) & (difference_R < high_R)).mean() < 0.96
+
+
+def test_a_second_random_arm_gives_the_band_of_their_paired_difference():
+    one, other = np.random.default_rng(0).normal(size=(2, 9, 3))
+    for found, expected in zip(stats.random_control(one, other), stats.difference_curve(other, one), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "n, at_05, at_005",
+    [(3, 3.26, 10.4), (5, 1.68, 3.09), (6, 1.43, 2.46), (8, 1.16, 1.81), (10, 1.00, 1.48), (15, 0.78, 1.10),
+     (20, 0.66, 0.91), (50, 0.40, 0.54)],
+)  # fmt: skip
+def test_the_table_of_detectable_differences(n, at_05, at_005):
+    """TARGETS.md 16.1."""
+    assert stats.detectable(n) == pytest.approx(at_05, abs=0.0051)
+    assert stats.detectable(n, alpha=0.005) == pytest.approx(at_005, abs=0.0051 if n > 3 else 0.051)
+    assert stats.detectable(n, sd=0.02) == pytest.approx(0.02 * stats.detectable(n))
+    if n >= 6:
+        assert stats.seeds_needed(1, 1.0001 * stats.detectable(n)) == n
+        assert stats.seeds_needed(0.02, -0.0199 * stats.detectable(n)) == n + 1
+
+
+def test_no_plan_with_fewer_seeds_than_can_be_significant():
+    assert stats.seeds_needed(0.01, 1) == stats.seeds_needed(0, 0.1) == 6
+    assert stats.seeds_needed(0.01, 1, alpha=0.005) == 9
+
+
+def test_diagnostics_of_acquisitions_by_hand():
+    assert stats.duplicate_share([3, 3, 5, 3]) == 0.5 and stats.duplicate_share([]) == 0
+    assert stats.label_entropy([0, 0, 1, 1], 4) == pytest.approx(0.5)
+    assert stats.label_entropy([2, 2], 4) == stats.label_entropy([], 4) == 0
+    assert stats.label_entropy([0, 1, 2], 3) == pytest.approx(1)
+    overlap_R = stats.jaccard([[], [1, 2], [3], [9]], [[], [2, 4], [1]])
+    assert overlap_R.tolist() == [1, 1 / 3, 2 / 4]
+
+
+@pytest.mark.parametrize(
+    "act, message",
+    [
+        (lambda: stats.common([([1, 2], [0.1, 0.2]), ([3], [0.1])]), "2 runs have no label count in common"),
+        (lambda: stats.common([]), "0 runs have no label count"),
+        (lambda: stats.aubc([20], [[0.5]]), "at least 2 rounds; there are 1"),
+        (lambda: stats.aubc([20, 30], [[0.5, 0.6]], skip_first=True), "at least 2 rounds; there are 1"),
+        (lambda: stats.aubc([20, 30], [[0.5, 0.6]], over="cost"), "labels, log or rounds"),
+        (lambda: stats.aubc([20, 20], [[0.5, 0.6]]), "increase from round to round"),
+        (lambda: stats.aubc([0, 20], [[0.5, 0.6]], over="log"), "must be positive"),
+        (lambda: stats.aubc([20, 30], [[0.5, np.nan]]), "not a finite number"),
+        (lambda: labels_to(0.5, [20, 30], [0.5, 0.6]), "do not fit 2 label counts"),
+        (lambda: labels_to(0.5, [20, 30], [[0.5, 0.6]], "best"), "first, sustained or envelope"),
+        (lambda: compare([0.5, 0.6], [0.5]), "one shape"),
+        (lambda: compare([], []), "not empty"),
+        (lambda: compare([0.5, np.nan], [0.5, 0.5]), "not a finite number"),
+        (lambda: efficiency([100, 200], [100]), "one length"),
+        (lambda: stats.badge_checkpoints([[0.5, 0.8, 0.8]]), "leaves no checkpoint.*round 1"),
+        (lambda: stats.penalty_holm(np.ones((2, 1, 3))), "at least 2 strategies and 2 seeds"),
+        (lambda: stats.penalty_holm(np.full((2, 2, 3), np.nan)), "not a finite number"),
+        (lambda: stats.ranks(np.ones((5, 3))), "at least 6 studies and 3 strategies; there are 5 and 3"),
+        (lambda: stats.ranks(np.ones((6, 2))), "there are 6 and 2"),
+        (lambda: stats.ranks(np.full((6, 3), np.nan)), "not a finite number"),
+        (lambda: stats.seeds_needed(1, 0), "difference of 0"),
+        (lambda: stats.seeds_needed(1, 0.01), "more than 10,000 seeds"),
+        (lambda: stats.detectable(2), "at least 3"),
+    ],
+)
+def test_what_cannot_be_computed_is_said_in_words(act, message):
+    with pytest.raises(ValueError, match=message):
+        act()
