@@ -32,6 +32,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 DASHES = ("-", "--", ":", "-.")
 FULL_DATA = {"color": "0.35", "linewidth": 1, "linestyle": (0, (6, 3))}
+NOISE = {"facecolor": "0.92", "edgecolor": "0.7", "hatch": "/////", "linewidth": 0, "zorder": 0}
 MOST_CLASSES_IN_A_BAR = 12
 MANY = 14  # curves; a legend of more takes a figure as wide as a page
 NAME = 28  # letters of a name in one line beside a row
@@ -123,7 +124,7 @@ def difference_to_random(
     ax.axhline(0, color="black", linewidth=1, zorder=1)
     if noise is not None:
         low_R, high_R = (100 * _finite(edge_R) for edge_R in noise)
-        handles.append(ax.fill_between(labels_R, low_R, high_R, color="0.8", linewidth=0, zorder=0))
+        handles.append(ax.fill_between(labels_R, low_R, high_R, **NOISE))
         names.append("random against random")
     _dress(ax, "Training labels", "Accuracy minus random's\n(percentage points)")
     _count_on_x(ax)
@@ -196,7 +197,7 @@ def penalty_matrix(ax: Axes, names: Sequence[str], matrix_MM: ArrayLike) -> Axes
         shown_MM[m] = np.where(np.eye(m, dtype=bool), 0.0, shown_MM[:m]).mean(0)
     _heat_map(ax, shown_MM, [*names, "column mean"], names)
     ax.axhline(m - 0.5, color="black", linewidth=1)
-    _dress(ax, "... the column\n(low mean: seldom beaten)", "Share in which the row beats ...", grid=False)
+    _dress(ax, "... the column\n(low mean: seldom beaten)", "Share in which\nthe row beats ...", grid=False)
     return ax
 
 
@@ -430,8 +431,8 @@ def _line(ax: Axes, x: ArrayLike, y: ArrayLike, look: Mapping[str, str]) -> list
 
 
 def _thin(y: ArrayLike) -> dict[str, Any]:
-    """Line width, and markers at about ten of the points; a single point keeps its marker."""
-    return {"linewidth": 1.3, "markersize": 4, "markevery": -(-len(y) // 10) or 1}
+    """Markers at fifteen of the points at most, so that the dashes between them are seen."""
+    return {"linewidth": 1.3, "markersize": 4, "markevery": -(-len(y) // 15) or 1}
 
 
 def _band(n: int) -> dict[str, float]:
@@ -479,10 +480,10 @@ def _pitch(names: Iterable[str]) -> float:
     return 0.09 + 0.135 * max(map(len, _lines(names, NAME)), default=1)
 
 
-def _fit_rows(ax: Axes, names: Collection[str], width: float = 2.2, below: float = 0.4) -> None:
+def _fit_rows(ax: Axes, names: Collection[str], width: float = 0.0, below: float = 0.4) -> None:
     """The figure large enough for a row each, for the names beside them, and for `below` inches under the rows."""
     height = 0.5 + below + max(len(names), 2) * _pitch(names)
-    _fit(ax, height, 0.5 + width + 0.07 * _letters(names))
+    _fit(ax, height, 0.5 + max(width, 2.2) + 0.07 * _letters(names))
 
 
 def _is_alone(ax: Axes) -> bool:
@@ -534,7 +535,7 @@ def _heat_map(ax: Axes, value_RC: NDArray[np.float64], rows: Sequence[str], colu
     """Cells with their numbers on a scale from 0 to the largest; nan is an empty cell."""
     known = value_RC[np.isfinite(value_RC)]
     top = max(known.max(initial=0.0), 1e-12)
-    _fit_rows(ax, rows, len(columns) * max(0.3, _pitch(columns)), 0.3 + 0.07 * _letters(columns))
+    _fit_rows(ax, rows, len(columns) * max(0.3, _pitch(columns)), 0.6 + 0.07 * _letters(columns))
     if known.size:
         ax.imshow(value_RC, cmap="Blues", vmin=0, vmax=top, aspect="auto")
     for (i, j), value in np.ndenumerate(value_RC):
