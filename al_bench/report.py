@@ -153,7 +153,7 @@ def how(s: Study) -> list[str]:
     if s.target is not None:
         words.append(
             f"Target: {s.target:.1%}. Labels to the target: first crossing; labels saved: 1 - labels / random's labels "
-            "at the interpolated crossings of the running maximum, geometric mean over the pairs in which both get there."
+            "at the interpolated crossings of the running maximum, geometric mean over the pairs that both reach it."
         )
     return words
 
@@ -197,11 +197,15 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
     if s.against:
         band = verdict.noise(s)
         differences = {name: a.difference for name, a in s.against.items()}
-        words = f" Grey: random against random ({band[2]})." if band else ""
+        words = (
+            " Grey: a second random arm's difference to the first."
+            if band
+            else f" strategy={CONTROL} in the sweep would draw the noise: random against random."
+        )
         yield (
             "difference_to_random", "Difference to random",
             f"Paired by seed, pointwise 95% intervals that resample whole curves.{words}",
-            lambda f: plots.difference_to_random(f.subplots(), s.labels_R, differences, band and band[:2], looks),
+            lambda f: plots.difference_to_random(f.subplots(), s.labels_R, differences, band, looks),
         )  # fmt: skip
     if s.against and s.target is not None:
         rows = {
@@ -216,8 +220,8 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
         penalty_MM = stats.penalty_holm(accuracy_MSR)
         yield (
             "penalty_matrix", "Who beats whom",
-            "Share of the label counts at which the row beats the column: paired t-tests, with Holm's correction over the "
-            "label counts of each pair.",
+            "Share of the label counts at which the row beats the column: paired t-tests, with Holm's correction over "
+            "the label counts of each pair.",
             lambda f: plots.penalty_matrix(f.subplots(), names, penalty_MM),
         )  # fmt: skip
     points = {name: (seconds(s, name), float(s.curve(name)[:, -1].mean())) for name in names}

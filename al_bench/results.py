@@ -174,20 +174,24 @@ def odd_ones(runs: list[Run]) -> list[tuple[Run, str]]:
     """
     configs = [comparable(run) for run in runs]
     usual = most_common(json.dumps(c, sort_keys=True, default=str) for c in configs)
-    data = most_common(run.info.get("dataset", {}).get("checksum") for run in runs)
     found = []
     for run, config in zip(runs, configs, strict=True):
-        start = most_common(r.info.get("initial_set", {}).get("checksum") for r in runs if r.seed == run.seed)
+        alike = [r.info for r in runs if r.seed == run.seed]  # noisy copies of images differ between seeds
+        data, start = (most_common(checksum(info, name) for info in alike) for name in ("dataset", "initial_set"))
         expected = json.loads(usual)
         differ = [k for k in sorted(config.keys() | expected.keys()) if str(config.get(k)) != str(expected.get(k))]
         if differ:
             keys = ", ".join(f"{k}={config.get(k)} (others {expected.get(k)})" for k in differ[:5])
             found.append((run, f"another configuration: {keys}{', ...' if len(differ) > 5 else ''}"))
-        elif run.info.get("dataset", {}).get("checksum") != data:
-            found.append((run, "other images than most runs (dataset checksum)"))
-        elif run.info.get("initial_set", {}).get("checksum") != start:
+        elif checksum(run.info, "dataset") != data:
+            found.append((run, f"other images than most runs of seed {run.seed} (dataset checksum)"))
+        elif checksum(run.info, "initial_set") != start:
             found.append((run, f"another initial set than most runs of seed {run.seed}"))
     return found
+
+
+def checksum(info: dict[str, Any], name: str) -> str | None:
+    return info.get(name, {}).get("checksum")
 
 
 def circumstances(runs: list[Run]) -> dict[str, Counter[str]]:

@@ -198,46 +198,45 @@ def savings(s: Study, name: str, seeds: list[int]) -> Efficiency:
     return stats.efficiency(*(s.labels_to_target(x, "envelope", seeds) for x in (RANDOM, name)))
 
 
-def noise(s: Study) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """What a difference to random looks like where there is none: (low_R, high_R, how it was found)."""
-    if RANDOM not in s.runs or len(s.runs[RANDOM]) < 2:
+def noise(s: Study) -> tuple[np.ndarray, np.ndarray] | None:
+    """What a difference to random looks like where there is none, low_R and high_R: a second random arm's."""
+    seeds = sorted(set(s.seeds(CONTROL)) & set(s.seeds(RANDOM))) if {RANDOM, CONTROL} <= s.runs.keys() else []
+    if len(seeds) < 2:
         return None
-    if CONTROL in s.runs:
-        seeds = sorted(set(s.seeds(CONTROL)) & set(s.seeds(RANDOM)))
-        if len(seeds) > 1:
-            _, low_R, high_R = stats.random_control(s.curve(RANDOM, seeds=seeds), s.curve(CONTROL, seeds=seeds))
-            return low_R, high_R, f"a second arm of random sampling, {len(seeds)} pairs"
-    _, low_R, high_R = stats.random_control(s.curve(RANDOM))
-    return low_R, high_R, "from the spread of random's seeds, as if runs were not paired: an approximation"
+    return stats.difference_curve(s.curve(CONTROL, seeds=seeds), s.curve(RANDOM, seeds=seeds))[1:]
 
 
 # -- in words --
 
 
 def sentences(s: Study) -> list[str]:
-    """The verdict, the best strategy first."""
+    """The verdict, the best strategy first, and why there is no call where there is none."""
     order = sorted(s.against, key=lambda name: -s.against[name].area.mean)
-    return [sentence(name, s.against[name], s.target) for name in order]
+    refusals: dict[str, list[str]] = {}
+    for name in order:
+        if why := s.against[name].refusal:
+            refusals.setdefault(why, []).append(name)
+    words = [f"No call for {', '.join(names)}: {why}." for why, names in refusals.items()]
+    return [sentence(name, s.against[name], s.target) for name in order] + words
 
 
 def sentence(name: str, a: Against, target: float | None) -> str:
     points = f"{100 * a.area.mean:+.1f} points of {AREA}{interval(a.area.low, a.area.high)}"
-    pairs = f"n = {a.area.n} {'pair' if a.area.n == 1 else 'pairs'}"
-    labels = labels_saved(a.efficiency, target)
+    facts = f"{labels_saved(a.efficiency, target)}{points}; n = {a.area.n} {'pair' if a.area.n == 1 else 'pairs'}"
     if a.refusal:
-        return f"{name}: {points}; {labels}{pairs}. No call: {a.refusal}."
+        return f"{name} {facts}, too few for a call."
     if a.significant:
         better = "better" if a.area.mean > 0 else "worse"
-        return f"{name} is {better} than random: {points}; {labels}{pairs}, p = {a.p_holm:.2g} (Wilcoxon, Holm)."
+        return f"{name} is {better} than random: {facts}, p = {a.p_holm:.2g} (Wilcoxon, Holm)."
     could = 100 * stats.detectable(a.area.n, a.area.sd)
     return (
-        f"{name}: no difference to random that {a.area.n} pairs could show: {points}; {labels}"
-        f"p = {a.p_holm:.2g} (Wilcoxon, Holm). A difference of {could:.1f} points would have shown four times in five."
+        f"{name}: no difference to random that {a.area.n} pairs could show: {facts}, p = {a.p_holm:.2g} (Wilcoxon, "
+        f"Holm). A difference of {could:.1f} points would have shown four times in five."
     )
 
 
 def labels_saved(e: Efficiency, target: float | None) -> str:
-    """'needs 31% [12, 44] fewer labels than random to reach 90%; ', or why that cannot be said."""
+    """ "needs 31% [12, 44] fewer labels than random to reach 90%; ", or why that cannot be said."""
     if target is None:
         return ""
     goal = f"to reach {target:.0%}" if round(100 * target, 6) == round(100 * target) else f"to reach {target:.1%}"

@@ -1,0 +1,131 @@
+"""How far a sweep is: done, running, failed and missing runs of each strategy, accuracy so far, time left.
+
+al-bench status results/my_study [--live]. Only reads; nothing here imports torch.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from al_bench import results
+from al_bench.errors import UserError
+from al_bench.results import FAILED, FINISHED, INTERRUPTED, MISSING, RUNNING, UNREADABLE, Cell, Run
+
+STATES = (FINISHED, RUNNING, FAILED, INTERRUPTED, MISSING, UNREADABLE)
+EVERY = 5  # seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    ask = argparse.ArgumentParser(prog="al-bench status", description="How far the runs of a results folder are.")
+    ask.add_argument("folder", type=Path, help="results, results/my_study, or a folder further down")
+    ask.add_argument("--live", action="store_true", help=f"look again every {EVERY} seconds while runs are at work")
+    asked = ask.parse_args(arguments)
+    try:
+        screen = overview(asked.folder)
+        if asked.live:
+            follow(asked.folder, screen)
+        else:
+            Console().print(screen)
+    except UserError as error:
+        print(f"al_bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def follow(root: Path, screen: Group) -> None:
+    with Live(screen, auto_refresh=False) as live:
+        while any(run.state == RUNNING for run in results.find(root)):
+            time.sleep(EVERY)
+            live.update(overview(root), refresh=True)
+
+
+def overview(root: Path) -> Group:
+    cells = results.cells(results.find(root))
+    return Group(*(part for cell, runs in sorted(cells.items()) for part in (table(cell, runs), errors(runs))))
+
+
+def table(cell: Cell, runs: list[Run]) -> Table:
+    present = [state for state in STATES if any(run.state == state for run in runs)]
+    shown = Table(
+        "strategy", *present, "labels", "accuracy so far", "time left", title=escape(str(cell)), title_justify="left"
+    )
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    pace, rounds = seconds_a_round(runs), rounds_planned(runs)
+    for strategy in dict.fromkeys(
+        run.strategy for run in sorted(runs, key=lambda r: (r.strategy != "random", r.strategy))
+    ):
+        ours = [run for run in runs if run.strategy == strategy]
+        states = Counter(run.state for run in ours)
+        shown.add_row(
+            escape(strategy), *(str(states[s] or "") for s in present), *so_far(ours), left(ours, pace, rounds)
+        )
+    if (busy := sum(run.state == RUNNING for run in runs)) and pace and rounds:
+        shown.caption = f"{busy} at work; all in about {duration(to_do(runs, rounds) * pace / busy)}"
+    return shown
+
+
+def so_far(runs: list[Run]) -> tuple[str, str]:
+    """Label count and mean accuracy of the latest round that all runs which have begun have."""
+    begun = [run for run in runs if len(run.labels_R)]
+    if not begun:
+        return "", ""
+    last = min(len(run.labels_R) for run in begun) - 1
+    accuracy = np.mean([run.metrics["accuracy"][last] for run in begun])
+    return f"{begun[0].labels_R[last]:,}", f"{100 * accuracy:.1f} %"
+
+
+def left(runs: list[Run], pace: float | None, rounds: int | None) -> str:
+    """Of these runs, one after another."""
+    if not (pace and rounds and (n := to_do(runs, rounds))):
+        return ""
+    return duration(n * pace)
+
+
+def to_do(runs: list[Run], rounds: int) -> int:
+    return sum(max(0, rounds - len(run.labels_R)) for run in runs if run.state != FINISHED)
+
+
+def seconds_a_round(runs: list[Run]) -> float | None:
+    spent = [
+        sum(values.sum() for values in run.seconds.values()) / len(run.labels_R) for run in runs if len(run.labels_R)
+    ]
+    return float(np.median(spent)) if spent else None
+
+
+def rounds_planned(runs: list[Run]) -> int | None:
+    """As many as a finished run has, else as its budget says; the budget may say: until the pool is empty."""
+    finished = [len(run.labels_R) for run in runs if run.state == FINISHED]
+    if finished:
+        return max(finished)
+    for run in runs:
+        if run.folder and (run.folder / "config.yaml").exists():
+            rounds = run.config.get("budget.rounds")
+            return None if rounds is None else rounds + 1
+    return None
+
+
+def duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def errors(runs: list[Run]) -> Text:
+    lines = [f"  {run.name}: {run.why.splitlines()[0]}" for run in runs if run.why]
+    return Text("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
