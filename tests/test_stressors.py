@@ -50,6 +50,7 @@ def train_counts(split):
     [
         ([5000] * 10, 100, [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]),  # the usual long-tailed CIFAR-10
         ([100, 30, 40], 4, [60, 30, 15]),  # shares 1, 1/2, 1/4; the middle class has 30 for its half
+        ([100, 15, 20], 8, [42, 15, 5]),  # 15 / 8^-0.5 * 8^-0.5 comes out below 15
         ([40, 40], 1.6, [40, 25]),
     ],
 )
@@ -108,7 +109,7 @@ def test_a_number_of_images_is_drawn_by_the_seed_and_each_copied():
         redundant(before, 61, 1, seed=0)
 
 
-@pytest.mark.parametrize("chunk", [1, 5000, 1 << 23])
+@pytest.mark.parametrize("chunk", [1, 5000, 1 << 21])
 def test_every_copy_has_gaussian_noise_of_its_own_and_the_test_has_none(chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(stressors, "CHUNK", chunk)
     before = split_of([15, 15], n_test=10)
@@ -127,6 +128,20 @@ def test_every_copy_has_gaussian_noise_of_its_own_and_the_test_has_none(chunk, t
     assert noisy_copies(grey, "grey", after, [0.02, 0.02, 0.06], 1, str(tmp_path))[1] != checksum
     plain, _ = noisy_copies(grey, "grey", after, [0.0], 0, str(tmp_path))
     assert (plain == grey[after.copied_N]).all()
+
+
+def test_noise_is_measured_in_the_data_sets_standard_deviation(tmp_path):
+    grey = np.full((60, 8, 8, 1), 128, dtype=np.uint8)
+    shape, test = (1, 8, 8), torch.arange(10)
+    everything = torch.arange(60)
+    source = sources.Source(everything % 2, ("a", "b"), shape, test, lambda: sources.Images(grey, "grey", everything))
+    c = asked("dataset.std=[0.3]").dataset
+    plain, _ = sources.load(c, source, 0)
+    dataset, oracle = sources.load(c, source, 0, StressorConfig(copies=4, noise=0.2), str(tmp_path))
+    copies = dataset.images[dataset.train_idx]
+    assert len(copies) == 200 and copies.float().std() == pytest.approx(255 * 0.3 * 0.2, rel=0.03)
+    assert torch.equal(oracle.label(dataset.train_idx), (torch.arange(10, 60) % 2).repeat_interleave(4))
+    assert dataset.checksum != plain.checksum and dataset.images.permute(0, 2, 3, 1).is_contiguous()
 
 
 def test_grey_values_end_at_black_and_white(tmp_path):

@@ -16,7 +16,7 @@ from al_bench.data.cache import cached_array, checksum
 from al_bench.data.oracle import FOREIGN
 from al_bench.errors import UserError
 
-CHUNK = 1 << 23  # pixel values that get their noise at once
+CHUNK = 1 << 21  # pixel values that get their noise at once
 
 UNSTRESSED = StressorConfig()
 
