@@ -78,7 +78,10 @@ def redundant(split: Split, images: int | None, copies: int, seed: int) -> Split
     base = split.train_idx
     if images is not None:
         if images > len(base):
-            raise UserError(f"stressor.images={images:,} is more than the {len(base):,} training images. Lower it.")
+            raise UserError(
+                f"stressor.images={images:,} is more than the {len(base):,} training images. "
+                "Lower it, or take all of them: stressor.images=null."
+            )
         base = base[torch.randperm(len(base), generator=rng.stream(seed, "redundant"))[:images]].sort().values
     if copies == 1:
         return replace(split, train_idx=base)
