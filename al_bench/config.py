@@ -6,6 +6,7 @@ Values live in conf/*.yaml; what is here as a default is what most of those file
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from math import inf
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -87,6 +88,18 @@ class DatasetConfig:
 
 
 @dataclass
+class StressorConfig:
+    """What makes the data harder than they are; these defaults leave them alone."""
+
+    imbalance: float = 1.0
+    label_noise: float = 0.0
+    images: int | None = None
+    copies: int = 1
+    noise: float = 0.1
+    foreign: int = 0
+
+
+@dataclass
 class ModelConfig:
     _target_: str = MISSING
     name: str = MISSING
@@ -162,6 +175,7 @@ class Config:
     plan: bool = MISSING
     cache_dir: str = MISSING
     dataset: DatasetConfig = MISSING
+    stressor: StressorConfig = field(default_factory=StressorConfig)
     model: ModelConfig = MISSING
     trainer: TrainerConfig = MISSING
     budget: BudgetConfig = MISSING
@@ -187,7 +201,7 @@ def read(cfg: DictConfig) -> Config:
 
 
 def _mistakes(c: Config) -> list[tuple[bool, str]]:
-    b, t, d = c.budget, c.trainer, c.dataset
+    b, t, d, s = c.budget, c.trainer, c.dataset, c.stressor
     stops_early = t.early_stopping.patience is not None
     return [
         (t.num_workers < 0, f"trainer.num_workers={t.num_workers}: 0 or more."),
@@ -236,6 +250,12 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
             d.test_fraction is not None and not 0 < d.test_fraction < 1,
             f"dataset.test_fraction={d.test_fraction}: between 0 and 1.",
         ),
+        (not 1 <= s.imbalance < inf, f"stressor.imbalance={s.imbalance}: 1 (balanced) or more."),
+        (not 0 <= s.label_noise < 1, f"stressor.label_noise={s.label_noise}: from 0 to below 1."),
+        (s.images is not None and s.images < 2, f"stressor.images={s.images}: 2 or more, or null for all."),
+        (s.copies < 1, f"stressor.copies={s.copies}: 1 or more."),
+        (not 0 <= s.noise < inf, f"stressor.noise={s.noise}: 0 or more."),
+        (s.foreign < 0, f"stressor.foreign={s.foreign}: 0 classes or more."),
         *(
             (n is not None and (not isinstance(n, int) or n < least), f"strategy.{key}={n}: {least} or more, or null.")
             for key, least in (("passes", 2), ("members", 2), ("candidates", b.query))

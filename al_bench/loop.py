@@ -63,8 +63,9 @@ def run(c: Config, store: RunStore) -> None:
         bought = labels.acquire(acquired, oracle)
         store.note(stopped=why)
         record = RoundRecord(
-            round, len(labels.labelled_L), len(labels.validation_V), metrics, validation, acquired.tolist(),
+            round, len(labels.labelled_L), c.budget.validation, metrics, validation, acquired.tolist(),
             weights_from, epochs, steps, classifier.history, seconds, engine.peak_memory(c.trainer), n_candidates,
+            len(labels.foreign_F),
         )  # fmt: skip
         store.append(record)
         if c.trainer.start is not Weights.fresh:
@@ -83,7 +84,7 @@ def begin(
     if c.budget.stop.at:
         reference(c)  # a missing one is told before images are decoded
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
-    dataset, oracle = sources.load(c.dataset, source, c.seed)
+    dataset, oracle = sources.load(c.dataset, source, c.seed, c.stressor, c.cache_dir)
     pool.check_budget(len(dataset.train_idx), c.budget)
     dataset = engine.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
     features = query.prepare(c, strategy, dataset)
@@ -180,8 +181,12 @@ def line(record: RoundRecord, before: RoundRecord | None) -> str:
 def finish(c: Config, store: RunStore, records: list[RoundRecord]) -> None:
     picture = store.folder / "learning_curve.png"
     name = f"{c.strategy['name']}, seed {c.seed}"
-    plots.save_learning_curve(picture, [r.n_labelled for r in records], [r.metrics["accuracy"] for r in records], name)
+    plots.save_learning_curve(
+        picture, [r.n_labelled + r.n_foreign for r in records], [r.metrics["accuracy"] for r in records], name
+    )
     validation = f" and {records[-1].n_val:,} validation labels" if records[-1].n_val else ""
     log.info(f"Stopped: {store.info()['stopped']}, with {records[-1].n_labelled:,} training labels{validation}.")
+    if records[-1].n_foreign:
+        log.info(f"{records[-1].n_foreign:,} more labels were bought in vain: those images belong to no class.")
     log.info(f"Results: {store.folder}")
     log.info(f"Learning curve: {picture}")

@@ -18,19 +18,23 @@ LEAST = log(torch.finfo(torch.float32).tiny)
 
 def classification_metrics(log_probs_VC: Tensor, labels_V: Tensor) -> dict[str, Any]:
     """accuracy; nll in nats; ece (Guo et al., 2017: 15 bins, L1); brier (Brier, 1950: the sum over classes, 0 to 2);
-    macro_f1; per_class: recall of each class, null where the test has none of it.
+    macro_f1; per_class: recall of each class, null where the test has none of it; balanced_accuracy and worst_class:
+    the mean and the least of the others.
     """
     n_classes = log_probs_VC.shape[1]
     probs_VC, predicted_V = log_probs_VC.exp(), log_probs_VC.argmax(1)
     recall_C = multiclass_accuracy(predicted_V, labels_V, n_classes, average=None)
     seen_C = labels_V.bincount(minlength=n_classes) > 0
+    per_class = [r if seen else None for r, seen in zip(recall_C.tolist(), seen_C.tolist(), strict=True)]
     return {
         "accuracy": (predicted_V == labels_V).double().mean().item(),
         "nll": _nll(log_probs_VC, labels_V),
         "ece": multiclass_calibration_error(probs_VC, labels_V, n_classes, n_bins=15).item(),
         "brier": (probs_VC - F.one_hot(labels_V, n_classes)).square().sum(1).mean().item(),
         "macro_f1": multiclass_f1_score(predicted_V, labels_V, n_classes, average="macro").item(),
-        "per_class": [r if seen else None for r, seen in zip(recall_C.tolist(), seen_C.tolist(), strict=True)],
+        "balanced_accuracy": recall_C[seen_C].mean().item(),
+        "worst_class": recall_C[seen_C].min().item(),
+        "per_class": per_class,
     }
 
 

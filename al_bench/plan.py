@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from al_bench.config import Config, Mode, function
 from al_bench.data import Dataset, pool, sources
+from al_bench.data.stressors import Split
 from al_bench.models import engine, nets
 from al_bench.store import run_folder
 from al_bench.strategies import load, needs_of
@@ -47,9 +48,9 @@ def make(c: Config) -> Plan:
     """Raises UserError, as the run would, where the data cannot carry the budget."""
     needs = needs_of(load(c.strategy))
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
-    train_idx, test_idx = sources.split(c.dataset, source, torch.arange(len(source.labels_N)), c.seed)
-    pool.check_budget(len(train_idx), c.budget)
-    for_sale = len(train_idx) - c.budget.validation
+    used = sources.stressed(c.dataset, source, torch.arange(len(source.labels_N)), c.seed, c.stressor)
+    pool.check_budget(len(used.train_idx), c.budget)
+    for_sale = len(used.train_idx) - c.budget.validation
     labels = label_counts(c, for_sale)
     predicts = needs.predictions or needs.embeddings
     members, passes, most = (c.strategy[key] for key in ("members", "passes", "candidates"))
@@ -59,8 +60,8 @@ def make(c: Config) -> Plan:
         labels=labels,
         trained=[n * engine.images_trained(c.trainer, labels[round], round) for round, n in enumerate(n_nets)],
         predicted=[min(for_sale - n, most or for_sale) * times for n in labels[:-1]] + [0],
-        n_test=len(test_idx),
-        memory=_memory(c, source, len(train_idx)),
+        n_test=len(used.test_idx),
+        memory=_memory(c, source.image_shape, used),
     )
 
 
@@ -71,24 +72,24 @@ def label_counts(c: Config, for_sale: int) -> list[int]:
     return [*range(c.budget.initial, last, c.budget.query), last]
 
 
-def _memory(c: Config, source: sources.Source, n_pool: int) -> dict[str, int]:
+def _memory(c: Config, image_shape: tuple[int, int, int], used: Split) -> dict[str, int]:
     """What the program and its arrays take: an estimate, for the work space of convolutions comes on top."""
     one = torch.arange(1)
-    image = torch.zeros(1, *source.image_shape, dtype=torch.uint8)
+    image = torch.zeros(1, *image_shape, dtype=torch.uint8)
     mean, std = tuple(c.dataset.mean), tuple(c.dataset.std)
-    fake = Dataset(c.dataset.name, image, one, one, one, source.class_names, mean, std, checksum="")
+    fake = Dataset(c.dataset.name, image, one, one, one, used.class_names, mean, std, checksum="")
     net = function("model._target_", c.model._target_)(replace(c.model, pretrained=False, weights=None), fake).eval()
     frozen = c.model.mode is Mode.frozen
     weights = sum(p.nbytes for p in net.parameters())
-    widths = net.head_hidden_size + len(source.class_names)
+    widths = net.head_hidden_size + len(used.class_names)
     activations = 0 if frozen else _activations(net, image) * c.trainer.batch_size
     return {
         "the program": engine.process_memory(),
-        "images": fake.images[0].nbytes * len(source.labels_N),
-        **({"features": 4 * net.head_hidden_size * len(source.labels_N)} if frozen else {}),
+        "images": fake.images[0].nbytes * len(used.labels_N),
+        **({"features": 4 * net.head_hidden_size * len(used.labels_N)} if frozen else {}),
         "weights, gradients and optimiser": weights if frozen else 4 * weights,
         "a training batch": 2 * activations,
-        "predictions of the pool": 4 * widths * n_pool,
+        "predictions of the pool": 4 * widths * len(used.train_idx),
     }
 
 

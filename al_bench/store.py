@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 from omegaconf import OmegaConf
 
-from al_bench.config import Config
+from al_bench.config import Config, StressorConfig
 from al_bench.errors import UserError
 from al_bench.provenance import circumstances, now
 
@@ -54,7 +54,7 @@ class RoundRecord:
     round: int
     n_labelled: int  # training labels this round's fit had
     n_val: int  # validation labels, bought as well
-    metrics: dict[str, Any]  # on the test set: accuracy, nll, ece, brier, macro_f1, per_class (recall)
+    metrics: dict[str, Any]  # on the test set: those of metrics.py
     validation: dict[str, float] | None  # loss and accuracy of this round's fit on the validation set
     acquired: list[int]  # dataset indices in the order they were picked
     weights_from: int  # the round whose weights were tested and queried; another only with trainer.start=best
@@ -64,6 +64,7 @@ class RoundRecord:
     seconds: dict[str, float]  # fit, evaluate, committee, predict, select
     peak_memory: int  # bytes; of the device where there is one, else of the process
     n_candidates: int = 0  # pool images the strategy chose from: all, or a random part
+    n_foreign: int = 0  # labels bought in vain beside n_labelled: of images that belong to no class
 
 
 class RunStore:
@@ -210,7 +211,7 @@ class RunStore:
         path = self.folder / "config.yaml"
         if not (path.exists() and self.records()):
             return
-        there, here = _flat(OmegaConf.load(path)), _flat(OmegaConf.structured(self.config))
+        there, here = _as_asked(path), _flat(OmegaConf.structured(self.config))
         free = NOT_COMPARED | (
             {k for k in here if k.startswith("features.")} if self.info().get("features") is None else set()
         )
@@ -270,11 +271,16 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def run_folder(c: Config) -> Path:
-    """By identity, not by time: <results_dir>/<study>/<dataset>/<model>/<budget>/<strategy>/seed=<n>."""
+    """By identity, not by time: <results_dir>/<study>/<dataset>/<model>/<budget>/<strategy>/seed=<n>.
+
+    <dataset> names the stressor's keys that do something: digits+imbalance=100+label_noise=0.2.
+    """
     b = c.budget
     model = c.model.name if c.model.mode.name == "finetune" else f"{c.model.name}-{c.model.mode.name}"
     budget = b.name or f"{b.initial}+{'all' if b.rounds is None else b.rounds}x{b.query}"
-    names = [c.study, c.dataset.name, model, budget, c.strategy["name"]]
+    usual = asdict(StressorConfig())
+    stress = [f"{key}={value:g}" for key, value in asdict(c.stressor).items() if value != usual[key]]
+    names = [c.study, "+".join([c.dataset.name, *stress]), model, budget, c.strategy["name"]]
     return Path(c.results_dir).expanduser().joinpath(*map(as_file_name, names), f"seed={c.seed}")
 
 
@@ -297,7 +303,7 @@ def reference(c: Config) -> tuple[dict[str, float], str]:
             f"budget.stop.at={c.budget.stop.at.name} needs the full-data reference, and {folder} holds no finished one "
             f"for seed={c.seed}. Train it first: the same command with budget=full."
         )
-    theirs = _flat(OmegaConf.load(done[0] / "config.yaml"))
+    theirs = _as_asked(done[0] / "config.yaml")
     free = NOT_COMPARED | {
         k for k in ours | theirs if k.startswith(("strategy.", "budget.", "features.")) and k != "budget.validation"
     }
@@ -340,6 +346,11 @@ def _checksum(indices: list[int]) -> str:
 
 def _is_whole(line: bytes) -> bool:
     return line.endswith(b"\n") and line.rstrip().endswith(b"}")
+
+
+def _as_asked(config: Path) -> dict[str, Any]:
+    """A run's config.yaml, flat. One from before there were stressors had none."""
+    return _flat(asdict(StressorConfig()), "stressor") | _flat(OmegaConf.load(config))
 
 
 def _flat(cfg: Any, prefix: str = "") -> dict[str, Any]:

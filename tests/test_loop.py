@@ -204,7 +204,8 @@ def test_the_run_folder_says_what_was_run(tmp_path):
     assert (store.folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads(store.rounds_path.read_text().splitlines()[1])
     assert (record["round"], record["n_labelled"], record["n_val"], len(record["acquired"])) == (1, 30, 20, 10)
-    assert record["metrics"].keys() == {"accuracy", "nll", "ece", "brier", "macro_f1", "per_class"}
+    classwise = {"balanced_accuracy", "worst_class", "per_class"}
+    assert record["metrics"].keys() == {"accuracy", "nll", "ece", "brier", "macro_f1"} | classwise
     assert record["seconds"].keys() == {"fit", "evaluate", "committee", "predict", "select"}
     assert (record["epochs"], record["steps"]) == (1, 20) and record["peak_memory"] > 1e8
 

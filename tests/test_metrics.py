@@ -20,6 +20,7 @@ def test_every_metric_matches_values_computed_by_hand():
     # class 0: precision 1/2, recall 1; class 1: precision 1, recall 1/3; class 2: predicted once, never there
     assert m["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3, rel=1e-6)
     assert m["per_class"] == [1.0, pytest.approx(1 / 3), None]
+    assert (m["balanced_accuracy"], m["worst_class"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))  # of the two
 
 
 def test_validation_reports_the_same_loss_and_accuracy():
@@ -31,7 +32,8 @@ def test_validation_reports_the_same_loss_and_accuracy():
 def test_certain_predictions_right_and_wrong_give_numbers_that_json_can_hold():
     certain = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).log()  # -inf beside 0
     m = classification_metrics(certain, torch.tensor([0, 1]))
-    assert m == {"accuracy": 1, "nll": 0, "ece": 0, "brier": 0, "macro_f1": 1, "per_class": [1, 1]}
+    ones = dict.fromkeys(("accuracy", "macro_f1", "balanced_accuracy", "worst_class"), 1)
+    assert m == {"nll": 0, "ece": 0, "brier": 0, "per_class": [1, 1]} | ones
     m = classification_metrics(certain, torch.tensor([0, 0]))
     assert m["nll"] == pytest.approx(126 * log(2) / 2)  # 2^-126, float32's smallest, stands for 0
     assert (m["accuracy"], m["ece"], m["brier"], m["per_class"]) == (0.5, 0.5, 1, [0.5, None])

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from al_bench import rng
 from al_bench.errors import UserError
 from al_bench.strategies import Needs, PoolView, needs, needs_of, select, top_k
-from al_bench.strategies.random import random_sampling
+from al_bench.strategies.random import random_control, random_sampling
 from al_bench.strategies.uncertainty import (
     entropy,
     entropy_score,
@@ -119,7 +119,7 @@ def test_top_k_takes_the_highest_first_draws_among_equals_and_can_take_all_or_on
         top_k(torch.tensor([0.0, torch.nan]), 1, seeded())
 
 
-@pytest.mark.parametrize("strategy", [*UNCERTAINTY.values(), random_sampling], ids=[*UNCERTAINTY, "random"])
+@pytest.mark.parametrize("strategy", [*UNCERTAINTY.values(), random_sampling, random_control])
 @pytest.mark.parametrize("k", [1, 12])
 def test_every_strategy_returns_k_positions_once_each_and_is_its_generators_doing(strategy, k):
     view = view_of(random_log_probs(12, 1, 3))
@@ -142,12 +142,22 @@ def test_random_needs_no_predictions_and_the_others_predictions_alone():
     assert needs_of(partial(diverse)) == Needs(predictions=True, embeddings=True)
 
 
-def test_random_is_uniform_and_differs_between_seeds_and_rounds():
+@pytest.mark.parametrize("strategy", [random_sampling, random_control])
+def test_random_is_uniform_and_differs_between_seeds_and_rounds(strategy):
     view = PoolView(40, 2)
-    picks = [random_sampling(view, 8, rng.stream(seed, "select", r)) for seed in range(50) for r in range(20)]
+    picks = [strategy(view, 8, rng.stream(seed, "select", r)) for seed in range(50) for r in range(20)]
     assert len({tuple(p.tolist()) for p in picks}) == len(picks)
     assert chisquare(torch.cat(picks).bincount(minlength=40)).pvalue > 1e-3
     assert chisquare(torch.stack(picks)[:, 0].bincount(minlength=40)).pvalue > 1e-3
+
+
+def test_the_random_control_has_nothing_of_the_random_arm_but_its_stream():
+    """8 of 40 from each: 1.6 in common by chance, as two independent draws have."""
+    view, streams = PoolView(40, 2), range(2000)
+    ours, control = [[s(view, 8, seeded(i)) for i in streams] for s in (random_sampling, random_control)]
+    common = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(ours, control, strict=True)]
+    assert sum(common) / len(common) == pytest.approx(1.6, abs=0.1)
+    assert needs_of(random_control) == Needs(predictions=False)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,16 @@
 import torch
 from torch import Tensor
 
+from al_bench.errors import UserError
+
+FOREIGN = -1  # the answer for an image that belongs to no class
+
 
 class Oracle:
     """Answers what it is asked and counts what was bought.
 
-    labels_N: a label for each image of the data set, int64; buyable_idx: what may be asked for (never the test's).
+    labels_N: a label for each image of the data set, int64, or FOREIGN. buyable_idx: what may be asked for (never the
+    test's).
     """
 
     def __init__(self, labels_N: Tensor, buyable_idx: Tensor) -> None:
@@ -30,8 +35,15 @@ class Oracle:
     def draw_balanced(self, candidates: Tensor, k: int, rng: torch.Generator) -> Tensor:
         """k of the candidates, equally many of each class until one runs out: a curator with examples of every class.
 
-        It stands here because it knows labels nobody has paid for; a real pool has no such draw.
+        It stands here because it knows labels nobody has paid for; a real pool has no such draw. Raises UserError where
+        fewer than k belong to a class.
         """
+        candidates = candidates[self._labels_N[candidates] != FOREIGN]
+        if len(candidates) < k:
+            raise UserError(
+                f"budget.start=balanced draws {k:,} images, and {len(candidates):,} belong to a class. "
+                "Lower budget.initial or stressor.foreign."
+            )
         shuffled = candidates[torch.randperm(len(candidates), generator=rng)]
         labels = self._labels_N[shuffled]
         turn = torch.empty_like(labels)  # how many of its class come before it

@@ -1,14 +1,14 @@
-"""Who is labelled and who is not. L labelled, P pool, V validation, K acquired; all hold dataset indices."""
+"""Who is labelled and who is not. L labelled, P pool, V validation, K acquired, F foreign; all hold dataset indices."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from al_bench import rng
 from al_bench.config import BudgetConfig, InitialDraw
-from al_bench.data.oracle import Oracle
+from al_bench.data.oracle import FOREIGN, Oracle
 from al_bench.errors import UserError
 
 
@@ -19,23 +19,30 @@ class Pool:
     unlabelled_P: Tensor  # ascending
     validation_V: Tensor
     validation_labels_V: Tensor
+    foreign_F: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # bought in vain: of no class
 
     def to_indices(self, positions_K: Tensor) -> Tensor:
         """Pool positions, what a strategy speaks of, as dataset indices, what the Oracle and the record speak of."""
         return self.unlabelled_P[positions_K]
 
     def acquire(self, idx_K: Tensor, oracle: Oracle) -> "Pool":
-        """Buy the labels of idx_K. Raises UserError where one of them is not in the pool."""
+        """Buy the labels of idx_K. Images of no class leave the pool as well, but nothing can be learnt from them.
+
+        Raises UserError where one of idx_K is not in the pool.
+        """
         taken_P = torch.isin(self.unlabelled_P, idx_K)
         if int(taken_P.sum()) != len(idx_K):
             raise UserError(
                 "The record buys images that are not in the pool: it belongs to other data or another split."
             )
+        labels_K = oracle.label(idx_K)
+        useful_K = labels_K != FOREIGN
         return replace(
             self,
-            labelled_L=torch.cat([self.labelled_L, idx_K]),
-            labels_L=torch.cat([self.labels_L, oracle.label(idx_K)]),
+            labelled_L=torch.cat([self.labelled_L, idx_K[useful_K]]),
+            labels_L=torch.cat([self.labels_L, labels_K[useful_K]]),
             unlabelled_P=self.unlabelled_P[~taken_P],
+            foreign_F=torch.cat([self.foreign_F, idx_K[~useful_K]]),
         )
 
 
@@ -48,7 +55,8 @@ def start(
 ) -> Pool:
     """Validation first, then the initial set, each from its own stream. budget.initial=null: everything.
 
-    cold_start(indices, how many, rng) -> indices: chooses the initial set without labels.
+    cold_start(indices, how many, rng) -> indices: chooses the initial set without labels. Validation images that turn
+    out foreign are paid for and left out. Raises UserError where nothing of either set can be used.
     """
     check_budget(len(train_idx), budget)
     order = train_idx[torch.randperm(len(train_idx), generator=rng.stream(seed, "validation"))]
@@ -63,8 +71,16 @@ def start(
     else:
         first = rest[torch.randperm(len(rest), generator=stream)[:initial]]
     nothing = torch.empty(0, dtype=torch.int64)
-    pool = Pool(nothing, nothing, rest, validation_V, oracle.label(validation_V))
-    return pool.acquire(first, oracle)
+    answers_V = oracle.label(validation_V)
+    useful_V = answers_V != FOREIGN
+    pool = Pool(nothing, nothing, rest, validation_V[useful_V], answers_V[useful_V]).acquire(first, oracle)
+    for key, wanted, kept in (
+        ("validation", budget.validation, pool.validation_V),
+        ("initial", initial, pool.labelled_L),
+    ):
+        if wanted and not len(kept):
+            raise UserError(f"budget.{key}={wanted:,}: all of these images are foreign. Raise it.")
+    return pool
 
 
 def check_budget(n_train: int, budget: BudgetConfig) -> None:

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from al_bench import rng
-from al_bench.config import DatasetConfig, OnBadImage, function
-from al_bench.data import Dataset
+from al_bench.config import DatasetConfig, OnBadImage, StressorConfig, function
+from al_bench.data import Dataset, stressors
 from al_bench.data.cache import checksum
 from al_bench.data.decode import ImageFiles, complaint, decode, files_in
 from al_bench.data.oracle import Oracle
+from al_bench.data.stressors import UNSTRESSED, Split
 from al_bench.errors import UserError
 
 log = logging.getLogger("al_bench")
@@ -54,26 +55,38 @@ def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     return source
 
 
-def load(c: DatasetConfig, source: Source, seed: int) -> tuple[Dataset, Oracle]:
+def load(
+    c: DatasetConfig, source: Source, seed: int, stressor: StressorConfig = UNSTRESSED, cache_dir: str = ""
+) -> tuple[Dataset, Oracle]:
     images = source.read()
-    labels_N = source.labels_N[images.kept_N]
-    train_idx, test_idx = split(c, source, images.kept_N, seed)
-    _refuse_empty_class(c, labels_N[train_idx], source.class_names, "training image")
+    used = stressed(c, source, images.kept_N, seed, stressor)
     if images.skipped:
         log.warning(f"dataset.on_bad_image=skip left out {len(images.skipped):,} files; run.json names them.")
+    pixels, seen = images.pixels, images.checksum
+    if used.copied_N is not None:
+        sd = [stressor.noise * std for std in c.std]
+        pixels, seen = stressors.noisy_copies(pixels, seen, used, sd, seed, cache_dir)
     dataset = Dataset(
         name=c.name,
-        images=torch.from_numpy(images.pixels).permute(0, 3, 1, 2),  # stored [N, H, W, C]: batches are channels_last
-        train_idx=train_idx,
-        test_idx=test_idx,
-        test_labels_V=labels_N[test_idx],
-        class_names=source.class_names,
+        images=torch.from_numpy(pixels).permute(0, 3, 1, 2),  # stored [N, H, W, C]: batches are channels_last
+        train_idx=used.train_idx,
+        test_idx=used.test_idx,
+        test_labels_V=used.labels_N[used.test_idx],
+        class_names=used.class_names,
         mean=tuple(c.mean),
         std=tuple(c.std),
-        checksum=hashlib.sha256((images.checksum + checksum(labels_N.numpy())).encode()).hexdigest(),
+        checksum=hashlib.sha256((seen + checksum(source.labels_N[images.kept_N].numpy())).encode()).hexdigest(),
         skipped=images.skipped,
     )
-    return dataset, Oracle(labels_N, train_idx)
+    return dataset, Oracle(used.labels_N, used.train_idx)
+
+
+def stressed(c: DatasetConfig, source: Source, kept_N: Tensor, seed: int, stressor: StressorConfig) -> Split:
+    """Which image is for what and what the oracle answers, before any image is decoded."""
+    labels_N = source.labels_N[kept_N]
+    train_idx, test_idx = split(c, source, kept_N, seed)
+    _refuse_empty_class(c, labels_N[train_idx], source.class_names, "training image")
+    return stressors.stress(stressor, Split(labels_N, source.class_names, train_idx, test_idx), seed)
 
 
 def split(c: DatasetConfig, source: Source, kept: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,151 @@
+"""What makes a data set hard to label: rare classes, wrong labels, near-duplicates, images of no class.
+
+N images of the data set, T of them for training, C classes. Each function takes a Split and returns another one; no
+image is touched before `noisy_copies`. All draws depend on the seed alone, so all strategies of a seed share them.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from al_bench import rng
+from al_bench.config import StressorConfig
+from al_bench.data.cache import cached_array, checksum
+from al_bench.data.oracle import FOREIGN
+from al_bench.errors import UserError
+
+CHUNK = 1 << 21  # pixel values that get their noise at once
+
+UNSTRESSED = StressorConfig()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which image is for what. labels_N: right for the test; for training, what the oracle is going to answer."""
+
+    labels_N: Tensor  # FOREIGN for an image of no class
+    class_names: tuple[str, ...]
+    train_idx: Tensor
+    test_idx: Tensor
+    copied_N: Tensor | None = None  # the source's image that image n shows; None: image n itself
+
+
+def stress(s: StressorConfig, split: Split, seed: int) -> Split:
+    """All that `s` asks for. Raises UserError where a class would lose its last training image."""
+    split = foreign(split, s.foreign) if s.foreign else split
+    split = long_tail(split, s.imbalance, seed) if s.imbalance > 1 else split
+    split = redundant(split, s.images, s.copies, seed)
+    _refuse_lost_class(split)
+    return noisy_labels(split, s.label_noise, seed) if s.label_noise else split
+
+
+def foreign(split: Split, n: int) -> Split:
+    """The last n classes become none: off the class list and the test, but their training images stay in the pool."""
+    n_classes = len(split.class_names) - n
+    if n_classes < 2:
+        raise UserError(
+            f"stressor.foreign={n} leaves {max(0, n_classes)} of {len(split.class_names)} classes. Two have to remain."
+        )
+    labels_N = split.labels_N.where(split.labels_N < n_classes, FOREIGN)
+    test_idx = split.test_idx[labels_N[split.test_idx] != FOREIGN]
+    if not len(test_idx):
+        raise UserError(f"stressor.foreign={n} leaves no test image. Lower it.")
+    return Split(labels_N, split.class_names[:n_classes], split.train_idx, test_idx)
+
+
+def long_tail(split: Split, imbalance: float, seed: int) -> Split:
+    """Class c of C keeps n * imbalance^(-c / (C - 1)) training images (Cui et al., 2019), c in the order of the class
+    list; n is as large as the classes allow. Which images are kept is drawn by the seed; foreign ones all are.
+    """
+    n_classes, labels_T = len(split.class_names), split.labels_N[split.train_idx]
+    share_C = imbalance ** (-torch.arange(n_classes, dtype=torch.float64) / (n_classes - 1))
+    there = [split.train_idx[labels_T == c] for c in range(n_classes)]
+    n = min(len(idx) / share for idx, share in zip(there, share_C.tolist(), strict=True))
+    keep_C = (n * share_C + 1e-6).long().tolist()  # whole numbers may come out a hair too small
+    stream = rng.stream(seed, "long_tail")
+    kept = [idx[torch.randperm(len(idx), generator=stream)[:k]] for idx, k in zip(there, keep_C, strict=True)]
+    others = split.train_idx[labels_T == FOREIGN]
+    return replace(split, train_idx=torch.cat([*kept, others]).sort().values)
+
+
+def redundant(split: Split, images: int | None, copies: int, seed: int) -> Split:
+    """`images` of the training images, drawn by the seed (None: all), each `copies` times.
+
+    With copies the images are numbered anew: the test's come first, then the copies, those of one image side by side.
+    """
+    base = split.train_idx
+    if images is not None:
+        if images > len(base):
+            raise UserError(
+                f"stressor.images={images:,} is more than the {len(base):,} training images. "
+                "Lower it, or take all of them: stressor.images=null."
+            )
+        base = base[torch.randperm(len(base), generator=rng.stream(seed, "redundant"))[:images]].sort().values
+    if copies == 1:
+        return replace(split, train_idx=base)
+    copied_N, n_test = torch.cat([split.test_idx, base.repeat_interleave(copies)]), len(split.test_idx)
+    everything = torch.arange(len(copied_N))
+    return Split(split.labels_N[copied_N], split.class_names, everything[n_test:], everything[:n_test], copied_N)
+
+
+def original_of(idx: int | Tensor, n_test: int, copies: int) -> int | Tensor:
+    """For the training images `idx` of a redundant pool, as records name them: equal numbers are copies of one image.
+
+    n_test is in run.json, `copies` in config.yaml.
+    """
+    return (idx - n_test) // copies
+
+
+def noisy_labels(split: Split, rate: float, seed: int) -> Split:
+    """A share `rate` of the training labels, each drawn for itself, names another class, all equally likely.
+
+    An image keeps its answer however often it is asked for, and what is wrong at one rate is wrong at higher ones.
+    """
+    stream, n = rng.stream(seed, "label_noise"), len(split.train_idx)
+    wrong_T = torch.rand(n, generator=stream) < rate
+    further_T = torch.randint(1, len(split.class_names), (n,), generator=stream)
+    true_T = split.labels_N[split.train_idx]
+    noisy_T = torch.where(wrong_T & (true_T != FOREIGN), (true_T + further_T) % len(split.class_names), true_T)
+    return replace(split, labels_N=split.labels_N.index_copy(0, split.train_idx, noisy_T))
+
+
+def noisy_copies(
+    pixels: np.ndarray, images_checksum: str, split: Split, sd: list[float], seed: int, cache_dir: str
+) -> tuple[np.ndarray, str]:
+    """The images of a redundant split, uint8 [N, H, W, channels], memory-mapped from the cache, and their checksum.
+
+    Every copy has Gaussian noise of its own, the test's images none. sd: for each channel or for all, of images in
+    [0, 1]. Grey values end at 0 and 255, where the noise of Kirsch et al. (2019) goes on below black and above white.
+    """
+    copied_N, n_test = split.copied_N.numpy(), len(split.test_idx)
+    key = {
+        "images": images_checksum, "copied": checksum(copied_N), "n_test": n_test, "sd": sd, "seed": seed,
+        "noisy_copies": 1,
+    }  # fmt: skip
+
+    def fill(out: np.ndarray) -> tuple[int, dict]:
+        stream, sd_255 = rng.stream(seed, "noisy_copies"), 255 * torch.tensor(sd)
+        rows = max(1, CHUNK // out[0].size)
+        for start in range(0, n_test, rows):
+            stop = min(start + rows, n_test)
+            out[start:stop] = pixels[copied_N[start:stop]]
+        for start in range(n_test, len(out), rows):
+            clean = torch.from_numpy(pixels[copied_N[start : start + rows]])
+            noisy = clean + sd_255 * torch.randn(clean.shape, generator=stream)
+            out[start : start + rows] = noisy.round().clamp(0, 255).byte().numpy()
+        return len(out), {}
+
+    copies, notes = cached_array(cache_dir, key, (len(copied_N), *pixels.shape[1:]), "uint8", fill)
+    return copies, notes["checksum"]
+
+
+def _refuse_lost_class(split: Split) -> None:
+    labels_T = split.labels_N[split.train_idx]
+    counts_C = labels_T[labels_T != FOREIGN].bincount(minlength=len(split.class_names))
+    if (counts_C == 0).any():
+        raise UserError(
+            f"The stressor leaves class {split.class_names[int(counts_C.argmin())]!r} no training image. "
+            "Lower stressor.imbalance or raise stressor.images."
+        )
