@@ -4,6 +4,7 @@ Nothing here imports torch: a finished run returns at once.
 """
 
 import difflib
+import importlib
 import logging
 import os
 import re
@@ -17,6 +18,8 @@ from al_bench import config
 from al_bench.errors import UserError
 from al_bench.store import RunStore
 
+COMMANDS = {"check": "conformance", "report": "report", "status": "status"}  # each a module with a main
+
 failed = 0  # jobs of this process that did not finish; a sweep goes on to the next job and exits with 1 at the end
 
 
@@ -28,10 +31,8 @@ def conf_dir() -> Path:
 
 def main() -> None:
     sys.path.append(os.getcwd())  # a user's own strategies, for the console script as for `python -m`
-    if sys.argv[1:2] == ["check"]:  # no key=value, so none of Hydra's
-        from al_bench import conformance
-
-        sys.exit(conformance.main(sys.argv[2:]))
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:  # no key=value, so none of Hydra's
+        sys.exit(importlib.import_module(f"al_bench.{COMMANDS[sys.argv[1]]}").main(sys.argv[2:]))
     log = logging.getLogger("al_bench")
     log.addHandler(screen := logging.StreamHandler(sys.stdout))
     screen.setLevel(logging.INFO)

@@ -209,11 +209,12 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
         )  # fmt: skip
     if s.against and s.target is not None:
         rows = {
-            name: tuple(stats.quartiles(s.labels_to_target(x, seeds=a.seeds))[1] for x in (RANDOM, name))
+            name: tuple(stats.quartiles(s.labels_to_target(x, "envelope", a.seeds))[1] for x in (RANDOM, name))
             for name, a in s.against.items()
         }
         yield (
-            "labels_to_target", f"Labels to {s.target:.1%}", "Median over the pairs of seeds, first crossing.",
+            "labels_to_target", f"Labels to {s.target:.1%}", 
+            "Median over the pairs of seeds, where the running maximum crosses it, interpolated.",
             lambda f: plots.labels_to_target(f.subplots(), rows, s.target, s.labels_R[-1], looks),
         )  # fmt: skip
     if (accuracy_MSR := paired(s, names)) is not None:

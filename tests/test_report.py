@@ -1,0 +1,387 @@
+"""Reading run folders, the verdict on them, the report's files, and al-bench status. Runs here are written by hand."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import command
+from filelock import FileLock
+
+from al_bench import report, results, status, verdict
+from al_bench.errors import UserError
+
+LABELS = (10, 20, 30)
+CONFIG = """\
+results_dir: results
+study: {study}
+seed: {seed}
+trainer: {{max_steps: {steps}, progress: true}}
+features: {{extractor: pca, width: 64}}
+budget: {{rounds: 2, query: 10}}
+strategy: {{name: {strategy}}}
+"""
+
+
+def write_run(
+    root, strategy="random", seed=0, accuracy=(0.5, 0.6, 0.7), *, labels=LABELS, state="finished", study="study",
+    data="a", start="s", cpu="one", steps=100, error=None, dataset="digits", budget="10+2x10",
+):  # fmt: skip
+    """A run folder as al_bench writes it, with these accuracies."""
+    folder = root / study / dataset / "small_cnn" / budget / strategy / f"seed={seed}"
+    folder.mkdir(parents=True)
+    info = {
+        "state": state, "error": error, "dataset": {"checksum": data, "classes": ["x", "y"]},
+        "initial_set": {"checksum": f"{start}{seed}"}, "starts": [{"cpu": cpu, "versions": {"torch": "2"}}],
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(info))
+    (folder / "config.yaml").write_text(CONFIG.format(study=study, seed=seed, strategy=strategy, steps=steps))
+    lines = [
+        {
+            "round": r, "n_labelled": n, "n_val": 0, "acquired": [100 * r + 10 * seed + i for i in range(10)] if r < 2 else [],
+            "metrics": {"accuracy": a, "ece": 0.1, "worst_class": a - 0.2, "per_class": [a, a - 0.2]},
+            "seconds": {"fit": 2.0, "predict": 1.0}, "class_counts": [n // 2, n - n // 2],
+        }
+        for r, (n, a) in enumerate(zip(labels, accuracy, strict=False))
+    ]  # fmt: skip
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def two_arms(root, n=6, gain=0.1, **kwargs):
+    """n pairs of random and of margin, which is better by `gain` and a little more with each seed."""
+    for seed in range(n):
+        level = 0.01 * seed
+        write_run(root, "random", seed, (0.5 + level, 0.6 + level, 0.7 + level), **kwargs)
+        own = gain + 0.002 * seed
+        write_run(root, "margin", seed, (0.5 + level, 0.6 + level + own, 0.7 + level + own), **kwargs)
+
+
+def the_study(root, target=None):
+    (found,) = verdict.studies(results.find(root), target)
+    return found
+
+
+# -- reading --
+
+
+def test_a_run_is_read_as_arrays_and_named_by_its_folder(tmp_path):
+    write_run(tmp_path, "margin", 3, (0.5, 0.6, 0.7))
+    (run,) = results.find(tmp_path / "study" / "digits")  # a folder further down
+    assert run.cell == ("study", "digits", "small_cnn", "10+2x10") and (run.strategy, run.seed) == ("margin", 3)
+    assert run.labels_R.tolist() == [10, 20, 30] and run.metrics["accuracy"].tolist() == [0.5, 0.6, 0.7]
+    assert run.recall_RC[2].tolist() == pytest.approx([0.7, 0.5]) and run.seconds["fit"].sum() == 6
+    assert [len(a) for a in run.acquired] == [10, 10, 0] and run.config["trainer.max_steps"] == 100
+
+
+def test_foreign_labels_count_on_the_axis_of_labels(tmp_path):
+    folder = write_run(tmp_path)
+    lines = [
+        json.loads(line) | {"n_foreign": i} for i, line in enumerate((folder / "rounds.jsonl").read_text().splitlines())
+    ]
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert results.read(folder).labels_R.tolist() == [10, 21, 32]
+
+
+@pytest.mark.parametrize("place, words", [("nothing", "There is no folder"), ("", "holds no runs")])
+def test_a_folder_without_runs_is_named(tmp_path, place, words):
+    with pytest.raises(UserError, match=words):
+        results.find(tmp_path / place)
+
+
+def test_a_torn_last_line_is_not_a_round(tmp_path):
+    folder = write_run(tmp_path, state="interrupted")
+    with open(folder / "rounds.jsonl", "a") as file:
+        file.write('{"round": 3, "n_lab')
+    run = results.read(folder)
+    assert run.torn and len(run.labels_R) == 3
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda f: (f / "run.json").write_text("{"),
+        lambda f: (f / "run.json").unlink(),
+        lambda f: (f / "rounds.jsonl").write_text('{"round": 0}\n'),
+        lambda f: (f / "rounds.jsonl").write_text("[]\n"),
+        lambda f: (f / "rounds.jsonl").write_text((f / "rounds.jsonl").read_text().splitlines()[1] + "\n"),
+        lambda f: (f / "config.yaml").write_text("{a: ["),
+        lambda f: (f / "config.yaml").unlink(),
+    ],
+)
+def test_a_broken_run_is_left_out_by_name_and_the_others_are_compared(tmp_path, break_it):
+    two_arms(tmp_path, n=3)
+    break_it(write_run(tmp_path, "entropy", 1))
+    found = the_study(tmp_path)
+    assert list(found.against) == ["margin"]
+    assert [who for who, _ in found.left_out] == ["entropy, seed 1"]
+
+
+def test_a_run_that_says_running_was_killed_unless_its_lock_is_held(tmp_path):
+    folder = write_run(tmp_path, state="running")
+    assert results.read(folder).state == "interrupted"
+    holder = "import sys, time; from filelock import FileLock; FileLock(sys.argv[1]).acquire(); print(); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", holder, folder / ".lock"], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    try:
+        assert results.read(folder).state == "running"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_runs_that_a_sweep_asked_for_and_that_never_began_are_missing(tmp_path):
+    begun = write_run(tmp_path, "random", 0)
+    never = begun.parents[1] / "margin" / "seed=4"
+    results.note_asked(tmp_path / "study", [begun, never])
+    results.note_asked(tmp_path / "study", [begun])  # a later, smaller sweep forgets nothing
+    (runs,) = results.cells(results.find(tmp_path)).values()
+    assert [(r.strategy, r.seed, r.state) for r in runs] == [("random", 0, "finished"), ("margin", 4, "missing")]
+
+
+# -- what is compared --
+
+
+@pytest.mark.parametrize(
+    "odd, words",
+    [
+        ({"steps": 50}, r"trainer\.max_steps=50 \(others 100\)"),
+        ({"data": "b"}, "other images"),
+        ({"start": "t"}, "another initial set"),
+        ({"state": "failed", "error": "boom"}, "failed after 3 rounds: boom"),
+        ({"state": "interrupted", "accuracy": (0.5,)}, "interrupted after 1 rounds"),
+    ],
+)
+def test_what_does_not_belong_is_left_out_and_said(tmp_path, odd, words):
+    two_arms(tmp_path, n=3)
+    write_run(tmp_path, "entropy", 1, **{"accuracy": (0.5, 0.6, 0.7), **odd})
+    write_run(tmp_path, "entropy", 2)
+    found = the_study(tmp_path)
+    ((who, why),) = found.left_out
+    assert who == "entropy, seed 1" and re.search(words, why)
+    assert found.seeds("entropy") == [2]
+
+
+def test_keys_that_only_say_where_or_how_it_is_shown_do_not_matter(tmp_path):
+    two_arms(tmp_path, n=2)
+    folder = write_run(tmp_path, "entropy", 0)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(
+        text.replace("results_dir: results", "results_dir: elsewhere").replace("progress: true", "progress: false")
+        .replace("width: 64", "width: 32")  # no strategy here looks at fixed features
+    )  # fmt: skip
+    assert not the_study(tmp_path).left_out
+
+
+def test_other_hardware_is_compared_and_said(tmp_path):
+    two_arms(tmp_path, n=2)
+    write_run(tmp_path, "entropy", 0, cpu="two")
+    found = the_study(tmp_path)
+    assert found.notes[0] == "Computed on different hardware or software: cpu one (4 runs), two (1 runs)"
+    assert "entropy" in found.against
+
+
+def test_other_label_counts_are_compared_on_the_common_part(tmp_path):
+    two_arms(tmp_path, n=2)
+    write_run(tmp_path, "entropy", 0, (0.5, 0.9), labels=(10, 20))
+    found = the_study(tmp_path)
+    assert found.labels_R.tolist() == [10, 20]
+    assert "on the 2 label counts that all runs have, 10 to 20; 4 of 5 runs have others" in found.notes[0]
+    assert found.against["entropy"].area.mean == pytest.approx((0.9 - 0.6) / 2)
+
+
+def test_pairs_are_the_seeds_that_both_have(tmp_path):
+    two_arms(tmp_path, n=3)
+    write_run(tmp_path, "entropy", 2, (0.52, 0.72, 0.82))
+    write_run(tmp_path, "entropy", 7, (0.9, 0.9, 0.9))
+    found = the_study(tmp_path)
+    assert found.against["entropy"].seeds == [2]
+    assert found.against["entropy"].area.mean == pytest.approx((0.1 + 0.2) / 2 / 2)  # against seed 2 of random alone
+    assert any("entropy 1 of 4" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("missing", ["random", "curve"])
+def test_without_random_or_without_a_curve_there_is_no_verdict(tmp_path, missing):
+    if missing == "random":
+        write_run(tmp_path, "margin", 0)
+    else:
+        write_run(tmp_path, "random", 0, (0.5,))
+        write_run(tmp_path, "margin", 0, (0.5,))
+    found = the_study(tmp_path)
+    assert not found.against and found.notes
+    report.write(tmp_path)
+
+
+def test_numbers_of_the_verdict_by_hand(tmp_path):
+    two_arms(tmp_path, n=6, gain=0.1)
+    found = the_study(tmp_path)
+    # Differences 0, g, g over 10, 20, 30 labels: an area of 3/4 g, g = 0.1 + 0.002 seed.
+    against = found.against["margin"]
+    assert against.area.mean == pytest.approx(0.75 * 0.105) and against.area.n == 6
+    assert against.p_holm == against.area.p_wilcoxon == 2 / 2**6 and against.significant
+    # Random reaches 0.70 with every seed, seed s after 10 + 10 (0.2 - 0.01 s) / 0.1 labels. Margin, from 0.5 + 0.01 s:
+    # slope (0.2 + 0.002 s) / 2 a round... its running maximum crosses 0.70 between 10 and 20 labels or at 20.
+    assert found.target == 0.7
+    s = np.arange(6)
+    random_S = 10 + 10 * (0.2 - 0.01 * s) / 0.1
+    margin_S = 10 + 10 * np.minimum(1, (0.2 - 0.01 * s) / (0.2 + 0.002 * s))
+    assert found.labels_to_target("random", "envelope") == pytest.approx(random_S)
+    assert found.labels_to_target("margin", "envelope") == pytest.approx(margin_S)
+    saved = 1 - 1 / np.exp(np.log(random_S / margin_S).mean())
+    assert against.efficiency.savings[0] == pytest.approx(saved)
+    (words,) = verdict.sentences(found)
+    assert words.startswith("margin is better than random: needs ")
+    assert f"needs {100 * saved:.0f}% [" in words and "fewer labels than random to reach 70%" in words
+    assert "n = 6 pairs, p = 0.031 (Wilcoxon, Holm)." in words
+
+
+def test_five_pairs_are_never_significant_and_the_words_say_so(tmp_path):
+    two_arms(tmp_path, n=5)
+    words = verdict.sentences(the_study(tmp_path))
+    assert words[0].endswith("n = 5 pairs, too few for a call.")
+    assert words[1].startswith("No call for margin: 5 pairs can never reach p < 0.05")
+
+
+def test_no_difference_is_said_with_what_could_have_been_seen(tmp_path):
+    for seed in range(8):
+        write_run(tmp_path, "random", seed)
+        write_run(tmp_path, "margin", seed, (0.5, 0.6 + 0.01 * (-1) ** seed, 0.7))
+    (words,) = verdict.sentences(the_study(tmp_path))
+    assert "no difference to random that 8 pairs could show" in words
+    assert re.search(r"A difference of 0\.\d points would have shown", words)
+
+
+def test_a_target_that_is_not_reached_is_never_replaced_by_the_last_budget(tmp_path):
+    two_arms(tmp_path, n=3, gain=0.1)
+    found = the_study(tmp_path, target=0.8)  # margin gets there, random does not
+    assert found.against["margin"].efficiency.savings == (None, None, None)
+    assert "is reached by too few of both" in verdict.sentences(found)[0]
+    assert verdict.row(found, "random")["labels_to_target_median"] == np.inf
+
+
+def test_a_second_random_arm_draws_the_noise_and_is_no_rival(tmp_path):
+    two_arms(tmp_path, n=3)
+    assert verdict.noise(the_study(tmp_path)) is None
+    for seed in range(3):
+        level = 0.01 * seed
+        write_run(tmp_path, "random_control", seed, (0.5 + level, 0.61 + level, 0.7 + level + 0.01 * seed))
+    found = the_study(tmp_path)
+    low_R, high_R = verdict.noise(found)
+    assert list(found.against) == ["margin"] and found.against["margin"].n_tests == 1
+    assert low_R[0] == high_R[0] == 0 and low_R[2] < 0.01 < high_R[2]
+
+
+def test_the_full_data_run_is_the_reference_of_its_cell_and_no_study(tmp_path):
+    two_arms(tmp_path, n=2)
+    write_run(tmp_path, "random", 0, (0.9,), budget="full")
+    assert the_study(tmp_path).full == 0.9
+
+
+def test_two_cells_are_two_studies(tmp_path):
+    two_arms(tmp_path, n=2)
+    two_arms(tmp_path, n=2, dataset="mnist")
+    assert [s.cell.dataset for s in verdict.studies(results.find(tmp_path))] == ["digits", "mnist"]
+
+
+# -- the files --
+
+
+def test_the_report_is_one_page_with_tables_and_figures(tmp_path):
+    two_arms(tmp_path, n=6)
+    write_run(tmp_path, "entropy", 0, state="failed", error="boom")
+    page = report.write(tmp_path)
+    text = page.read_text()
+    assert "margin is better than random" in text and "failed after 3 rounds: boom" in text
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text)  # needs no network
+    assert text.count("data:image/png;base64,") == len(list((page.parent / "figures").glob("*.pdf"))) >= 8
+    rows = list(csv.DictReader((page.parent / "summary.csv").open()))
+    assert [r["strategy"] for r in rows] == ["random", "margin"]
+    assert float(rows[1]["minus_random"]) == pytest.approx(0.75 * 0.105)
+    assert "\\begin{tabular}" in (page.parent / "summary.tex").read_text()
+    assert "| margin | 6 |" in (page.parent / "summary.md").read_text()
+
+
+def test_the_report_changes_no_run_and_says_the_same_again(tmp_path):
+    two_arms(tmp_path, n=3)
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    first = report.write(tmp_path)
+    made = {p: p.read_bytes() for p in first.parent.glob("summary.*")}
+    report.write(tmp_path)
+    assert all(p.read_bytes() == content for p, content in (files | made).items())
+
+
+def test_names_from_users_are_escaped_everywhere(tmp_path):
+    evil = "<img src=x onerror=alert(1)>_$x^{"
+    for seed in range(2):
+        write_run(tmp_path, "random", seed)
+        write_run(tmp_path, evil, seed, (0.5, 0.7, 0.8 + 0.01 * seed), error=None)
+    write_run(tmp_path, "entropy", 0, state="failed", error="</script><script>alert(2)</script>")
+    page = report.write(tmp_path)
+    text = page.read_text()
+    assert "<img src=x" not in text and "<script>alert" not in text and "&lt;img src=x" in text
+    assert r"\$x\textasciicircum \{" in (page.parent / "summary.tex").read_text()
+
+
+def test_the_commands_say_what_is_wrong_without_a_traceback(tmp_path):
+    for name in ("report", "status"):
+        done = command(tmp_path, program=("-m", "al_bench", name, "nowhere"))
+        assert done.returncode == 1 and "There is no folder nowhere" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert report.main([str(tmp_path), "--target", "90"]) == 1
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "report").write_text("in the way")
+    with pytest.raises(UserError, match="report cannot be written"):
+        report.write(tmp_path)
+
+
+# -- status --
+
+
+def test_status_counts_states_and_shows_accuracy_and_time_left(tmp_path, capsys):
+    two_arms(tmp_path, n=2)
+    write_run(tmp_path, "entropy", 0, (0.5, 0.55), state="interrupted")
+    write_run(tmp_path, "entropy", 1, (0.6, 0.65, 0.7), state="failed", error="boom\nmore")
+    run = tmp_path / "study/digits/small_cnn/10+2x10/entropy/seed=2"
+    results.note_asked(tmp_path / "study", [run])
+    assert status.main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    lines = {
+        line.split("│")[1].strip(): [c.strip() for c in line.split("│")[2:-1]]
+        for line in out.splitlines()
+        if "│" in line
+    }
+    assert lines["margin"] == ["2", "", "", "", "30", "80.6 %", ""]
+    # 3 seconds a round: one round of seed 0 and three of the missing seed 2; the failed one has all its rounds
+    assert lines["entropy"] == ["", "1", "1", "1", "20", "60.0 %", "0:00:12"]
+    assert "entropy, seed 1: boom" in out and "more" not in out
+
+
+def test_status_imports_no_torch(tmp_path):
+    write_run(tmp_path)
+    code = "import sys; from al_bench import status; status.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, env=os.environ, stdout=subprocess.DEVNULL)
+
+
+# -- in a browser --
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_the_page_draws_its_curves_from_disk_without_an_error(tmp_path):
+    two_arms(tmp_path, n=3)
+    page = report.write(tmp_path)
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={tmp_path}/browser", "--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom",
+         page.as_uri()], capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.count('class="legendtext"') == 2  # plotly drew both strategies
+    assert "CONSOLE" not in done.stderr
