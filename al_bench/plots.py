@@ -501,7 +501,8 @@ def _legend(ax: Axes, handles: Sequence[Artist], names: Iterable[str]) -> None:
     names, figure = list(names), ax.figure
     if not names:
         return
-    blank = [" "] * len(names)  # a legend leaves out labels that begin with an underscore: the names are set afterwards
+    # matplotlib before 3.10 leaves out labels that begin with an underscore: the words are set afterwards
+    blank = [" "] * len(names)
     if not _is_alone(ax):
         return _set_words(ax.legend(handles, blank, fontsize=SMALL, framealpha=0.8), names)
     if len(names) > MANY:
