@@ -213,7 +213,7 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
             for name, a in s.against.items()
         }
         yield (
-            "labels_to_target", f"Labels to {s.target:.1%}", 
+            "labels_to_target", f"Labels to {s.target:.1%}",
             "Median over the pairs of seeds, where the running maximum crosses it, interpolated.",
             lambda f: plots.labels_to_target(f.subplots(), rows, s.target, s.labels_R[-1], looks),
         )  # fmt: skip

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import numpy as np
 import yaml
 
@@ -60,9 +59,12 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration as asked, with dotted keys."""
+        """The configuration as asked, with dotted keys. Raises OSError, or ValueError where it is damaged."""
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where libyaml is there
-        return dict(flat(yaml.load((self.folder / "config.yaml").read_text(), loader)))
+        try:
+            return dict(flat(yaml.load((self.folder / "config.yaml").read_text(), loader)))
+        except yaml.YAMLError as error:
+            raise ValueError(" ".join(str(error).split())) from None
 
 
 def find(root: Path) -> list[Run]:
@@ -97,16 +99,18 @@ def read(folder: Path) -> Run:
 
 
 def state_of(folder: Path, info: dict[str, Any]) -> str:
-    """A run that says it is running and holds no lock was killed."""
+    """A run that says it is running while nobody holds its lock was killed."""
     state = info.get("state", INTERRUPTED)
     if state != RUNNING:
         return state
-    lock = filelock.FileLock(folder / ".lock", blocking=False)
-    try:
-        with lock:
+    import fcntl
+
+    with open(folder / ".lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return INTERRUPTED
-    except filelock.Timeout:
-        return RUNNING
+        except BlockingIOError:
+            return RUNNING
 
 
 def arrays(records: list[dict[str, Any]]) -> dict[str, Any]:

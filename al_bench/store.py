@@ -232,7 +232,8 @@ class RunStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        lock = filelock.FileLock(self.folder / ".lock", blocking=False)  # the kernel drops it when the process dies
+        # The kernel drops it when the process dies. A second's patience: results.state_of may be looking.
+        lock = filelock.FileLock(self.folder / ".lock", timeout=1)
         try:
             lock.acquire()
         except filelock.Timeout:

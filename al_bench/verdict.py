@@ -125,7 +125,7 @@ def comparable(there: list[Run]) -> tuple[list[Run], list[tuple[str, str]]]:
     for run in finished:
         try:
             results.comparable(run)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             unreadable.append((run, f"config.yaml cannot be read ({error})"))
     finished = [run for run in finished if run not in [r for r, _ in unreadable]]
     odd = results.odd_ones(finished) + unreadable
