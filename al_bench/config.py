@@ -74,6 +74,12 @@ class StopAt(Enum):
     test = "test"
 
 
+class TrackingMode(Enum):
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
 @dataclass
 class DatasetConfig:
     _target_: str = MISSING
@@ -168,6 +174,17 @@ class FeaturesConfig:
 
 
 @dataclass
+class LoggerConfig:
+    """Where the rounds are shown beside the record; the other keys are W&B's."""
+
+    _target_: str = MISSING
+    mode: TrackingMode = TrackingMode.online
+    project: str = "al_bench"
+    entity: str | None = None
+    images: int = 25  # how many of a round's picked images
+
+
+@dataclass
 class Config:
     results_dir: str = MISSING
     study: str = MISSING
@@ -180,6 +197,7 @@ class Config:
     trainer: TrainerConfig = MISSING
     budget: BudgetConfig = MISSING
     features: FeaturesConfig = MISSING
+    logger: LoggerConfig = MISSING
     # With every strategy's own options: how often the pool is predicted with dropout, how many nets predict it, and how
     # many of its images, drawn at random, the strategy chooses from.
     strategy: dict[str, Any] = field(default_factory=lambda: {"passes": None, "members": None, "candidates": None})
@@ -266,6 +284,7 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
             "strategy.members trains its nets from fresh weights: set trainer.start=fresh.",
         ),
         (not 0 <= c.model.dropout < 1, f"model.dropout={c.model.dropout}: from 0 to below 1."),
+        (c.logger.images < 0, f"logger.images={c.logger.images}: 0 or more."),
         (c.features.width < 1, f"features.width={c.features.width}: 1 or more."),
         (
             c.features.extractor is Extractor.model and b.start not in (InitialDraw.random, InitialDraw.balanced),

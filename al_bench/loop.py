@@ -5,11 +5,12 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from al_bench import plots, query, rng
+from al_bench import plots, query, rng, tracking
 from al_bench.config import Config, Mode, StopConfig, Weights
 from al_bench.data import Dataset, pool, sources
 from al_bench.data.oracle import Oracle
@@ -31,6 +32,7 @@ def run(c: Config, store: RunStore) -> None:
     target = find_target(c, dataset)
     images = engine.on_device(c.trainer, dataset.images)
     store.note_hardware(**engine.use_hardware(c.trainer, images))
+    track = store.at_end.enter_context(tracking.opened(c, store.folder, dataset.class_names, records))
     announce(c, store, records)
 
     for round in itertools.count(len(records)):
@@ -73,6 +75,7 @@ def run(c: Config, store: RunStore) -> None:
         log.info(line(record, records[-1] if records else None))
         records.append(record)
         labels = bought
+        track(records, partial(tracking.picked, c, classifier, dataset, images, labels, record.n_labelled))
 
     finish(c, store, records)
 

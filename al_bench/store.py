@@ -21,7 +21,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 from omegaconf import OmegaConf
 
-from al_bench.config import Config, StressorConfig
+from al_bench.config import Config, LoggerConfig, StressorConfig, keys
 from al_bench.errors import UserError
 from al_bench.provenance import circumstances, now
 
@@ -41,8 +41,10 @@ log = logging.getLogger("al_bench")
 log.setLevel(logging.DEBUG)  # run.log holds everything; the screen has a level of its own
 
 # Where a run lies and how it is shown; all other keys change what is computed.
-NOT_COMPARED = {"results_dir", "study", "cache_dir", "plan", "trainer.progress", "trainer.num_workers"}
-
+NOT_COMPARED = {
+    "results_dir", "study", "cache_dir", "plan", "trainer.progress", "trainer.num_workers",
+    *keys(LoggerConfig, "logger."),
+}  # fmt: skip
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code a shell gives to a process that SIGTERM ended
 
@@ -72,6 +74,7 @@ class RunStore:
         self.config = config
         self.folder = run_folder(config)
         self.rounds_path = self.folder / "rounds.jsonl"
+        self.at_end = ExitStack()  # what has to be closed when the folder is left, however that comes
 
     def finished(self) -> bool:
         if self.info().get("state") != "finished":
@@ -96,7 +99,7 @@ class RunStore:
             raise UserError(
                 f"{self.folder} cannot be written ({error.strerror}). Name another place: results_dir=..."
             ) from None
-        with self._locked(), self._logged(), _stopped_by_sigterm():
+        with self._locked(), self._logged(), _stopped_by_sigterm(), self.at_end:
             self._drop_torn_line()
             self._refuse_another_configuration()
             try:
@@ -105,6 +108,7 @@ class RunStore:
                 write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
                 self.note(state="running", error=None, starts=[*self.info().get("starts", []), circumstances()])
                 yield
+                self.at_end.close()
                 shutil.rmtree(self.folder / "weights", ignore_errors=True)
                 self.note(state="finished", ended=now())
             except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns Ctrl-C in a fit into SystemExit(1)

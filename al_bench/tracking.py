@@ -1,0 +1,294 @@
+"""Trackers: the rounds of a run as csv, in TensorBoard or in Weights & Biases. The records stay the truth.
+
+A tracker is a callable (config, run folder, class names) that gives an object with two methods:
+
+    log(records, picked)   all finished rounds so far; it adds those that it has not got yet
+    finish(failed)
+
+`picked()` gives the images that the newest round bought; it costs a prediction, so a tracker that shows none never
+calls it. Axes: n_labelled for rounds; epoch/total, which counts over all retrainings, for epochs.
+"""
+
+import csv
+import hashlib
+import io
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import Any, Protocol
+
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor
+
+from al_bench.config import Config, TrackingMode, function
+from al_bench.data import Dataset
+from al_bench.data.pool import Pool
+from al_bench.errors import UserError
+from al_bench.models import engine
+from al_bench.models.classifier import Classifier
+from al_bench.store import RoundRecord, run_folder, write_atomically
+from al_bench.strategies.uncertainty import entropy_score
+
+log = logging.getLogger("al_bench")
+
+Picked = Callable[[], list[dict[str, Any]]]
+
+
+class Tracker(Protocol):
+    def log(self, records: Sequence[RoundRecord], picked: Picked | None = None) -> None: ...
+
+    def finish(self, failed: bool) -> None: ...
+
+
+@contextmanager
+def opened(
+    c: Config, folder: Path, class_names: Sequence[str], records: Sequence[RoundRecord]
+) -> Iterator[Callable[[Sequence[RoundRecord], Picked], None]]:
+    """The log method of the tracker that c.logger names, with the rounds so far in it; finished on leaving.
+
+    What goes wrong in a tracker is said once and never ends the run.
+    """
+    silent = False
+
+    def attempt(act: Callable[..., Any], *args: Any) -> Any:
+        nonlocal silent
+        try:
+            return act(*args)
+        except UserError:
+            raise
+        except Exception as error:
+            if not silent:
+                log.warning(f"The tracker failed ({error!r}); the run goes on, its records in {folder} are complete.")
+            silent = True
+
+    make = function("logger._target_", c.logger._target_)
+    tracker = attempt(make, c, folder, class_names) or NoTracker()
+    attempt(tracker.log, records)
+    failed = True
+    try:
+        yield partial(attempt, tracker.log)
+        failed = False
+    finally:
+        attempt(tracker.finish, failed)
+
+
+class NoTracker:
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def log(self, records: Sequence[RoundRecord], picked: Picked | None = None) -> None:
+        pass
+
+    def finish(self, failed: bool) -> None:
+        pass
+
+
+class CsvTracker:
+    """metrics.csv in the run folder, one row a round; written anew each time, so that no round is in it twice."""
+
+    def __init__(self, c: Config, folder: Path, class_names: Sequence[str]) -> None:
+        self.path, self.class_names = folder / "metrics.csv", class_names
+
+    def log(self, records: Sequence[RoundRecord], picked: Picked | None = None) -> None:
+        rows = [round_row(r, self.class_names) for r in records]
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_atomically(self.path, text.getvalue())
+
+    def finish(self, failed: bool) -> None:
+        pass
+
+
+class TensorBoardTracker:
+    """tensorboard/ in the run folder, made anew from the records at each start, so that no round is in it twice."""
+
+    def __init__(self, c: Config, folder: Path, class_names: Sequence[str]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                f"logger=tensorboard needs the package tensorboard ({error}): pip install tensorboard"
+            ) from None
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        # purge_step: a TensorBoard that is open forgets what it read from the file of an earlier start.
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
+        self.class_names, self.n_logged = class_names, 0
+
+    def log(self, records: Sequence[RoundRecord], picked: Picked | None = None) -> None:
+        for row in rows(records, self.class_names)[self.n_logged :]:
+            step = row.pop("epoch/total" if "epoch/total" in row else "n_labelled")
+            for key, value in row.items():
+                self.writer.add_scalar(key, value, step)
+            self.n_logged += 1
+        self.writer.flush()
+
+    def finish(self, failed: bool) -> None:
+        self.writer.close()
+
+
+def start_wandb(c: Config, folder: Path, class_names: Sequence[str]) -> "WandbTracker | NoTracker":
+    return NoTracker() if c.logger.mode is TrackingMode.disabled else WandbTracker(c, folder, class_names)
+
+
+class WandbTracker:
+    """A Weights & Biases run: a row an epoch, a row a round, and a table of the images that the round bought.
+
+    The step of a row is its place among all rows of the run. A run that is continued online goes on after the last
+    step the server has; offline, where each start makes a file of its own, after the rows given to earlier files.
+    """
+
+    def __init__(self, c: Config, folder: Path, class_names: Sequence[str]) -> None:
+        self.class_names, self.axes = class_names, set()
+        self.run = begin_run(c, folder)
+        self.n_given = folder / "wandb" / "rows-given"
+        offline = self.run.offline and self.n_given.exists()
+        self.n_logged = int(self.n_given.read_text()) if offline else self.run.starting_step
+
+    def log(self, records: Sequence[RoundRecord], picked: Picked | None = None) -> None:
+        all_rows = rows(records, self.class_names)
+        if picked and (bought := picked()):
+            all_rows[-1]["picked"] = wandb_table(bought)
+        if not picked and self.n_logged > len(all_rows):
+            log.warning(f"W&B holds later rounds of this run ({self.run.id}); only those after them are added to it.")
+        for step in range(self.n_logged, len(all_rows)):
+            self._set_axes(all_rows[step])
+            self.run.log(all_rows[step], step=step, commit=True)
+            self.n_logged = step + 1
+            self.n_given.write_text(str(self.n_logged))
+
+    def _set_axes(self, row: dict[str, Any]) -> None:
+        new = {f"{key.split('/')[0]}/*" if "/" in key else key for key in row} - self.axes
+        for key in new - {"n_labelled"}:
+            self.run.define_metric(key, step_metric="epoch/total" if key == "epoch/*" else "n_labelled")
+        self.axes |= new
+
+    def finish(self, failed: bool) -> None:
+        folder = self.run.settings.sync_dir
+        try:
+            self.run.finish(exit_code=int(failed))
+        except TimeoutError as error:
+            log.warning(
+                f"W&B did not take all of the run ({error}). To send it: wandb sync --include-online {quote(folder)}"
+            )
+
+
+def begin_run(c: Config, folder: Path) -> Any:
+    """A wandb.Run, online where that is asked for and there are a key and a network, else offline, which is said."""
+    import wandb
+
+    files = (folder / "wandb").absolute()
+    # Where W&B keeps the images of tables until they are sent, and a log of its own: else the home folder.
+    os.environ |= {"WANDB_DATA_DIR": str(files), "WANDB_CACHE_DIR": str(files / "cache")}
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "15")  # seconds to wait for a server that does not answer
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")  # what is not sent by then stays on the disk
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # an offline run calls nobody
+    wandb.setup(wandb.Settings(silent=True))
+    *path, strategy, seed = run_folder(c).parts[-6:]
+    start = partial(
+        wandb.init,
+        entity=c.logger.entity, project=c.logger.project, dir=files.parent,
+        id=hashlib.sha256("/".join((*path, strategy, seed)).encode()).hexdigest()[:16], resume="allow",
+        group="/".join(path)[:128], job_type=strategy[:64], name=f"{strategy} {seed}"[:128],
+        config=OmegaConf.to_container(OmegaConf.structured(c), enum_to_str=True),
+        save_code=False, reinit="create_new", settings=wandb_settings(),
+    )  # fmt: skip
+    why = "logger.mode=offline"
+    if c.logger.mode is TrackingMode.online:
+        try:
+            if wandb.login(prompt=False, verify=False):
+                return start(mode="online")
+            why = "there is no API key; `wandb login` stores one"
+        except Exception as error:
+            why = str(error).splitlines()[0]
+            wandb.teardown()  # else W&B takes the id for one in use
+            wandb.setup(wandb.Settings(silent=True))
+    log.info(f"W&B: offline ({why}). To send the run later: wandb sync {quote(str(folder / 'wandb'))}")
+    return start(mode="offline")
+
+
+def wandb_settings() -> Any:
+    import wandb
+
+    wanted = {
+        "silent": True, "console": "off", "disable_git": True, "disable_code": True, "use_dot_wandb": False,
+        "symlink": False,  # `wandb sync` would take latest-run for another run
+        "finish_timeout_raises": True,
+        "x_transaction_log_flush_interval": 1.0,  # a killed run leaves its rounds in the file
+    }  # fmt: skip
+    return wandb.Settings(**{k: v for k, v in wanted.items() if k in wandb.Settings.model_fields})
+
+
+def wandb_table(bought: Sequence[dict[str, Any]]) -> Any:
+    import wandb
+
+    data = [[wandb.Image(v) if isinstance(v, Image.Image) else v for v in row.values()] for row in bought]
+    return wandb.Table(columns=list(bought[0]), data=data)
+
+
+def rows(records: Sequence[RoundRecord], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """In order of time: a row an epoch, epoch/total counting over all retrainings, and then the round's own."""
+    everything, n_epochs = [], 0
+    for record in records:
+        for epoch in record.history:
+            n_epochs += 1
+            everything.append({"epoch/total": n_epochs} | {f"epoch/{key}": value for key, value in epoch.items()})
+        everything.append(round_row(record, class_names))
+    return everything
+
+
+def round_row(record: RoundRecord, class_names: Sequence[str]) -> dict[str, float]:
+    """All numbers of a record but the history's: n_labelled, test/accuracy, test/per_class/cat, seconds/fit, ..."""
+    facts = asdict(record)
+    return _flat({k: v for k, v in facts.items() if k not in ("metrics", "acquired", "history")}, "", class_names) | (
+        _flat(facts["metrics"], "test", class_names)
+    )
+
+
+def _flat(value: Any, key: str, class_names: Sequence[str]) -> dict[str, float]:
+    if isinstance(value, list):
+        names = class_names if len(value) == len(class_names) else range(len(value))
+        value = dict(zip(names, value, strict=True))
+    if isinstance(value, dict):
+        parts = [_flat(v, f"{key}/{k}" if key else str(k), class_names) for k, v in value.items()]
+        return {k: v for part in parts for k, v in part.items()}
+    return {key: value} if isinstance(value, int | float) else {}
+
+
+def picked(
+    c: Config, classifier: Classifier, dataset: Dataset, images: Tensor, labels: Pool, n_before: int
+) -> list[dict[str, Any]]:
+    """A row for each of the first logger.images labels bought after the first n_before, in the order of picking.
+
+    The prediction is the round's net's, without dropout; its entropy in nats stands for the score, which strategies
+    keep to themselves. Frozen features have no image to show.
+    """
+    chosen = slice(n_before, n_before + c.logger.images)
+    idx_K, labels_K = labels.labelled_L[chosen], labels.labels_L[chosen]
+    if not len(idx_K):
+        return []
+    log_probs_K1C = engine.predict(c.trainer, classifier, images, idx_K).log_probs_PSC
+    probability_K, class_K = log_probs_K1C[:, 0].exp().max(dim=1)
+    columns = {
+        "index": idx_K.tolist(),
+        "predicted": [dataset.class_names[i] for i in class_K],
+        "probability": probability_K.tolist(),
+        "prediction entropy": entropy_score(log_probs_K1C).tolist(),
+        "label": [dataset.class_names[i] for i in labels_K],
+    }
+    if dataset.images.ndim == 4:
+        columns = {"image": [_picture(dataset.images[i]) for i in idx_K]} | columns
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    """pixels: uint8 [1 or 3, H, W]"""
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
