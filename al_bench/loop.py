@@ -22,6 +22,8 @@ from al_bench.models.classifier import Classifier
 from al_bench.store import RoundRecord, RunStore, reference
 from al_bench.strategies import Strategy, load, select
 
+SHOWN = 12  # of the images picked in each round, on acquired.jpg
+
 log = logging.getLogger("al_bench")
 
 
@@ -67,7 +69,7 @@ def run(c: Config, store: RunStore) -> None:
         record = RoundRecord(
             round, len(labels.labelled_L), c.budget.validation, metrics, validation, acquired.tolist(),
             weights_from, epochs, steps, classifier.history, seconds, engine.peak_memory(c.trainer), n_candidates,
-            len(labels.foreign_F),
+            len(labels.foreign_F), labels.labels_L.bincount(minlength=dataset.n_classes).tolist(),
         )  # fmt: skip
         store.append(record)
         if c.trainer.start is not Weights.fresh:
@@ -77,7 +79,7 @@ def run(c: Config, store: RunStore) -> None:
         labels = bought
         track(records, partial(tracking.picked, c, classifier, dataset, images, labels, record.n_labelled))
 
-    finish(c, store, records)
+    finish(c, store, dataset, records)
 
 
 def begin(
@@ -181,7 +183,7 @@ def line(record: RoundRecord, before: RoundRecord | None) -> str:
     )
 
 
-def finish(c: Config, store: RunStore, records: list[RoundRecord]) -> None:
+def finish(c: Config, store: RunStore, dataset: Dataset, records: list[RoundRecord]) -> None:
     picture = store.folder / "learning_curve.png"
     name = f"{c.strategy['name']}, seed {c.seed}"
     plots.save_learning_curve(
@@ -193,3 +195,10 @@ def finish(c: Config, store: RunStore, records: list[RoundRecord]) -> None:
         log.info(f"{records[-1].n_foreign:,} more labels were bought in vain: those images belong to no class.")
     log.info(f"Results: {store.folder}")
     log.info(f"Learning curve: {picture}")
+    if dataset.images.ndim == 4:  # frozen features have no pictures
+        rows = [
+            (f"Picked with {r.n_labelled:,} labels", [plots.picture(dataset.images[i]) for i in r.acquired[:SHOWN]])
+            for r in records
+            if r.acquired
+        ]
+        plots.save_contact_sheet(store.folder / "acquired.jpg", rows)

@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -36,6 +36,9 @@ NOISE = {"facecolor": "0.92", "edgecolor": "0.7", "hatch": "/////", "linewidth":
 MOST_CLASSES_IN_A_BAR = 12
 MANY = 14  # curves; a legend of more takes a figure as wide as a page
 NAME = 28  # letters of a name in one line beside a row
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
 Look = dict[str, str]
@@ -374,6 +377,15 @@ def contact_sheet(
         if height:
             _put(figure, sheet, 0, top, width, height)
     return figure
+
+
+def save_contact_sheet(path: Path, rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]]) -> None:
+    contact_sheet(new_figure(PAGE), rows).savefig(path, dpi=110, pil_kwargs={"quality": 80})
+
+
+def picture(pixels: "Tensor") -> NDArray[np.uint8]:
+    """[H, W, 1 or 3] of a data set's uint8 [1 or 3, H, W]."""
+    return pixels.permute(1, 2, 0).numpy()
 
 
 def most_uncertain(

@@ -8,6 +8,9 @@ Written into <folder>/report/: index.html (self-contained), summary.csv, .md and
 import argparse
 import base64
 import html
+import io
+import multiprocessing
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +22,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
+from PIL import Image
 
 import al_bench
 from al_bench import plots, results, stats, verdict
@@ -26,6 +30,7 @@ from al_bench.errors import UserError
 from al_bench.store import write_atomically
 from al_bench.verdict import CONTROL, RANDOM, Study
 
+SHEETS = 12  # contact sheets on a page, to keep it light
 COLUMNS = {  # of the tables that people read: column of verdict.summary -> heading
     "strategy": "strategy",
     "n_seeds": "seeds",
@@ -169,10 +174,12 @@ def pictures(s: Study, folder: Path) -> Iterator[Picture]:
 
 
 def save(figure: Figure, folder: Path, name: str, title: str, caption: str) -> Picture:
-    figure.savefig(folder / f"{name}.pdf")
     figure.savefig(folder / f"{name}.png", dpi=200)
-    png = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
-    return Picture(title, caption, name, f"data:image/png;base64,{png}")
+    figure.set_layout_engine("none")  # it stays as it is, and need not be worked out again
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    small = io.BytesIO()
+    Image.open(folder / f"{name}.png").convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png")
+    return Picture(title, caption, name, f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}")
 
 
 def file_name(s: Study) -> str:
@@ -297,23 +304,41 @@ def page(root: Path, studies: list[Study], figures: Path) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    sections = [
-        {
-            "study": s,
-            "verdict": verdict.sentences(s),
-            "table": table(s) if s.runs else [],
-            "how": how(s) if s.runs else [],
-            "curves": interactive(s) if s.runs else "",
-            "pictures": list(pictures(s, figures)) if s.runs else [],
-            "planner": verdict.planner(s),
-        }
-        for s in studies
-    ]
+    todo = [(s, figures, max(1, SHEETS // len(studies))) for s in studies]
+    if len(studies) > 3:  # the figures take the time
+        with multiprocessing.get_context("spawn").Pool(min(len(studies), os.cpu_count())) as pool:
+            sections = pool.starmap(section, todo, chunksize=1)
+    else:
+        sections = [section(*arguments) for arguments in todo]
     return environment.get_template("report.html").render(
         title=root.resolve().name, sections=sections, plotly=get_plotlyjs(), version=al_bench.__version__,
         n_runs=sum(len(runs) for s in studies for runs in s.runs.values()),
         n_left_out=sum(len(s.left_out) for s in studies),
     )  # fmt: skip
+
+
+def section(s: Study, figures: Path, most_sheets: int) -> dict[str, Any]:
+    """What the page shows of one study; its figures are saved on the way."""
+    there = bool(s.runs)
+    return {
+        "study": s,
+        "verdict": verdict.sentences(s),
+        "table": table(s) if there else [],
+        "how": how(s) if there else [],
+        "curves": interactive(s) if there else "",
+        "pictures": list(pictures(s, figures)) if there else [],
+        "sheets": sheets(s, most_sheets),
+        "planner": verdict.planner(s),
+    }
+
+
+def sheets(s: Study, most: int) -> list[tuple[str, str]]:
+    """(run, data URL) of the images that some strategies picked, with their first seed."""
+    runs = [runs[0] for name, runs in s.runs.items() if name != CONTROL and (runs[0].folder / "acquired.jpg").exists()]
+    return [
+        (run.name, f"data:image/jpeg;base64,{base64.b64encode((run.folder / 'acquired.jpg').read_bytes()).decode()}")
+        for run in runs[:most]
+    ]
 
 
 def interactive(s: Study) -> str:

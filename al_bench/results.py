@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import yaml
 
 from al_bench.errors import UserError
@@ -90,7 +91,7 @@ def read(folder: Path) -> Run:
         whole, _, rest = data.rpartition(b"\n")
         return Run(
             **identity, folder=folder, info=info, state=state_of(folder, info), why=info.get("error"),
-            torn=bool(rest), **arrays([json.loads(line) for line in whole.splitlines()]),
+            torn=bool(rest), **arrays([orjson.loads(line) for line in whole.splitlines()]),
         )  # fmt: skip
     except OSError as error:
         return Run(**identity, folder=folder, state=UNREADABLE, why=f"{Path(error.filename).name}: {error.strerror}")

@@ -22,7 +22,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,7 @@ class RoundRecord:
     peak_memory: int  # bytes; of the device where there is one, else of the process
     n_candidates: int = 0  # pool images the strategy chose from: all, or a random part
     n_foreign: int = 0  # labels bought in vain beside n_labelled: of images that belong to no class
+    class_counts: list[int] = field(default_factory=list)  # of the training labels this round's fit had
 
 
 class RunStore:

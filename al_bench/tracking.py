@@ -23,8 +23,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Protocol
 
+import numpy as np
 from omegaconf import OmegaConf
-from PIL import Image
 from torch import Tensor
 
 from al_bench.config import Config, TrackingMode, function
@@ -33,6 +33,7 @@ from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.models import engine
 from al_bench.models.classifier import Classifier
+from al_bench.plots import picture
 from al_bench.store import RoundRecord, run_folder, write_atomically
 from al_bench.strategies.uncertainty import entropy_score
 
@@ -230,7 +231,7 @@ def wandb_settings() -> Any:
 def wandb_table(bought: Sequence[dict[str, Any]]) -> Any:
     import wandb
 
-    data = [[wandb.Image(v) if isinstance(v, Image.Image) else v for v in row.values()] for row in bought]
+    data = [[wandb.Image(v) if isinstance(v, np.ndarray) else v for v in row.values()] for row in bought]
     return wandb.Table(columns=list(bought[0]), data=data)
 
 
@@ -285,10 +286,5 @@ def picked(
         "label": [dataset.class_names[i] for i in labels_K],
     }
     if dataset.images.ndim == 4:
-        columns = {"image": [_picture(dataset.images[i]) for i in idx_K]} | columns
+        columns = {"image": [picture(dataset.images[i]) for i in idx_K]} | columns
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _picture(pixels: Tensor) -> Image.Image:
-    """pixels: uint8 [1 or 3, H, W]"""
-    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())

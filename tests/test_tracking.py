@@ -288,8 +288,8 @@ def wandb_server():
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    """(folder, what a terminal showed, server) of a process that tracks runs without a key (seeds 0 and 1), three starts
-    of one with a key (seed 2), and is killed in three others (seed 3)."""
+    """(folder, what a terminal showed, server) of a process that tracks runs without a key (seeds 0 and 1), three
+    starts of one with a key (seed 2), and is killed in three others (seed 3)."""
     folder = tmp_path_factory.mktemp("one_process")
     body = (
         "tracking.log.addHandler(tracking.logging.StreamHandler(sys.stdout))\n"

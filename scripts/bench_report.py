@@ -1,0 +1,87 @@
+"""What the report and the overview cost: 1,000 made-up runs of 30 rounds in 10 cells, on this machine.
+
+    python scripts/bench_report.py [--out results/bench_report.json]
+
+Records are as long as real ones: 10 classes, 100 images bought a round, 20 epochs of history. Each command is a process
+of its own: seconds from its start to its end, and the most memory it held.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from al_bench.provenance import circumstances
+
+CELLS, STRATEGIES, SEEDS, ROUNDS, CLASSES = 10, 10, 10, 30, 10
+WANTED = {"report": {"seconds": 30, "memory": 1e9, "page": 15e6}, "status": {"seconds": 3}}
+
+
+def make(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = ["random", *(f"strategy_{i}" for i in range(1, STRATEGIES))]
+    for cell in range(CELLS):
+        for gain, strategy in enumerate(names):
+            for seed in range(SEEDS):
+                write(root / f"made_up/data_{cell}/small_cnn/100+29x100/{strategy}/seed={seed}", gain / 200, rng)
+
+
+def write(folder: Path, gain: float, rng: np.random.Generator) -> None:
+    folder.mkdir(parents=True)
+    bought = rng.permutation(50_000)
+    lines = []
+    for r in range(ROUNDS):
+        accuracy = 0.9 - 0.4 * np.exp(-r / 8) + (gain if r else 0) + rng.normal(0, 0.01)
+        record = {
+            "round": r, "n_labelled": 100 * (r + 1), "n_val": 0, "validation": None, "weights_from": r, "epochs": 20,
+            "metrics": {k: accuracy for k in ("accuracy", "macro_f1", "balanced_accuracy", "worst_class")}
+            | {"nll": 0.5, "ece": 0.05, "brier": 0.2, "per_class": [accuracy] * CLASSES},
+            "acquired": bought[100 * r : 100 * (r + 1)].tolist() if r < ROUNDS - 1 else [], "steps": 1000,
+            "history": [{"loss": 0.123456789, "accuracy": 0.987654321, "val_loss": 0.5, "val_accuracy": 0.9}] * 20,
+            "seconds": {k: 1.234 for k in ("fit", "evaluate", "committee", "predict", "select")},
+            "peak_memory": 10**9, "n_candidates": 50_000, "class_counts": [10 * (r + 1)] * CLASSES,
+        }  # fmt: skip
+        lines.append(json.dumps(record) + "\n")
+    (folder / "rounds.jsonl").write_text("".join(lines))
+    facts = {
+        "state": "finished", "error": None, "dataset": {"checksum": "a", "classes": [f"class {c}" for c in range(10)]},
+        "initial_set": {"checksum": folder.name}, "starts": [circumstances()],
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(facts, indent=1))
+    config = "".join(f"group_{i}:\n" + "".join(f"  key_{j}: {j}\n" for j in range(8)) for i in range(10))
+    (folder / "config.yaml").write_text(config)
+
+
+def measure(command: str, root: Path) -> dict:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "al_bench", command, str(root)], check=True, stdout=subprocess.DEVNULL)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {"seconds": time.perf_counter() - start, "memory": used * (1 if sys.platform == "darwin" else 1024)}
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--out", type=Path)
+    out = ask.parse_args().out
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make(root)
+        found = {name: measure(name, root) for name in ("status", "report")}  # the largest last: memory is a maximum
+        found["report"]["page"] = (root / "report" / "index.html").stat().st_size
+    for name, numbers in found.items():
+        for key, value in numbers.items():
+            limit = f", wanted below {WANTED[name][key]:g}" if key in WANTED[name] else ""
+            print(f"{name} {key}: {value:.4g}{limit}")
+    if out:
+        machine = {k: v for k, v in circumstances().items() if k not in ("time", "host")}
+        out.write_text(json.dumps({"machine": machine, "runs": CELLS * STRATEGIES * SEEDS, **found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
