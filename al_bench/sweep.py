@@ -166,5 +166,6 @@ def wait_for_slurm() -> None:
     import submitit
 
     watcher = submitit.SlurmJob.watcher
-    while not all(map(watcher.is_done, watcher._registered)):
+    tasks = [job for job in watcher._registered if "_" in job]  # the array, which never ends, is among the jobs
+    while not all(map(watcher.is_done, tasks)):
         time.sleep(1)
