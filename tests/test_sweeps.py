@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -238,7 +239,9 @@ def test_local_goes_on_after_a_killed_worker_and_equals_one_process(place, undis
 
     # With a DataLoader's processes, which loky's start method would not allow, and with a run that breaks.
     again = command(place, *ask[:-2], "strategy=breaks,random,entropy", "seed=0,1", "trainer.num_workers=1")
-    assert again.returncode == 1 and again.stdout.count("Finished: ") + again.stdout.count(" 0 failed") >= 1
+    first, *finished = again.stdout.splitlines()
+    there = re.fullmatch(r"Sweep: \d to run, (\d) there already.", first)[1]
+    assert again.returncode == 1 and len(finished) == 4 - int(there) and finished[0].startswith("Finished: default/")
     assert again.stderr.count("al_bench: ZeroDivisionError('division by zero')") == 2
     assert "in breaks" in next(place.rglob("breaks/seed=1/run.log")).read_text()
     assert {run: lines for run, lines in records(place).items() if "breaks" not in run} == undisturbed
