@@ -67,11 +67,25 @@ def state(folder: Path, run: str) -> dict:
     return json.loads(next(folder.rglob(f"{run}/run.json")).read_text())
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "al_bench", *arguments], cwd=folder, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the command; what a failed test leaves of it is ended, workers as well."""
+    drivers = []
+
+    def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "al_bench", *arguments], cwd=folder, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        drivers.append(driver)
+        return driver
+
+    yield start
+    for driver in drivers:
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+        driver.communicate()
 
 
 def until(is_so: Callable[[], object], driver: subprocess.Popen[str], seconds: float = 60) -> None:
@@ -189,7 +203,7 @@ def test_what_one_run_raises_lies_in_its_folder_and_the_others_go_on(place):
     assert alone.returncode == 1 and "ZeroDivisionError: division by zero" in alone.stderr
 
 
-def test_a_sweep_whose_driver_is_killed_at_a_random_moment_ends_as_if_it_had_not_been(place, undisturbed):
+def test_a_sweep_whose_driver_is_killed_at_a_random_moment_ends_as_if_it_had_not_been(start, place, undisturbed):
     seed = random.randrange(10**6)
     moment = random.Random(seed)
     n = moment.randrange(sum(map(len, undisturbed.values())))
@@ -209,7 +223,7 @@ def test_a_sweep_whose_driver_is_killed_at_a_random_moment_ends_as_if_it_had_not
     [((), signal.SIGINT, 130), (LOCAL, signal.SIGINT, 130), (LOCAL, signal.SIGTERM, 143)],
     ids=["basic-ctrl-c", "local-ctrl-c", "local-sigterm"],
 )
-def test_ctrl_c_and_sigterm_end_the_whole_sweep(place, launcher, sent, code):
+def test_ctrl_c_and_sigterm_end_the_whole_sweep(start, place, launcher, sent, code):
     driver = start(place, *SWEEP, *RUNS, "trainer.max_steps=5000", *launcher)
     until(lambda: list(place.rglob("run.json")), driver)
     time.sleep(3)
@@ -224,7 +238,7 @@ def test_ctrl_c_and_sigterm_end_the_whole_sweep(place, launcher, sent, code):
 # Worker processes
 
 
-def test_local_goes_on_after_a_killed_worker_and_equals_one_process(place, undisturbed):
+def test_local_goes_on_after_a_killed_worker_and_equals_one_process(start, place, undisturbed):
     ask = (*SWEEP, *LOCAL, *RUNS)
     driver = start(place, *ask)
     until(lambda: n_records(place, "random/seed=*"), driver)
@@ -277,7 +291,7 @@ def slurm(tmp_path_factory) -> Iterator[dict[str, str]]:
         subprocess.run(["bash", script, "down", folder], env=env, timeout=60)
 
 
-def test_slurm_requeues_a_preempted_run_and_goes_on_after_a_killed_one(slurm, place, undisturbed, monkeypatch):
+def test_slurm_requeues_a_preempted_run_and_goes_on_after_a_killed_one(slurm, start, place, undisturbed, monkeypatch):
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, slurm[name])
 
