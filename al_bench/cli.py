@@ -1,17 +1,21 @@
 """The command: compose the configuration, find the run folder, run what is missing, say how it ended.
 
-Nothing here imports torch: a finished run returns at once.
+A sweep (-m) is sweep.py's: it launches `run` for each run that is not finished. Nothing here imports torch: a finished
+run returns at once.
 """
 
 import difflib
 import importlib
 import logging
+import multiprocessing
 import os
 import re
 import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from al_bench import config
@@ -19,8 +23,6 @@ from al_bench.errors import UserError
 from al_bench.store import RunStore
 
 COMMANDS = {"check": "conformance", "report": "report", "status": "status"}  # each a module with a main
-
-failed = 0  # jobs of this process that did not finish; a sweep goes on to the next job and exits with 1 at the end
 
 
 def conf_dir() -> Path:
@@ -37,23 +39,35 @@ def main() -> None:
     log.addHandler(screen := logging.StreamHandler(sys.stdout))
     screen.setLevel(logging.INFO)
     log.propagate = False
+    from al_bench import sweep  # noqa: F401  # makes itself known to Hydra
+
     try:
         run()
+    except KeyboardInterrupt:
+        print("al_bench: Interrupted; what is finished is kept.", file=sys.stderr)
+        sys.exit(130)
     except SystemExit as end:
         if end.code == 1 and (hint := near_misses(sys.argv[1:])):
             print(hint, file=sys.stderr)
         raise
-    sys.exit(1 if failed else 0)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def run(cfg: DictConfig) -> None:
-    global failed
+    """One run. In a sweep, what goes wrong is told and lies in the run's folder, and the other runs go on."""
+    if multiprocessing.get_start_method(allow_none=True) == "loky":  # a worker of joblib's: a DataLoader's cannot start
+        multiprocessing.set_start_method("fork", force=True)
+    in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
         one(config.read(cfg))
     except UserError as error:
-        failed += 1
+        if not in_sweep:
+            sys.exit(f"al_bench: {error}")
         print(f"al_bench: {error}", file=sys.stderr)
+    except Exception as error:
+        if not in_sweep:
+            raise
+        print(f"al_bench: {error!r}. The run.log of the run holds the traceback.", file=sys.stderr)
 
 
 def one(c: config.Config) -> None:
@@ -66,10 +80,12 @@ def one(c: config.Config) -> None:
     if store.finished():
         print(f"Already finished: {store.folder}")
         return
-    from al_bench import loop
-
     with store.at_work():
+        from al_bench import loop
+
         loop.run(c, store)
+    if multiprocessing.parent_process():  # one of several workers, whose rounds the screen does not show
+        print(f"Finished: {store.folder}")
 
 
 def near_misses(arguments: list[str]) -> str:

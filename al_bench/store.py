@@ -78,10 +78,9 @@ class RunStore:
         self.at_end = ExitStack()  # what has to be closed when the folder is left, however that comes
 
     def finished(self) -> bool:
-        if self.info().get("state") != "finished":
-            return False
+        """Raises UserError where the folder holds rounds of another configuration."""
         self._refuse_another_configuration()
-        return True
+        return self.info().get("state") == "finished"
 
     def info(self) -> dict[str, Any]:
         path = self.folder / "run.json"
@@ -100,7 +99,7 @@ class RunStore:
             raise UserError(
                 f"{self.folder} cannot be written ({error.strerror}). Name another place: results_dir=..."
             ) from None
-        with self._locked(), self._logged(), _stopped_by_sigterm(), self.at_end:
+        with self._locked(), self._logged(), stopped_by_sigterm(), self.at_end:
             self._drop_torn_line()
             self._refuse_another_configuration()
             try:
@@ -117,19 +116,20 @@ class RunStore:
                 log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
                 raise SystemExit(TERMINATED if getattr(end, "code", None) == TERMINATED else 130) from None
             except UserError as error:
+                log.debug(str(error))
                 self._leave("failed", str(error))
                 raise
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    self._leave("failed", repr(error))
-                    raise
-                self._leave("failed", "no space left on the disk")
-                raise UserError(
-                    f"No space left on the disk ({self.folder}); {self._kept()} Make room and type the same command."
-                ) from None
             except Exception as error:
                 log.debug(traceback.format_exc())  # to run.log; the screen gets Hydra's report
-                self._leave("failed", repr(error))
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    self._leave("failed", "no space left on the disk")
+                    raise UserError(
+                        f"No space left on the disk ({self.folder}); {self._kept()} "
+                        "Make room and type the same command."
+                    ) from None
+                # submitit's, which need not be installed: the last time-out that it may requeue after
+                out_of_time = type(error).__name__ == "UncompletedJobError"
+                self._leave("interrupted" if out_of_time else "failed", repr(error))
                 raise
 
     def identify(self, dataset: "Dataset", labels: "Pool") -> None:
@@ -264,7 +264,7 @@ class RunStore:
 
 
 @contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
+def stopped_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the run as Ctrl-C does; left to itself, Lightning notes the signal and goes on predicting."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if ours:

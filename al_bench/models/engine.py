@@ -6,6 +6,7 @@ P images predicted, S passes, C classes, D embedding width.
 import ctypes
 import hashlib
 import logging
+import multiprocessing
 import sys
 import warnings
 from collections.abc import Sequence
@@ -332,7 +333,8 @@ class BestWeights(pl.Callback):
 
 
 def _trainer(t: TrainerConfig, what: str = "", callbacks: Sequence[pl.Callback] = (), **limits: Any) -> pl.Trainer:
-    line = [ProgressLine(what)] if t.progress and sys.stdout.isatty() else []
+    alone = multiprocessing.parent_process() is None  # workers would write over each other's line
+    line = [ProgressLine(what)] if t.progress and sys.stdout.isatty() and alone else []
     try:
         return pl.Trainer(
             accelerator=t.accelerator,
@@ -340,7 +342,7 @@ def _trainer(t: TrainerConfig, what: str = "", callbacks: Sequence[pl.Callback] 
             precision=_precision(t),
             deterministic=t.deterministic,
             callbacks=[*callbacks, *line],
-            plugins=[LightningEnvironment()],  # a run is one process, also on a machine with Slurm
+            plugins=[LightningEnvironment()],  # a run is one process, in Slurm too: nothing there is for Lightning
             enable_progress_bar=False,
             num_sanity_val_steps=0,
             logger=False,

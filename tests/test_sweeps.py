@@ -1,0 +1,323 @@
+"""Sweeps as a person types them: one process, worker processes, a real Slurm; real signals, and the command again."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from conftest import QUICK, asked, command, lines_of
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
+from test_store import record
+
+from al_bench import sweep
+from al_bench.cli import conf_dir
+from al_bench.store import RunStore
+
+RUNS = ("strategy=random,entropy", "seed=0,1")
+SWEEP = ("-m", "--config-dir=my_conf", *QUICK, "budget.rounds=5", "results_dir=.")
+LOCAL = ("hydra/launcher=local", "hydra.launcher.n_jobs=2")
+SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1")
+AGAIN = "The same command again runs only what is missing."
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    """A folder with a strategy, `breaks`, that divides by zero."""
+    (tmp_path / "mine.py").write_text("def breaks(view, k, rng):\n    return 1 / 0\n")
+    (tmp_path / "my_conf" / "strategy").mkdir(parents=True)
+    (tmp_path / "my_conf" / "strategy" / "breaks.yaml").write_text(
+        "name: breaks\n_target_: mine.breaks\n_partial_: true\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, list[dict]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "my_conf").mkdir()
+    done = command(folder, *SWEEP, *RUNS)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "Sweep: 4 finished, 0 there already, 0 failed."
+    return records(folder)
+
+
+def records(folder: Path) -> dict[str, list[dict]]:
+    return {"/".join(path.parts[-3:-1]): lines_of(path.parent) for path in sorted(folder.rglob("rounds.jsonl"))}
+
+
+def n_records(folder: Path, run: str) -> int:
+    return sum(len(path.read_bytes().splitlines()) for path in folder.rglob(f"{run}/rounds.jsonl"))
+
+
+def state(folder: Path, run: str) -> dict:
+    return json.loads(next(folder.rglob(f"{run}/run.json")).read_text())
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the command; what a failed test leaves of it is ended, workers as well."""
+    drivers = []
+
+    def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "al_bench", *arguments], cwd=folder, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        drivers.append(driver)
+        return driver
+
+    yield start
+    for driver in drivers:
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+        driver.communicate()
+
+
+def until(is_so: Callable[[], object], driver: subprocess.Popen[str], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert driver.poll() is None and time.monotonic() < end, driver.communicate(timeout=1)
+        time.sleep(0.02)
+
+
+# Composed in the driver
+
+
+@pytest.fixture
+def sweeper() -> Iterator[sweep.Sweeper]:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", ["+hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
+        sweeper = sweep.Sweeper(None, None)
+        sweeper.setup(hydra_context=SimpleNamespace(config_loader=loader), task_function=None, config=master)
+        yield sweeper
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        ["strategy=bald", "seed=3", "model.optimizer.lr=1e-4", "dataset=mnist"],
+        ["trainer.early_stopping={patience: 3}", "trainer.early_stopping.min_delta=0.5", "budget.validation=100"],
+        ["budget={query: 7}", "budget.query=8", "budget.name=a b"],
+        ["strategy=power_bald", "+strategy.more=[1, x]", "strategy.passes=null", "study='${dataset.name}'"],
+        [
+            "strategy=bald",
+            "seed=1",
+            "~strategy.passes",
+            "trainer.early_stopping={patience: 2}",
+            "++model.options.width=3",
+        ],
+        ["experiment=gentle_introduction", "dataset.root=train.zip", "budget=full"],
+    ],
+)
+def test_a_job_is_composed_as_hydra_composes_it(sweeper, job):
+    theirs = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, job)
+    with open_dict(theirs):
+        del theirs["hydra"]
+    twice = list(sweeper.composed([job, ["seed=5"], job]))
+    assert twice[0] == theirs and twice[2] == theirs and twice[1].seed == 5
+    assert OmegaConf.to_object(twice[0]) == OmegaConf.to_object(theirs)
+
+
+@pytest.mark.parametrize("override, said", [("seed=abc", "seed=abc"), ("trainer.max_stps=3", "trainer.max_stps")])
+def test_a_wrong_value_is_refused_in_hydras_words(sweeper, override, said):
+    with pytest.raises(HydraException, match=said):
+        list(sweeper.composed([["seed=1"], [override]]))
+
+
+def test_two_runs_of_one_folder_are_refused_and_the_same_run_twice_is_one(sweeper, capsys):
+    jobs = [["seed=0", f"trainer.batch_size={n}"] for n in (32, 32, 64)]
+    there, todo, failed = sweep.sort_out(jobs, list(sweeper.composed(jobs)))
+    assert not there and [store.config.trainer.batch_size for _, store in todo.values()] == [32]
+    assert list(failed) == ["trainer.batch_size=64"]
+    assert "another run of this sweep has the same folder" in capsys.readouterr().err
+
+
+def test_forty_finished_runs_typed_again_take_less_than_five_seconds(tmp_path):
+    here = f"results_dir={tmp_path}"
+    for strategy in ("random", "entropy", "margin", "bald"):
+        store = RunStore(asked(here, f"strategy={strategy}"))
+        with store.at_work():
+            for round in range(6):
+                store.append(record(round))
+        for seed in range(1, 10):
+            folder = store.folder.with_name(f"seed={seed}")
+            shutil.copytree(store.folder, folder)
+            (folder / "config.yaml").write_text(
+                (folder / "config.yaml").read_text().replace("\nseed: 0\n", f"\nseed: {seed}\n")
+            )
+    script = "from al_bench import cli; import sys\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
+    ask = ("-m", here, "strategy=random,entropy,margin,bald", "seed=range(10)")
+    before = os.times()
+    done = command(tmp_path, *ask, program=("-c", script))
+    after = os.times()
+    assert done.stdout.splitlines() == ["Sweep: 0 finished, 40 there already, 0 failed.", "False"], done.stderr
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 5
+
+
+# In one process
+
+
+def test_what_one_run_raises_lies_in_its_folder_and_the_others_go_on(place):
+    ask = (*SWEEP, "budget.rounds=1", "trainer.threads=1")
+    done = command(place, *ask, "strategy=breaks,bald,random", "strategy.passes=null,1")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("al_bench: strategy.passes=1: 2 or more, or null.") == 3
+    assert "al_bench: ZeroDivisionError('division by zero')" in done.stderr
+    *_, first, a, b, c, d, e, last = done.stderr.splitlines()
+    assert first == "Sweep: 1 finished, 0 there already, 5 failed." and last == AGAIN
+    assert a == "  strategy=breaks strategy.passes=1: strategy.passes=1: 2 or more, or null."
+    assert d.endswith("/breaks/seed=0: ZeroDivisionError('division by zero')")
+    assert "/bald/seed=0: strategy bald compares several predictions" in e
+    info = state(place, "breaks/seed=0")
+    assert (info["state"], info["error"]) == ("failed", "ZeroDivisionError('division by zero')")
+    log = next(place.rglob("breaks/seed=0/run.log")).read_text()
+    assert "Traceback (most recent call last)" in log and "in breaks" in log
+    assert "strategy bald compares several" in next(place.rglob("bald/seed=0/run.log")).read_text()
+
+    alone = command(place, *ask[1:], "strategy=breaks", "strategy.passes=null")
+    assert alone.returncode == 1 and "ZeroDivisionError: division by zero" in alone.stderr
+
+
+def test_a_sweep_whose_driver_is_killed_at_a_random_moment_ends_as_if_it_had_not_been(start, place, undisturbed):
+    seed = random.randrange(10**6)
+    moment = random.Random(seed)
+    n = moment.randrange(sum(map(len, undisturbed.values())))
+    driver = start(place, *SWEEP, *RUNS)
+    until(lambda: n_records(place, "seed=*") >= n, driver)
+    time.sleep(moment.uniform(0, 0.5))
+    driver.kill()
+    driver.communicate()
+    assert all(undisturbed[run][: len(lines)] == lines for run, lines in records(place).items()), f"moment: {seed}"
+    again = command(place, *SWEEP, *RUNS)
+    assert again.returncode == 0, again.stderr
+    assert records(place) == undisturbed, f"moment: {seed}"
+
+
+@pytest.mark.parametrize(
+    "launcher, sent, code",
+    [((), signal.SIGINT, 130), (LOCAL, signal.SIGINT, 130), (LOCAL, signal.SIGTERM, 143)],
+    ids=["basic-ctrl-c", "local-ctrl-c", "local-sigterm"],
+)
+def test_ctrl_c_and_sigterm_end_the_whole_sweep(start, place, launcher, sent, code):
+    driver = start(place, *SWEEP, *RUNS, "trainer.max_steps=5000", *launcher)
+    until(lambda: list(place.rglob("run.json")), driver)
+    time.sleep(3)
+    workers = psutil.Process(driver.pid).children(recursive=True)
+    (os.killpg if sent == signal.SIGINT else os.kill)(driver.pid, sent)  # a terminal sends Ctrl-C to all of them
+    _, err = driver.communicate(timeout=30)
+    assert driver.returncode == code, err
+    assert "Traceback" not in err and not psutil.wait_procs(workers, timeout=10)[1]
+    assert {json.loads(path.read_text())["state"] for path in place.rglob("run.json")} <= {"interrupted", "running"}
+
+
+# Worker processes
+
+
+def test_local_goes_on_after_a_killed_worker_and_equals_one_process(start, place, undisturbed):
+    ask = (*SWEEP, *LOCAL, *RUNS)
+    driver = start(place, *ask)
+    until(lambda: n_records(place, "random/seed=*"), driver)
+    workers = [
+        p for p in psutil.Process(driver.pid).children(recursive=True) if "popen_loky_posix" in " ".join(p.cmdline())
+    ]
+    workers[0].kill()
+    out, err = driver.communicate(timeout=60)
+    assert driver.returncode == 1 and "Traceback" not in err
+    assert "al_bench: TerminatedWorkerError: A worker process" in err and err.splitlines()[-1] == AGAIN
+    assert ": killed, or at work in another process" in err and ": not started" in err
+
+    # With a DataLoader's processes, which loky's start method would not allow, and with a run that breaks.
+    again = command(place, *ask[:-2], "strategy=breaks,random,entropy", "seed=0,1", "trainer.num_workers=1")
+    first, *finished = again.stdout.splitlines()
+    there = re.fullmatch(r"Sweep: \d to run, (\d) there already.", first)[1]
+    assert again.returncode == 1 and len(finished) == 4 - int(there) and finished[0].startswith("Finished: default/")
+    assert again.stderr.count("al_bench: ZeroDivisionError('division by zero')") == 2
+    assert "in breaks" in next(place.rglob("breaks/seed=1/run.log")).read_text()
+    assert {run: lines for run, lines in records(place).items() if "breaks" not in run} == undisturbed
+    threads = {
+        start["threads"]
+        for path in place.rglob("entropy/*/run.json")
+        for start in json.loads(path.read_text())["starts"]
+    }
+    assert threads == {1}
+
+
+# A real Slurm
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment of a Slurm of this one host."""
+    programs = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol")
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    if missing := [name for name in programs if not shutil.which(name, path=path)]:
+        pytest.skip(f"Slurm is not installed here: no {', '.join(missing)}")
+    if os.geteuid():
+        pytest.skip("a Slurm of one's own needs root")
+    folder = tmp_path_factory.mktemp("slurm")
+    script = str(Path(__file__).with_name("slurm.sh"))
+    env = os.environ | {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{folder}/bin:{path}"}
+    try:
+        up = subprocess.run(["bash", script, "up", folder], env=env, capture_output=True, text=True, timeout=60)
+        assert up.returncode == 0, up.stderr
+        yield env
+    finally:
+        subprocess.run(["scancel", "--user=root"], env=env, timeout=30)
+        subprocess.run(["bash", script, "down", folder], env=env, timeout=60)
+
+
+def test_slurm_requeues_a_preempted_run_and_goes_on_after_a_killed_one(slurm, start, place, undisturbed, monkeypatch):
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm[name])
+
+    def job_of(task: int) -> str:
+        return next((place / "default" / ".submitit").glob(f"*_{task}")).name
+
+    def process_of(task: int) -> psutil.Process:
+        submitted = (
+            p for p in psutil.process_iter(["cmdline"]) if "submitit.core._submit" in (p.info["cmdline"] or [])
+        )
+        return next(p for p in submitted if p.environ().get("SLURM_ARRAY_TASK_ID") == str(task))
+
+    def is_back() -> bool:
+        start_now = ["scontrol", "update", f"JobId={job_of(0)}", "StartTime=now"]  # Slurm would wait for two minutes
+        subprocess.run(start_now, capture_output=True)
+        time.sleep(0.3)
+        return len(state(place, "random/seed=0")["starts"]) == 2
+
+    ask = (*SWEEP, *SLURM, *RUNS)
+    driver = start(place, *ask)
+    until(lambda: n_records(place, "random/seed=0"), driver, 120)
+    preempt = ["scancel", "--signal=USR2", job_of(0)]
+    with suppress(subprocess.TimeoutExpired):  # to a job that requeues itself at once it would send it again, later
+        subprocess.run(preempt, timeout=2, capture_output=True)
+    until(lambda: n_records(place, "random/seed=1"), driver)
+    process_of(1).kill()
+    until(is_back, driver)
+    out, err = driver.communicate(timeout=120)
+    assert driver.returncode == 1 and err.splitlines()[-1] == AGAIN, err
+    assert "Sweep: 3 finished, 0 there already, 1 failed." in err
+    assert "/random/seed=1: killed, or at work in another process" in err
+
+    again = command(place, *ask)
+    assert again.returncode == 0 and again.stdout.splitlines() == [
+        "Sweep: 1 to run, 3 there already.",
+        "Sweep: 1 finished, 3 there already, 0 failed.",
+    ]
+    assert records(place) == undisturbed
