@@ -286,7 +286,7 @@ def holm(p_T: ArrayLike) -> np.ndarray:
 def refusal(comparison: Comparison, alpha: float = 0.05, n_tests: int = 1) -> str | None:
     """Why nothing may be called significant here, or None. n_tests: the size of the Holm family it is one of."""
     n, least = comparison.n, comparison.smallest_p * n_tests
-    if n > 1 and comparison.mean == 0 and comparison.sd == 0:
+    if comparison.mean == 0 and comparison.sd == 0:
         return f"the two are identical in all {n} pairs"
     if least > alpha:
         after = f" after Holm's correction for {n_tests} tests" if n_tests > 1 else ""
