@@ -379,7 +379,8 @@ def test_equals_never_beat_each_other_and_no_two_beat_each_other_at_once(m, s, s
 
 
 def test_two_seeds_that_agree_by_chance_are_no_win():
-    assert not stats.penalty_holm([np.full((2, 3), 0.5), np.full((2, 3), 0.6)]).any()
+    base_SR = np.array([[0.3] * 3, [0.37] * 3])  # in floats 0.3 + 0.1 - 0.3 is not 0.37 + 0.1 - 0.37
+    assert not stats.penalty_holm([base_SR, base_SR + 0.1]).any()
 
 
 # Several studies
