@@ -92,7 +92,7 @@ def test_batchbalds_table_of_quartiles(runs, to_90, to_95):
 def test_quartiles_are_observed_counts_also_where_most_runs_never_got_there():
     assert quartiles([inf, 100, inf, 80]) == (80, 100, inf)
     assert quartiles([inf]) == (inf, inf, inf)
-    assert quartiles(range(1, 13)) == (3, 6, 9)
+    assert quartiles(range(1, 101)) == (25, 50, 75)
 
 
 # The seed article's table (TARGETS.md 15.2): one run, and the full data at 88.32%.
@@ -142,8 +142,8 @@ def test_efficiency_by_hand_with_censored_pairs_counted_and_left_out():
 
 
 def test_efficiency_of_equal_ratios_has_no_interval():
-    found = efficiency([100, 300, 210], [50, 150, 105])
-    assert found.mean == pytest.approx(2) and found.low is found.high is None
+    found = efficiency([300, 310, 70], [90, 93, 21])
+    assert found.mean == pytest.approx(10 / 3) and found.low is found.high is None
 
 
 counts = st.one_of(st.integers(1, 500).map(float), st.just(inf))
@@ -211,7 +211,7 @@ def test_a_level_is_a_level_and_a_generator_is_used():
     ],
 )
 def test_where_nothing_varies_nothing_is_claimed(difference, p_wilcoxon, why):
-    b = 0.7 + 0.01 * np.arange(len(difference))  # 0.7 + 0.1 - 0.7 is not 0.1 in floats
+    b = 0.3 + 0.07 * np.arange(len(difference))  # 0.3 + 0.1 - 0.3 is not 0.37 + 0.1 - 0.37 in floats
     found = compare(b + difference, b)
     assert found.low is found.high is found.interval is found.p_t is None
     assert found.p_wilcoxon == pytest.approx(p_wilcoxon) and why in refusal(found)
@@ -321,7 +321,7 @@ def test_a_difference_curve_with_a_shared_start_and_a_round_that_does_not_vary()
 
 def rounds_until(n0, last=10):
     """Random's curve, which has 99% of its final accuracy from round n0 on."""
-    return np.where(np.arange(last) >= n0, 0.8, 0.5)
+    return np.where(np.arange(last) >= n0, 0.8, 0.79)
 
 
 @pytest.mark.parametrize("n0, rounds", [(2, [1]), (3, [1]), (4, [1, 2]), (8, [1, 2, 4]), (9, [1, 2, 4])])
@@ -364,7 +364,7 @@ def test_the_holm_matrix_agrees_with_a_slow_reference():
         p_R = multipletests([ttest_rel(a[:, r], b[:, r]).pvalue for r in range(6)], method="holm")[1]
         assert found[i, j] == np.mean((p_R < 0.05) & (a.mean(0) > b.mean(0)))
         assert found[j, i] == np.mean((p_R < 0.05) & (a.mean(0) < b.mean(0)))
-    assert 0 < (found > 0).sum() < 6
+    assert 0 < found.max() < 1
 
 
 @few
@@ -379,7 +379,8 @@ def test_equals_never_beat_each_other_and_no_two_beat_each_other_at_once(m, s, s
 
 
 def test_two_seeds_that_agree_by_chance_are_no_win():
-    assert not stats.penalty_holm([np.full((2, 3), 0.5), np.full((2, 3), 0.6)]).any()
+    base_SR = np.array([[0.3] * 3, [0.37] * 3])  # in floats 0.3 + 0.1 - 0.3 is not 0.37 + 0.1 - 0.37
+    assert not stats.penalty_holm([base_SR, base_SR + 0.1]).any()
 
 
 # Several studies
@@ -398,7 +399,7 @@ def test_ranks_by_hand():
 
 def test_ranks_with_ties_and_the_critical_difference_of_demsars_example():
     score_BM = np.random.default_rng(0).random((14, 4))
-    score_BM[:, 1] = score_BM[:, 0]
+    score_BM[:, 0], score_BM[:, 1] = 0.3, 0.1 + 0.2  # equal but for the last digit
     found = stats.ranks(score_BM)
     assert found.critical_difference == pytest.approx(2.569 * (4 * 5 / (6 * 14)) ** 0.5, abs=1e-3)
     assert found.mean_M[0] == found.mean_M[1] and found.mean_M.sum() == pytest.approx(10)
@@ -477,12 +478,13 @@ def test_the_table_of_detectable_differences(n, at_05, at_005):
 
 
 def test_no_plan_with_fewer_seeds_than_can_be_significant():
-    assert stats.seeds_needed(0.01, 1) == stats.seeds_needed(0, 0.1) == 6
+    assert stats.seeds_needed(0.01, 1) == stats.seeds_needed(0, 0.1) == stats.seeds_needed(1e-9, 0.5) == 6
     assert stats.seeds_needed(0.01, 1, alpha=0.005) == 9
+    assert stats.seeds_needed(1, 3.9626886387014784) == 6  # where scipy's non-central t is nan
 
 
 def test_diagnostics_of_acquisitions_by_hand():
-    assert stats.duplicate_share([3, 3, 5, 3]) == 0.5 and stats.duplicate_share([]) == 0
+    assert stats.duplicate_share([3, 3, 5, 3, 3]) == pytest.approx(0.6) and stats.duplicate_share([]) == 0
     assert stats.label_entropy([0, 0, 1, 1], 4) == pytest.approx(0.5)
     assert stats.label_entropy([2, 2], 4) == stats.label_entropy([], 4) == 0
     assert stats.label_entropy([0, 1, 2], 3) == pytest.approx(1)
