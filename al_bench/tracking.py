@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 from omegaconf import OmegaConf
@@ -150,7 +151,7 @@ class WandbTracker:
         self.run = begin_run(c, folder)
         self.n_given = folder / "wandb" / "rows-given"
         offline = self.run.offline and self.n_given.exists()
-        self.n_logged = int(self.n_given.read_text()) if offline else self.run.step
+        self.n_logged = int(self.n_given.read_text()) if offline else self.run.starting_step
 
     def log(self, records: Sequence[RoundRecord], picked: Picked | None = None) -> None:
         all_rows = rows(records, self.class_names)
@@ -175,7 +176,9 @@ class WandbTracker:
         try:
             self.run.finish(exit_code=int(failed))
         except TimeoutError as error:
-            log.warning(f"W&B did not take all of the run ({error}). To send it: wandb sync --include-online {folder}")
+            log.warning(
+                f"W&B did not take all of the run ({error}). To send it: wandb sync --include-online {quote(folder)}"
+            )
 
 
 def begin_run(c: Config, folder: Path) -> Any:
@@ -187,6 +190,7 @@ def begin_run(c: Config, folder: Path) -> Any:
     os.environ |= {"WANDB_DATA_DIR": str(files), "WANDB_CACHE_DIR": str(files / "cache")}
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "15")  # seconds to wait for a server that does not answer
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")  # what is not sent by then stays on the disk
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # an offline run calls nobody
     wandb.setup(wandb.Settings(silent=True))
     *path, strategy, seed = run_folder(c).parts[-6:]
     start = partial(
@@ -205,7 +209,9 @@ def begin_run(c: Config, folder: Path) -> Any:
             why = "there is no API key; `wandb login` stores one"
         except Exception as error:
             why = str(error).splitlines()[0]
-    log.info(f"W&B: offline ({why}). To send the run later: wandb sync {folder / 'wandb'}")
+            wandb.teardown()  # else W&B takes the id for one in use
+            wandb.setup(wandb.Settings(silent=True))
+    log.info(f"W&B: offline ({why}). To send the run later: wandb sync {quote(str(folder / 'wandb'))}")
     return start(mode="offline")
 
 
@@ -214,6 +220,7 @@ def wandb_settings() -> Any:
 
     wanted = {
         "silent": True, "console": "off", "disable_git": True, "disable_code": True, "use_dot_wandb": False,
+        "symlink": False,  # `wandb sync` would take latest-run for another run
         "finish_timeout_raises": True,
         "x_transaction_log_flush_interval": 1.0,  # a killed run leaves its rounds in the file
     }  # fmt: skip
