@@ -244,7 +244,7 @@ def test_local_goes_on_after_a_killed_worker_and_equals_one_process(start, place
 
     # With a DataLoader's processes, which loky's start method would not allow, and with a run that breaks.
     again = command(place, *ask[:-2], "strategy=breaks,random,entropy", "seed=0,1", "trainer.num_workers=1")
-    first, *finished = again.stdout.splitlines()
+    first, *finished, report = again.stdout.splitlines()
     there = re.fullmatch(r"Sweep: \d to run, (\d) there already.", first)[1]
     assert again.returncode == 1 and len(finished) == 4 - int(there) and finished[0].startswith("Finished: default/")
     assert again.stderr.count("al_bench: ZeroDivisionError('division by zero')") == 2
