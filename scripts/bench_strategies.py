@@ -35,9 +35,9 @@ from al_bench.provenance import circumstances
 from al_bench.strategies import PoolView, load, needs_of, select
 
 D, C, LABELLED, PASSES = 512, 10, 1000, 20
-PEERS = {"badge": 50, "k_center": 4, "typiclust": 5, "prob_cover": 10, "max_herding": 10, "batchbald": 15}  # wanted
-LIMITS = {"margin": 60, "badge": 60, "k_center": 60, "typiclust": 60, "uncertainty_herding": 120}  # seconds, 50,000
-LARGE = ["margin", "entropy", "k_center", "badge"]
+PEERS = {"badge": 50, "coreset": 4, "typiclust": 5, "prob_cover": 10, "max_herding": 10, "batchbald": 15}  # wanted
+LIMITS = {"margin": 60, "badge": 60, "coreset": 60, "typiclust": 60, "uncertainty_herding": 120}  # seconds, 50,000
+LARGE = ["margin", "entropy", "coreset", "badge"]
 
 
 def settings(name: str) -> dict:
@@ -135,7 +135,7 @@ def peer(name: str, emb: np.ndarray, logits: np.ndarray, labels: np.ndarray, k: 
         "badge": lambda: pool.Badge(clf_embedding_flag_name="return_embeddings", random_state=0).query(
             emb, y, given, fit_clf=False, batch_size=k
         ),
-        "k_center": lambda: pool.CoreSet(random_state=0).query(emb, y, batch_size=k),
+        "coreset": lambda: pool.CoreSet(random_state=0).query(emb, y, batch_size=k),
         "typiclust": lambda: pool.TypiClust(random_state=0).query(unit, y, batch_size=k),
         "prob_cover": lambda: pool.ProbCover(random_state=0, n_classes=C).query(unit, y, batch_size=k),
         "max_herding": lambda: pool.MaxHerding(random_state=0).query(unit, y, batch_size=k),

@@ -180,7 +180,7 @@ def test_every_strategy_runs_end_to_end_and_again_the_same(tmp_path, name):
     assert len(set(lines_of(runs[0].folder)[0]["acquired"])) == 10
 
 
-@pytest.mark.parametrize("name", ["random", "k_center", "typiclust", "drop_query"])
+@pytest.mark.parametrize("name", ["random", "coreset", "typiclust", "drop_query"])
 def test_passes_and_members_for_a_strategy_that_looks_at_no_predictions_are_refused(tmp_path, name):
     for ask in ("passes", "members"):
         with pytest.raises(UserError, match=f"strategy {name} looks at no predictions: strategy.{ask} .*=null"):

@@ -283,7 +283,7 @@ def test_a_run_from_before_there_were_stressors_is_still_that_run(tmp_path):
     [
         ("stressor.imbalance=10", "budget.start=balanced"),
         ("stressor.label_noise=0.2", "stressor.imbalance=5", "strategy=entropy"),
-        ("stressor.copies=3", "stressor.images=300", "strategy=k_center", "budget.start=k_means"),  # fixed features
+        ("stressor.copies=3", "stressor.images=300", "strategy=coreset", "budget.start=k_means"),  # fixed features
         ("stressor.copies=2", "stressor.images=200", "model.mode=frozen", "trainer.augment=none", "strategy=margin"),
         ("stressor.foreign=4", "strategy=badge", "trainer.early_stopping.patience=3"),
     ],

@@ -303,12 +303,17 @@ def test_slurm_requeues_a_preempted_run_and_goes_on_after_a_killed_one(slurm, st
 
     ask = (*SWEEP, *SLURM, *RUNS)
     driver = start(place, *ask)
-    until(lambda: n_records(place, "random/seed=0"), driver, 120)
-    preempt = ["scancel", "--signal=USR2", job_of(0)]
-    with suppress(subprocess.TimeoutExpired):  # to a job that requeues itself at once it would send it again, later
-        subprocess.run(preempt, timeout=2, capture_output=True)
-    until(lambda: n_records(place, "random/seed=1"), driver)
+    for task in (0, 1):
+        until(lambda task=task: n_records(place, f"random/seed={task}"), driver, 120)
+        process_of(task).suspend()  # else a quick machine has it finished before the signal comes
     process_of(1).kill()
+    preempt = subprocess.Popen(["scancel", "--signal=USR2", job_of(0)], stderr=subprocess.DEVNULL)
+    time.sleep(1)
+    process_of(0).resume()
+    with suppress(subprocess.TimeoutExpired):  # to a job that requeues itself at once it would send it again, later
+        preempt.wait(2)
+    preempt.kill()
+    preempt.wait()
     until(is_back, driver)
     out, err = driver.communicate(timeout=120)
     assert driver.returncode == 1 and err.splitlines()[-1] == AGAIN, err
@@ -318,6 +323,7 @@ def test_slurm_requeues_a_preempted_run_and_goes_on_after_a_killed_one(slurm, st
     again = command(place, *ask)
     assert again.returncode == 0 and again.stdout.splitlines() == [
         "Sweep: 1 to run, 3 there already.",
+        "Report: default/report/index.html",
         "Sweep: 1 finished, 3 there already, 0 failed.",
     ]
     assert records(place) == undisturbed

@@ -131,8 +131,8 @@ def test_the_rows_of_a_run_by_hand():
     assert rows[3] == {"epoch/total": 3, "epoch/loss": 2.0, "epoch/accuracy": 0.1}
     assert rows[4] == {
         "round": 1, "n_labelled": 30, "n_val": 5, "validation/loss": 1.0, "weights_from": 1, "epochs": 1, "steps": 40,
-        "seconds/fit": 1.5, "peak_memory": 1001, "n_candidates": 70, "test/accuracy": 0.6, "test/per_class/cat": 0.25,
-        "test/per_class/emu": 1.0,
+        "seconds/fit": 1.5, "peak_memory": 1001, "n_candidates": 70, "n_foreign": 0, "test/accuracy": 0.6,
+        "test/per_class/cat": 0.25, "test/per_class/emu": 1.0,
     }  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def test_the_picked_images_by_hand(monkeypatch, size):
         assert pictures == [None, None]
     else:
         assert [p.shape for p in pictures] == [(8, 6, size[0])] * 2
-        assert np.array_equal(np.asarray(pictures[1]), images[3].permute(1, 2, 0).squeeze(2))
+        assert np.array_equal(np.asarray(pictures[1]), images[3].permute(1, 2, 0))
     assert tracking.picked(c, None, dataset, images, labels, 4) == []
     assert tracking.picked(asked("logger.images=0"), None, dataset, images, labels, 1) == []
 
