@@ -28,7 +28,7 @@ import al_bench
 from al_bench import plots, results, stats, verdict
 from al_bench.errors import UserError
 from al_bench.store import write_atomically
-from al_bench.verdict import CONTROL, RANDOM, Study
+from al_bench.verdict import CONTROL, RANDOM, Across, Study
 
 SHEETS = 12  # contact sheets on a page, to keep it light
 COLUMNS = {  # of the tables that people read: column of verdict.summary -> heading
@@ -124,16 +124,19 @@ def as_markdown(studies: list[Study]) -> str:
         parts += [f"### {md(str(s.cell))}", ""]
         parts += [f"- {md(words)}" for words in verdict.sentences(s)] + [""]
         if s.runs:
-            parts += ["| " + " | ".join(COLUMNS.values()) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
-            parts += ["| " + " | ".join(md(cell) for cell in r.values()) + " |" for r in table(s)]
-            parts += ["", *(f"{md(words)}" for words in how(s)), ""]
+            parts += [markdown_table(s), "", *(md(words) for words in how(s)), ""]
         parts += [f"- {md(words)}" for words in s.notes]
         parts += [f"- Left out: {md(who)}: {md(why)}" for who, why in s.left_out] + [""]
     return "\n".join(parts)
 
 
+def markdown_table(s: Study) -> str:
+    rows = [COLUMNS.values(), ["---" for _ in COLUMNS], *(map(md, r.values()) for r in table(s))]
+    return "\n".join(f"| {' | '.join(r)} |" for r in rows)
+
+
 def md(text: str) -> str:
-    return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", text).replace("\n", " ")
+    return re.sub(r"([\\`*_<>|]|(?<=\])\()", r"\\\1", text).replace("\n", " ")
 
 
 def as_latex(studies: list[Study]) -> str:
@@ -184,6 +187,21 @@ def save(figure: Figure, folder: Path, name: str, title: str, caption: str) -> P
 
 def file_name(s: Study) -> str:
     return re.sub(r"[^\w.+=-]", "_", "-".join(s.cell))
+
+
+def across_pictures(a: Across, folder: Path) -> Iterator[Picture]:
+    figure = plots.new_figure()
+    plots.penalty_matrix(figure.subplots(), a.names, a.penalty_MM)
+    caption = f"Mean over {len(a.score_BM)} studies of the share of label counts at which the row beats the column."
+    yield save(figure, folder, "all-penalty_matrix", "Who beats whom", caption)
+    if a.ranks:
+        figure = plots.new_figure()
+        plots.rank_diagram(figure.subplots(), a.names, a.ranks.mean_M, a.ranks.p_wilcoxon_MM >= verdict.ALPHA)
+        caption = (
+            f"Over {a.ranks.n_blocks} studies, by {verdict.AREA}; bars join what exact Wilcoxon tests with Holm's "
+            f"correction do not tell apart. Friedman p = {a.ranks.p_friedman:.2g}."
+        )
+        yield save(figure, folder, "all-ranks", "Mean ranks", caption)
 
 
 def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]]:
@@ -310,7 +328,10 @@ def page(root: Path, studies: list[Study], figures: Path) -> str:
             sections = pool.starmap(section, todo, chunksize=1)
     else:
         sections = [section(*arguments) for arguments in todo]
+    across = verdict.across(studies)
     return environment.get_template("report.html").render(
+        across=across, across_pictures=list(across_pictures(across, figures)) if across else [],
+        across_words=verdict.across_sentences(across) if across else [],
         title=root.resolve().name, sections=sections, plotly=get_plotlyjs(), version=al_bench.__version__,
         n_runs=sum(len(runs) for s in studies for runs in s.runs.values()),
         n_left_out=sum(len(s.left_out) for s in studies),

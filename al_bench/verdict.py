@@ -206,6 +206,62 @@ def noise(s: Study) -> tuple[np.ndarray, np.ndarray] | None:
     return stats.difference_curve(s.curve(CONTROL, seeds=seeds), s.curve(RANDOM, seeds=seeds))[1:]
 
 
+# -- over several studies --
+
+
+@dataclass(frozen=True)
+class Across:
+    """Strategies over B studies, each of which counts once, by its mean over seeds. M strategies."""
+
+    cells: list[Cell]
+    names: list[str]
+    score_BM: np.ndarray  # area under the budget curve
+    penalty_MM: np.ndarray  # mean over studies: the row beats the column
+    ranks: stats.Ranks | None  # None: too few studies or strategies
+
+
+def across(found: list[Study]) -> Across | None:
+    """None below two studies, or two strategies, that can be put side by side."""
+    usable = [s for s in found if s.against and min(map(len, s.runs.values())) > 1]
+    names = [n for n in usable[0].runs if n != CONTROL and all(n in s.runs for s in usable)] if usable else []
+    if len(usable) < 2 or len(names) < 2:
+        return None
+    score_BM = np.array([[s.area(name).mean() for name in names] for s in usable])
+    shared = [sorted(set.intersection(*(set(s.seeds(name)) for name in names))) for s in usable]
+    penalties = [
+        stats.penalty_holm([s.curve(name, seeds=seeds) for name in names])
+        for s, seeds in zip(usable, shared, strict=True)
+        if len(seeds) > 1
+    ]
+    try:
+        ranks = stats.ranks(score_BM)
+    except ValueError:
+        ranks = None
+    none = np.full((len(names), len(names)), np.nan)
+    return Across([s.cell for s in usable], names, score_BM, np.mean(penalties, 0) if penalties else none, ranks)
+
+
+def across_sentences(a: Across, rope: float = 0.005) -> list[str]:
+    """How each strategy stands against random over the studies."""
+    b = len(a.score_BM)
+    random_B = a.score_BM[:, a.names.index(RANDOM)]
+    words = []
+    for name, score_B in zip(a.names, a.score_BM.T, strict=True):
+        if name == RANDOM:
+            continue
+        gain_B = score_B - random_B
+        n_above, points = int((gain_B > 0).sum()), 100 * gain_B.mean()
+        text = f"{name}: above random in {n_above} of {b} studies, {points:+.1f} points on average"
+        if b >= stats.MIN_BLOCKS:
+            better, same, worse = stats.bayesian_signed_rank(score_B, random_B, rope)
+            text += (
+                f"; Bayesian signed-rank test: better by more than {100 * rope:g} points with probability "
+                f"{better:.2f}, as good {same:.2f}, worse {worse:.2f}"
+            )
+        words.append(f"{text}.")
+    return words
+
+
 # -- in words --
 
 

@@ -1,120 +1,62 @@
-"""The README's first figure and table: four strategies x six seeds on digits, from nothing.
+"""The README's first figure and words: five strategies and two random arms on digits, ten seeds, from nothing.
 
-    python scripts/digits.py        about ten minutes on two cores; stopped and typed again, it goes on
+    python scripts/digits.py        about half an hour on two cores; stopped and typed again, it goes on
 
-Runs the sweep (into results/runs, not committed), then writes results/digits/ (records, figure, table) and the table
-into README.md.
+Runs the sweep (into results/runs, not committed), which ends with its report, and takes from it what results/digits/
+and README.md show.
 """
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from scipy import stats
+from al_bench import report, results, verdict
 
 ROOT = Path(__file__).parents[1]
-BUDGET = ("budget.initial=20", "budget.query=20", "budget.rounds=5", "budget.name=20+5x20")
-STRATEGIES = ("random", "least_confidence", "margin", "entropy")
-SEEDS = range(6)
-TARGET = 0.9
-MARKS = {"random": ("o", "-"), "least_confidence": ("^", "--"), "margin": ("s", "-"), "entropy": ("D", ":")}
-COLOURS = {"random": "black", "least_confidence": "#CC79A7", "margin": "#0072B2", "entropy": "#D55E00"}  # Okabe & Ito
+STUDY, OUT = ROOT / "results" / "runs" / "digits", ROOT / "results" / "digits"
+SWEEP = (
+    "strategy=random,random_control,margin,entropy,bald,badge,coreset", "seed=0,1,2,3,4,5,6,7,8,9", "study=digits",
+    "results_dir=results/runs",
+)  # fmt: skip
+FIGURES = ("learning_curves", "difference_to_random")
 
 
 def main() -> None:
-    sweep()
-    records = collect()
-    out = ROOT / "results" / "digits"
-    out.mkdir(exist_ok=True)
-    (out / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    labels_R, accuracy_SR = curves(records)
-    draw(labels_R, accuracy_SR, out / "learning_curves.png")
-    text = table(labels_R, accuracy_SR)
-    (out / "table.md").write_text(text)
+    done = subprocess.run([sys.executable, "-m", "al_bench", "-m", "hydra/launcher=local", *SWEEP], cwd=ROOT)
+    if done.returncode:
+        sys.exit(done.returncode)
+    page = report.write(STUDY)
+    (study,) = verdict.studies(results.find(STUDY))
+    OUT.mkdir(exist_ok=True)
+    (OUT / "records.jsonl").write_text("".join(records(study)))
+    for name in ("summary.csv", "summary.md"):
+        shutil.copy(page.parent / name, OUT)
+    for name in FIGURES:
+        for ending in ("png", "pdf"):
+            (figure,) = (page.parent / "figures").glob(f"*-{name}.{ending}")
+            shutil.copy(figure, OUT / f"{name}.{ending}")
     readme = ROOT / "README.md"
-    new = re.sub(r"(<!-- digits -->\n).*?(<!-- /digits -->)", rf"\g<1>{text}\2", readme.read_text(), flags=re.S)
-    readme.write_text(new)
-    print(text)
+    block = rf"\g<1>{words(study)}\2"
+    readme.write_text(re.sub(r"(<!-- digits -->\n).*?(<!-- /digits -->)", block, readme.read_text(), flags=re.S))
 
 
-def sweep() -> None:
-    """Two processes, a core each: digits trains on one thread."""
-    seeds = f"seed={','.join(map(str, SEEDS))}"
-    halves = (STRATEGIES[:2], STRATEGIES[2:])
-    command = [sys.executable, "-m", "al_bench", "-m", "study=digits", "results_dir=results/runs", *BUDGET, seeds]
-    jobs = [subprocess.Popen([*command, f"strategy={','.join(half)}"], cwd=ROOT) for half in halves]
-    if any([job.wait() for job in jobs]):
-        sys.exit("The sweep did not finish: its own words are above. The same command goes on from there.")
+def words(study: verdict.Study) -> str:
+    sentences = [f"- {report.md(sentence)}" for sentence in verdict.sentences(study)]
+    return "\n".join([*sentences, "", report.markdown_table(study), ""])
 
 
-def collect() -> list[dict]:
+def records(study: verdict.Study) -> list[str]:
     """Every round of every run, without what differs between machines."""
-    records = []
-    for strategy in STRATEGIES:
-        for seed in SEEDS:
-            folder = ROOT / f"results/runs/digits/digits/small_cnn/20+5x20/{strategy}/seed={seed}"
-            for line in (folder / "rounds.jsonl").read_text().splitlines():
-                record = {k: v for k, v in json.loads(line).items() if k not in ("seconds", "peak_memory")}
-                records.append({"strategy": strategy, "seed": seed, **record})
-    return records
-
-
-def curves(records: list[dict]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Label counts [rounds] and, for each strategy, test accuracies [seeds, rounds]."""
-    labels = sorted({r["n_labelled"] for r in records})
-    grid = {
-        s: np.array([r["metrics"]["accuracy"] for r in records if r["strategy"] == s]).reshape(len(SEEDS), -1)
-        for s in STRATEGIES
-    }
-    return np.array(labels), grid
-
-
-def draw(labels_R: np.ndarray, accuracy: dict[str, np.ndarray], path: Path) -> None:
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    ax = figure.subplots()
-    for s, accuracy_SR in accuracy.items():
-        mean = 100 * accuracy_SR.mean(0)
-        half = 100 * stats.sem(accuracy_SR, 0) * stats.t.ppf(0.975, len(SEEDS) - 1)
-        marker, dash = MARKS[s]
-        ax.plot(
-            labels_R, mean, marker=marker, linestyle=dash, markersize=4.5, color=COLOURS[s], label=s.replace("_", " ")
-        )
-        ax.fill_between(labels_R, mean - half, mean + half, color=COLOURS[s], alpha=0.13, linewidth=0)
-    ax.set(xlabel="Training labels", ylabel="Test accuracy (%)")
-    ax.set_title(f"Digits, small CNN: mean of {len(SEEDS)} seeds, 95% interval", fontsize=10)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-    ax.grid(alpha=0.3)
-    ax.legend(loc="lower right", frameon=False)
-    figure.savefig(path, dpi=160)
-
-
-def table(labels_R: np.ndarray, accuracy: dict[str, np.ndarray]) -> str:
-    rows = [
-        f"| strategy | labels to {TARGET:.0%}, median | mean accuracy of the curve | minus random, 95% interval |",
-        "| --- | --- | --- | --- |",
-    ]
-    area = {s: np.trapezoid(a, labels_R, axis=1) / (labels_R[-1] - labels_R[0]) for s, a in accuracy.items()}
-    for s, accuracy_SR in accuracy.items():
-        reached = accuracy_SR >= TARGET
-        first = np.where(reached.any(1), labels_R[reached.argmax(1)], np.inf)
-        median = np.quantile(first, 0.5, method="inverted_cdf")  # an observed count, also where some never get there
-        needed = f"{median:.0f}" if np.isfinite(median) else f"> {labels_R[-1]}"
-        rows.append(f"| {s.replace('_', ' ')} | {needed} | {area[s].mean():.1%} | {versus_random(area, s)} |")
-    how = "Student's t on the differences, not corrected for three comparisons"
-    return "\n".join(rows) + f"\n\nPaired by seed, n = {len(SEEDS)}; {how}.\n"
-
-
-def versus_random(area: dict[str, np.ndarray], strategy: str) -> str:
-    if strategy == "random":
-        return ""
-    test = stats.ttest_rel(area[strategy], area["random"])
-    low, high = test.confidence_interval(0.95)
-    return f"{100 * (area[strategy] - area['random']).mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    lines = []
+    for name, runs in study.runs.items():
+        for run in runs:
+            for line in (run.folder / "rounds.jsonl").read_text().splitlines():
+                record = {k: v for k, v in json.loads(line).items() if k not in ("seconds", "peak_memory", "history")}
+                lines.append(json.dumps({"strategy": name, "seed": run.seed, **record}) + "\n")
+    return lines
 
 
 if __name__ == "__main__":

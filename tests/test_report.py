@@ -303,6 +303,29 @@ def test_two_cells_are_two_studies(tmp_path):
     assert [s.cell.dataset for s in verdict.studies(results.find(tmp_path))] == ["digits", "mnist"]
 
 
+@pytest.mark.parametrize("n", [1, 2, 6])
+def test_several_studies_count_once_each(tmp_path, n):
+    for i in range(n):
+        two_arms(tmp_path, n=3, gain=0.02 * (i + 1), dataset=f"data_{i}")
+        for seed in range(3):
+            write_run(tmp_path, "entropy", seed, dataset=f"data_{i}", accuracy=(0.5, 0.5, 0.5))
+    found = verdict.across(verdict.studies(results.find(tmp_path)))
+    if n == 1:
+        assert found is None
+        return
+    assert found.names == ["random", "entropy", "margin"] and found.score_BM.shape == (n, 3)
+    # Area of margin minus random's: three quarters of the gain, which grows by 0.002 with each of the seeds 0, 1, 2.
+    assert found.score_BM[0, 2] - found.score_BM[0, 0] == pytest.approx(0.75 * (0.02 + 0.002))
+    words = verdict.across_sentences(found)
+    assert words[1].startswith(f"margin: above random in {n} of {n} studies, ")
+    assert (found.ranks is None) == (n < 6) == ("Bayesian" not in words[1])
+    if n == 6:
+        assert found.ranks.mean_M.tolist() == [2, 3, 1]
+        assert float(re.search(r"probability (\d\.\d+)", words[1])[1]) > 0.9
+        text = report.write(tmp_path).read_text()
+        assert "All studies" in text and "figures/all-ranks.pdf" in text and "figures/all-penalty_matrix.pdf" in text
+
+
 # -- the files --
 
 
@@ -315,7 +338,7 @@ def test_the_report_is_one_page_with_tables_and_figures(tmp_path):
     assert all(re.match("data:|figures/", address) for address in addresses(text))  # needs no network
     pictures = [a for a in addresses(text) if a.startswith("data:")]
     assert len(pictures) == len(list((page.parent / "figures").glob("*.pdf"))) >= 8
-    rows = list(csv.DictReader((page.parent / "summary.csv").open()))
+    rows = list(csv.DictReader((page.parent / "summary.csv").read_text().splitlines()))
     assert [r["strategy"] for r in rows] == ["random", "margin"]
     assert float(rows[1]["minus_random"]) == pytest.approx(0.75 * 0.105)
     assert "\\begin{tabular}" in (page.parent / "summary.tex").read_text()
