@@ -37,7 +37,7 @@ class Cell(NamedTuple):
         return " / ".join(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a run equals itself alone: arrays have no one truth
 class Run:
     cell: Cell
     strategy: str
@@ -48,7 +48,6 @@ class Run:
     info: dict[str, Any] = field(default_factory=dict)  # run.json
     labels_R: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     metrics: dict[str, np.ndarray] = field(default_factory=dict)  # accuracy, nll, ...: [R]
-    recall_RC: np.ndarray | None = None
     seconds: dict[str, np.ndarray] = field(default_factory=dict)  # fit, evaluate, committee, predict, select: [R]
     acquired: list[np.ndarray] = field(default_factory=list)  # indices in the order they were picked, a round each
     class_counts_RC: np.ndarray | None = None  # of the labelled images of each round
@@ -71,15 +70,17 @@ class Run:
 def find(root: Path) -> list[Run]:
     """Every run below root, which may be a results folder, a study in it, or a folder further down.
 
-    Raises UserError where there is none.
+    With state "missing" those that a sweep asked for and that never began. Raises UserError where there is none.
     """
     if not root.is_dir():
         raise UserError(f"There is no folder {root}. Name one that holds runs: results/my_study.")
-    files = [p for name in ("run.json", "rounds.jsonl") for p in root.resolve().rglob(f"seed=*/{name}")]
+    files = [p for name in ("run.json", "rounds.jsonl") for p in root.resolve().rglob(name)]
     folders = sorted({p.parent for p in files if re.fullmatch(r"seed=\d+", p.parent.name) and len(p.parts) > 7})
     if not folders:
         raise UserError(f"{root} holds no runs. Name a folder that holds some: results, or results/my_study.")
-    return [read(folder) for folder in folders]
+    never = {run for study in {folder.parents[4] for folder in folders} for run in asked(study)} - set(folders)
+    missing = sorted(run for run in never if run.is_relative_to(root.resolve()))
+    return [*map(read, folders), *(Run(**identity_of(folder)) for folder in missing)]
 
 
 def read(folder: Path) -> Run:
@@ -106,6 +107,8 @@ def state_of(folder: Path, info: dict[str, Any]) -> str:
         return state
     import fcntl
 
+    if not (folder / ".lock").exists():
+        return INTERRUPTED
     with open(folder / ".lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -125,7 +128,6 @@ def arrays(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "labels_R": np.array([r["n_labelled"] + r.get("n_foreign", 0) for r in records]),
         "metrics": {k: np.array([r["metrics"][k] for r in records], dtype=float) for k in numbers},
-        "recall_RC": np.array([r["metrics"]["per_class"] for r in records], dtype=np.float32),
         "seconds": {k: np.array([r["seconds"].get(k, 0.0) for r in records]) for k in records[-1]["seconds"]},
         "acquired": [np.array(r["acquired"], dtype=np.int64) for r in records],
         "class_counts_RC": np.array(counts) if all(counts) else None,
@@ -133,16 +135,7 @@ def arrays(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def cells(runs: list[Run]) -> dict[Cell, list[Run]]:
-    """The runs of each cell; with state "missing" those that a sweep asked for and that never began."""
-    found: dict[Cell, list[Run]] = {}
-    for run in runs:
-        found.setdefault(run.cell, []).append(run)
-    have = {run.folder.resolve() for run in runs}
-    for study in {folder.parents[4] for folder in have}:
-        for folder in asked(study) - have:
-            if (identity := identity_of(folder))["cell"] in found:
-                found[identity["cell"]].append(Run(**identity))
-    return found
+    return {cell: [run for run in runs if run.cell == cell] for cell in sorted({run.cell for run in runs})}
 
 
 def asked(study: Path) -> set[Path]:
@@ -172,27 +165,31 @@ def comparable(run: Run) -> dict[str, Any]:
     return {k: v for k, v in run.config.items() if not k.startswith(free) and k not in NOT_COMPARED}
 
 
-def odd_ones(runs: list[Run]) -> list[tuple[Run, str]]:
+def odd_ones(runs: list[Run]) -> dict[Run, str]:
     """The runs that cannot be compared with the others of their cell, each with the reason.
 
-    Another configuration or other images than most have, or another initial set than most of the same seed.
+    Another configuration than most have, or other images or another initial set than most of the same seed.
     """
-    configs = [comparable(run) for run in runs]
-    usual = most_common(json.dumps(c, sort_keys=True, default=str) for c in configs)
-    found = []
-    for run, config in zip(runs, configs, strict=True):
-        alike = [r.info for r in runs if r.seed == run.seed]  # noisy copies of images differ between seeds
-        data, start = (most_common(checksum(info, name) for info in alike) for name in ("dataset", "initial_set"))
-        expected = json.loads(usual)
-        differ = [k for k in sorted(config.keys() | expected.keys()) if str(config.get(k)) != str(expected.get(k))]
-        if differ:
-            keys = ", ".join(f"{k}={config.get(k)} (others {expected.get(k)})" for k in differ[:5])
-            found.append((run, f"another configuration: {keys}{', ...' if len(differ) > 5 else ''}"))
+    texts = {run: json.dumps(comparable(run), sort_keys=True, default=str) for run in runs}
+    usual = most_common(texts.values()) if runs else None
+    by_seed = {seed: [run.info for run in runs if run.seed == seed] for seed in {run.seed for run in runs}}
+    found = {}
+    for run in runs:
+        # By seed: noisy copies of images differ between seeds.
+        data, start = (most_common(checksum(i, name) for i in by_seed[run.seed]) for name in ("dataset", "initial_set"))
+        if texts[run] != usual:
+            found[run] = f"another configuration: {difference(json.loads(texts[run]), json.loads(usual))}"
         elif checksum(run.info, "dataset") != data:
-            found.append((run, f"other images than most runs of seed {run.seed} (dataset checksum)"))
+            found[run] = f"other images than most runs of seed {run.seed} (dataset checksum)"
         elif checksum(run.info, "initial_set") != start:
-            found.append((run, f"another initial set than most runs of seed {run.seed}"))
+            found[run] = f"another initial set than most runs of seed {run.seed}"
     return found
+
+
+def difference(config: dict[str, Any], usual: dict[str, Any]) -> str:
+    keys = [k for k in sorted(config.keys() | usual.keys()) if config.get(k) != usual.get(k)]
+    words = [f"{k}={config.get(k)} (others {usual.get(k)})" for k in keys[:5]]
+    return ", ".join(words + ["..."] * (len(keys) > 5))
 
 
 def checksum(info: dict[str, Any], name: str) -> str | None:
@@ -213,6 +210,7 @@ def circumstances(runs: list[Run]) -> dict[str, Counter[str]]:
 
 
 def most_common(values: Iterable[Any]) -> Any:
+    """The first of equally common ones."""
     return Counter(values).most_common(1)[0][0]
 
 

@@ -54,7 +54,7 @@ def follow(root: Path, screen: Group) -> None:
 
 def overview(root: Path) -> Group:
     cells = results.cells(results.find(root))
-    return Group(*(part for cell, runs in sorted(cells.items()) for part in (table(cell, runs), errors(runs))))
+    return Group(*(part for cell, runs in cells.items() for part in (table(cell, runs), errors(runs))))
 
 
 def table(cell: Cell, runs: list[Run]) -> Table:

@@ -4,8 +4,8 @@ S seeds, R rounds. A cell's strategies are compared with random sampling, in pai
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import floor, inf, isfinite
+from dataclasses import dataclass, field, replace
+from math import floor, inf
 from statistics import median
 from typing import Any
 
@@ -77,9 +77,7 @@ def studies(runs: list[Run], target: float | None = None) -> list[Study]:
     """One for each cell, in the order of their names; those of budget=full are the others' reference."""
     cells = results.cells(runs)
     full = {cell[:3]: full_accuracy(there) for cell, there in cells.items() if cell.budget == "full"}
-    return [
-        study(cell, there, full.get(cell[:3]), target) for cell, there in sorted(cells.items()) if cell.budget != "full"
-    ]
+    return [study(cell, there, full.get(cell[:3]), target) for cell, there in cells.items() if cell.budget != "full"]
 
 
 def full_accuracy(runs: list[Run]) -> float | None:
@@ -89,52 +87,52 @@ def full_accuracy(runs: list[Run]) -> float | None:
 
 def study(cell: Cell, there: list[Run], full: float | None, target: float | None) -> Study:
     runs, left_out = comparable(there)
-    names = sorted({run.strategy for run in runs}, key=lambda s: (s != RANDOM, s == CONTROL, s))
-    by_strategy = {s: sorted((r for r in runs if r.strategy == s), key=lambda r: r.seed) for s in names}
-    notes = [f"Computed on different hardware or software: {words}" for words in differences(runs)]
+    labels_R, notes = common_labels(runs)
+    order = sorted(runs if len(labels_R) else [], key=lambda r: (r.strategy != RANDOM, r.strategy, r.seed))
+    by_strategy = {name: [r for r in order if r.strategy == name] for name in dict.fromkeys(r.strategy for r in order)}
+    s = Study(cell, by_strategy, labels_R, target, full, {}, left_out, [*differences(runs), *notes])
+    if by_strategy and RANDOM not in by_strategy:
+        s.notes.append("No finished run of random sampling: there is nothing to compare the strategies with.")
+    elif len(labels_R) == 1:
+        s.notes.append("One label count only: there is no curve to compare.")
+    elif by_strategy:
+        s = replace(s, target=reached_by_all(s) if target is None else target)
+        s.against.update(against_random(s))
+        s.notes.extend(seeds_apart(s))
+    return s
+
+
+def common_labels(runs: list[Run]) -> tuple[np.ndarray, list[str]]:
+    """The label counts that all runs have, and what is to be said about others."""
     if not runs:
-        return Study(cell, {}, np.zeros(0, int), target, full, left_out=left_out, notes=notes)
+        return np.zeros(0, int), []
     try:
         curves = stats.common([(run.labels_R, run.metrics["accuracy"]) for run in runs])
     except ValueError as error:
-        return Study(cell, {}, np.zeros(0, int), target, full, left_out=[*left_out, (str(cell), str(error))])
-    if any(curves.dropped):
-        cut = sum(bool(d) for d in curves.dropped)
-        notes.append(
-            f"Compared on the {len(curves.labels_R)} label counts that all runs have, "
-            f"{curves.labels_R[0]:,} to {curves.labels_R[-1]:,}; {cut} of {len(runs)} runs have others besides."
-        )
-    found = Study(cell, by_strategy, curves.labels_R, target, full, {}, left_out, notes)
-    if RANDOM not in by_strategy:
-        notes.append("No finished run of random sampling: there is nothing to compare the strategies with.")
-        return found
-    if len(curves.labels_R) < 2:
-        notes.append("One label count only: there is no curve to compare.")
-        return found
-    if target is None:
-        found = Study(cell, by_strategy, curves.labels_R, reached_by_all(found), full, {}, left_out, notes)
-    found.against.update(against_random(found))
-    notes.extend(seeds_apart(found))
-    return found
+        return np.zeros(0, int), [str(error)]
+    cut = sum(map(bool, curves.dropped))
+    words = (
+        f"Compared on the {len(curves.labels_R)} label counts that all runs have, {curves.labels_R[0]:,} to "
+        f"{curves.labels_R[-1]:,}; {cut} of {len(runs)} runs have others besides."
+    )
+    return curves.labels_R, [words] if cut else []
 
 
 def comparable(there: list[Run]) -> tuple[list[Run], list[tuple[str, str]]]:
     """The finished runs that belong together, and all others with the reason. Unfinished ones are never averaged in."""
-    finished = [run for run in there if run.state == FINISHED and len(run.labels_R)]
-    odd, unreadable = [], []
-    for run in finished:
+    left_out = {run: why for run in there if (why := why_not(run))}
+    left_out |= results.odd_ones([run for run in there if run not in left_out])
+    return [run for run in there if run not in left_out], [(run.name, why) for run, why in left_out.items()]
+
+
+def why_not(run: Run) -> str | None:
+    """Why a run has no place in a comparison, whatever the others are."""
+    if run.state == FINISHED and len(run.labels_R):
         try:
-            results.comparable(run)
+            run.config  # noqa: B018
         except (OSError, ValueError) as error:
-            unreadable.append((run, f"config.yaml cannot be read ({error})"))
-    finished = [run for run in finished if run not in [r for r, _ in unreadable]]
-    odd = results.odd_ones(finished) + unreadable
-    left_out = [(run.name, why) for run, why in odd]
-    left_out += [(run.name, why_not(run)) for run in there if run.state != FINISHED or not len(run.labels_R)]
-    return [run for run in finished if run not in [r for r, _ in odd]], left_out
-
-
-def why_not(run: Run) -> str:
+            return f"config.yaml cannot be read ({error})"
+        return None
     rounds = f" after {len(run.labels_R)} rounds" if len(run.labels_R) else ""
     state = "finished without a round" if run.state == FINISHED else f"{run.state}{rounds}"
     torn = "; the last line of rounds.jsonl was cut short" if run.torn else ""
@@ -143,7 +141,8 @@ def why_not(run: Run) -> str:
 
 def differences(runs: list[Run]) -> list[str]:
     return [
-        f"{name} " + ", ".join(f"{value} ({n} runs)" for value, n in counts.most_common(4))
+        f"Computed on different hardware or software: {name} "
+        + ", ".join(f"{value} ({n} runs)" for value, n in counts.most_common(4))
         for name, counts in results.circumstances(runs).items()
     ]
 
@@ -361,7 +360,3 @@ def planner(s: Study, points: Sequence[float] = (0.005, 0.01, 0.02)) -> dict[flo
     if not spread:
         return None
     return {p: stats.seeds_needed(median(spread), p, ALPHA / max(1, len(s.against))) for p in points}
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, float) and isfinite(value)

@@ -87,7 +87,7 @@ def test_a_run_is_read_as_arrays_and_named_by_its_folder(tmp_path):
     (run,) = results.find(tmp_path / "study" / "digits")  # a folder further down
     assert run.cell == ("study", "digits", "small_cnn", "10+2x10") and (run.strategy, run.seed) == ("margin", 3)
     assert run.labels_R.tolist() == [10, 20, 30] and run.metrics["accuracy"].tolist() == [0.5, 0.6, 0.7]
-    assert run.recall_RC[2].tolist() == pytest.approx([0.7, 0.5]) and run.seconds["fit"].sum() == 6
+    assert run.metrics["worst_class"].tolist() == pytest.approx([0.3, 0.4, 0.5]) and run.seconds["fit"].sum() == 6
     assert [len(a) for a in run.acquired] == [10, 10, 0] and run.config["trainer.max_steps"] == 100
 
 
@@ -155,8 +155,9 @@ def test_runs_that_a_sweep_asked_for_and_that_never_began_are_missing(tmp_path):
     never = begun.parents[1] / "margin" / "seed=4"
     results.note_asked(tmp_path / "study", [begun, never])
     results.note_asked(tmp_path / "study", [begun])  # a later, smaller sweep forgets nothing
-    (runs,) = results.cells(results.find(tmp_path)).values()
-    assert [(r.strategy, r.seed, r.state) for r in runs] == [("random", 0, "finished"), ("margin", 4, "missing")]
+    found = results.find(tmp_path)
+    assert [(r.strategy, r.seed, r.state) for r in found] == [("random", 0, "finished"), ("margin", 4, "missing")]
+    assert len(results.find(begun)) == 1  # of no concern further down
 
 
 # -- what is compared --
@@ -218,6 +219,13 @@ def test_pairs_are_the_seeds_that_both_have(tmp_path):
     assert found.against["entropy"].seeds == [2]
     assert found.against["entropy"].area.mean == pytest.approx((0.1 + 0.2) / 2 / 2)  # against seed 2 of random alone
     assert any("entropy 1 of 4" in note for note in found.notes)
+
+
+def test_with_no_finished_run_the_page_names_them_all(tmp_path):
+    write_run(tmp_path, state="failed", error="boom")
+    write_run(tmp_path, "margin", state="interrupted", accuracy=())
+    text = report.write(tmp_path).read_text()
+    assert "failed after 3 rounds: boom" in text and "margin, seed 0" in text
 
 
 @pytest.mark.parametrize("missing", ["random", "curve"])
