@@ -7,6 +7,7 @@ import functools
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ class Sweeper(SweeperPlugin):
         there, todo, failed = sort_out(jobs, configs)
         studies = {folder.parents[4] for folder in there | todo.keys()}
         for study in studies:
-            note_asked(study, [folder for folder in there | todo.keys() if folder.parents[4] == study])
+            with suppress(OSError):  # where nothing can be written, each run says so
+                note_asked(study, [folder for folder in there | todo.keys() if folder.parents[4] == study])
         if todo:
             print(f"Sweep: {len(todo)} to run, {len(there)} there already.", flush=True)
             with stopped_by_sigterm():
