@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from al_bench import plots, query, rng, tracking
+from al_bench import pictures, query, rng, tracking
 from al_bench.config import Config, Mode, StopConfig, Weights
 from al_bench.data import Dataset, pool, sources
 from al_bench.data.oracle import Oracle
@@ -22,8 +22,6 @@ from al_bench.models.classifier import Classifier
 from al_bench.store import RoundRecord, RunStore, reference
 from al_bench.strategies import Strategy, load, select
 
-SHOWN = 12  # of the images picked in each round, on acquired.jpg
-
 log = logging.getLogger("al_bench")
 
 
@@ -34,6 +32,7 @@ def run(c: Config, store: RunStore) -> None:
     target = find_target(c, dataset)
     images = engine.on_device(c.trainer, dataset.images)
     store.note_hardware(**engine.use_hardware(c.trainer, images))
+    test = None
     track = store.at_end.enter_context(tracking.opened(c, store.folder, dataset.class_names, records))
     announce(c, store, records)
 
@@ -79,7 +78,7 @@ def run(c: Config, store: RunStore) -> None:
         labels = bought
         track(records, partial(tracking.picked, c, classifier, dataset, images, labels, record.n_labelled))
 
-    finish(c, store, dataset, records)
+    finish(c, store, dataset, records, test)
 
 
 def begin(
@@ -183,22 +182,19 @@ def line(record: RoundRecord, before: RoundRecord | None) -> str:
     )
 
 
-def finish(c: Config, store: RunStore, dataset: Dataset, records: list[RoundRecord]) -> None:
-    picture = store.folder / "learning_curve.png"
-    name = f"{c.strategy['name']}, seed {c.seed}"
-    plots.save_learning_curve(
-        picture, [r.n_labelled + r.n_foreign for r in records], [r.metrics["accuracy"] for r in records], name
-    )
+def finish(
+    c: Config, store: RunStore, dataset: Dataset, records: list[RoundRecord], test: engine.Prediction | None
+) -> None:
+    """test: the last round's; None where only this was left to do."""
+    curve = store.folder / "learning_curve.png"
+    pictures.learning_curve(curve, records, f"{c.strategy['name']}, seed {c.seed}")
+    if dataset.images.ndim == 4:  # frozen features have no pixels
+        pictures.picked(store.folder / "acquired.jpg", dataset, records)
+        if test:
+            pictures.most_uncertain(store.folder / "most_uncertain.jpg", dataset, test.log_probs_PSC)
     validation = f" and {records[-1].n_val:,} validation labels" if records[-1].n_val else ""
     log.info(f"Stopped: {store.info()['stopped']}, with {records[-1].n_labelled:,} training labels{validation}.")
     if records[-1].n_foreign:
         log.info(f"{records[-1].n_foreign:,} more labels were bought in vain: those images belong to no class.")
     log.info(f"Results: {store.folder}")
-    log.info(f"Learning curve: {picture}")
-    if dataset.images.ndim == 4:  # frozen features have no pictures
-        rows = [
-            (f"Picked with {r.n_labelled:,} labels", [plots.picture(dataset.images[i]) for i in r.acquired[:SHOWN]])
-            for r in records
-            if r.acquired
-        ]
-        plots.save_contact_sheet(store.folder / "acquired.jpg", rows)
+    log.info(f"Learning curve: {curve}")

@@ -379,10 +379,6 @@ def contact_sheet(
     return figure
 
 
-def save_contact_sheet(path: Path, rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]]) -> None:
-    contact_sheet(new_figure(PAGE), rows).savefig(path, dpi=110, pil_kwargs={"quality": 80})
-
-
 def picture(pixels: "Tensor") -> NDArray[np.uint8]:
     """[H, W, 1 or 3] of a data set's uint8 [1 or 3, H, W]."""
     return pixels.permute(1, 2, 0).numpy()

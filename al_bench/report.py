@@ -9,6 +9,7 @@ import argparse
 import base64
 import html
 import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -27,7 +28,7 @@ from PIL import Image
 import al_bench
 from al_bench import plots, results, stats, verdict
 from al_bench.errors import UserError
-from al_bench.store import write_atomically
+from al_bench.store import as_file_name, write_atomically
 from al_bench.verdict import CONTROL, RANDOM, Across, Study
 
 SHEETS = 12  # contact sheets on a page, to keep it light
@@ -170,10 +171,9 @@ def how(s: Study) -> list[str]:
 
 
 def pictures(s: Study, folder: Path) -> Iterator[Picture]:
-    for name, title, caption, draw in drawings(s):
-        figure = plots.new_figure()
-        draw(figure)
-        yield save(figure, folder, f"{file_name(s)}-{name}", title, caption)
+    for name, title, caption, draw in itertools.chain(drawings(s), in_detail(s)):
+        draw(figure := plots.new_figure())
+        yield save(figure, folder, as_file_name(f"{'-'.join(s.cell)}-{name}"), title, caption)
 
 
 def save(figure: Figure, folder: Path, name: str, title: str, caption: str) -> Picture:
@@ -183,10 +183,6 @@ def save(figure: Figure, folder: Path, name: str, title: str, caption: str) -> P
     small = io.BytesIO()
     Image.open(folder / f"{name}.png").convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png")
     return Picture(title, caption, name, f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}")
-
-
-def file_name(s: Study) -> str:
-    return re.sub(r"[^\w.+=-]", "_", "-".join(s.cell))
 
 
 def across_pictures(a: Across, folder: Path) -> Iterator[Picture]:
@@ -275,6 +271,37 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
             "overlap", "Overlap of what was bought", "Up to the last label count, mean over seeds in common.",
             lambda f: plots.overlap(f.subplots(), names, jaccard_MM),
         )  # fmt: skip
+
+
+def in_detail(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]]:
+    """How the full-data run went, and single runs of strategies with one seed: as (name, title, caption, draw)."""
+    for run in s.references[:1]:
+        (epochs,) = results.histories(run)
+        for quantity in ("accuracy", "loss"):
+            yield (
+                f"full_{quantity}", f"Training on the full data: {quantity}", f"Over its epochs; seed {run.seed}.",
+                lambda f, e=epochs, q=quantity: plots.training_history(f.subplots(), e, q),
+            )  # fmt: skip
+    for name, runs in s.runs.items():
+        if len(runs) > 1:
+            continue
+        (run,) = runs
+        labelled_R, n_val = run.labels_R, run.info.get("validation_set", {}).get("n", 0)
+        unlabelled_R = run.info.get("dataset", {}).get("n_train", 0) - n_val - labelled_R
+        accuracy_R, epochs = run.metrics["accuracy"], results.histories(run)
+        yield (
+            f"pool-{name}", "Training set and pool", f"At each training of {run.name}.",
+            lambda f, a=labelled_R, b=unlabelled_R: plots.pool_sizes(f.subplots(), a, b),
+        )  # fmt: skip
+        yield (
+            f"retraining-{name}", "Test accuracy", f"After each training of {run.name}.",
+            lambda f, a=accuracy_R: plots.retraining_accuracy(f.subplots(), a, s.full),
+        )  # fmt: skip
+        if any("val_accuracy" in epoch for history in epochs for epoch in history):
+            yield (
+                f"validation-{name}", "Validation accuracy", f"Over all epochs of {run.name}.",
+                lambda f, e=epochs: plots.validation_history(f.subplots(), e),
+            )  # fmt: skip
 
 
 def paired(s: Study, names: list[str]) -> np.ndarray | None:

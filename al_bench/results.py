@@ -100,6 +100,12 @@ def read(folder: Path) -> Run:
         return Run(**identity, folder=folder, state=UNREADABLE, why=f"not what al_bench writes ({error!r})")
 
 
+def histories(run: Run) -> list[list[dict[str, float]]]:
+    """Of each round, one entry an epoch: loss, accuracy, val_loss, val_accuracy."""
+    lines = (run.folder / "rounds.jsonl").read_bytes().splitlines()
+    return [orjson.loads(line)["history"] for line in lines[: len(run.labels_R)]]
+
+
 def state_of(folder: Path, info: dict[str, Any]) -> str:
     """A run that says it is running while nobody holds its lock was killed."""
     state = info.get("state", INTERRUPTED)

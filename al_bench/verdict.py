@@ -48,10 +48,15 @@ class Study:
     runs: dict[str, list[Run]]  # of each strategy, by seed; random first
     labels_R: np.ndarray
     target: float | None  # accuracy that labels are counted to
-    full: float | None  # accuracy of the full-data reference
+    references: list[Run]  # finished runs on the full data
     against: dict[str, Against] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)  # (runs or strategies, why)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def full(self) -> float | None:
+        """Accuracy of the full-data reference, mean over its seeds."""
+        return float(np.mean([run.metrics["accuracy"][-1] for run in self.references])) if self.references else None
 
     def seeds(self, strategy: str) -> list[int]:
         return [run.seed for run in self.runs[strategy]]
@@ -76,21 +81,22 @@ def on(labels_R: np.ndarray, run: Run, metric: str) -> np.ndarray:
 def studies(runs: list[Run], target: float | None = None) -> list[Study]:
     """One for each cell, in the order of their names; those of budget=full are the others' reference."""
     cells = results.cells(runs)
-    full = {cell[:3]: full_accuracy(there) for cell, there in cells.items() if cell.budget == "full"}
-    return [study(cell, there, full.get(cell[:3]), target) for cell, there in cells.items() if cell.budget != "full"]
+    full = {
+        cell[:3]: [run for run in there if run.state == FINISHED and len(run.labels_R)]
+        for cell, there in cells.items()
+        if cell.budget == "full"
+    }
+    return [
+        study(cell, there, full.get(cell[:3], []), target) for cell, there in cells.items() if cell.budget != "full"
+    ]
 
 
-def full_accuracy(runs: list[Run]) -> float | None:
-    done = [run.metrics["accuracy"][-1] for run in runs if run.state == FINISHED and len(run.labels_R)]
-    return float(np.mean(done)) if done else None
-
-
-def study(cell: Cell, there: list[Run], full: float | None, target: float | None) -> Study:
+def study(cell: Cell, there: list[Run], references: list[Run], target: float | None) -> Study:
     runs, left_out = comparable(there)
     labels_R, notes = common_labels(runs)
     order = sorted(runs if len(labels_R) else [], key=lambda r: (r.strategy != RANDOM, r.strategy, r.seed))
     by_strategy = {name: [r for r in order if r.strategy == name] for name in dict.fromkeys(r.strategy for r in order)}
-    s = Study(cell, by_strategy, labels_R, target, full, {}, left_out, [*differences(runs), *notes])
+    s = Study(cell, by_strategy, labels_R, target, references, {}, left_out, [*differences(runs), *notes])
     if by_strategy and RANDOM not in by_strategy:
         s.notes.append("No finished run of random sampling: there is nothing to compare the strategies with.")
     elif len(labels_R) == 1:

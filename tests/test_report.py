@@ -49,6 +49,7 @@ def write_run(
             "acquired": [100 * r + 10 * seed + i for i in range(10)] if r < 2 else [],
             "metrics": {"accuracy": a, "ece": 0.1, "worst_class": a - 0.2, "per_class": [a, a - 0.2]},
             "seconds": {"fit": 2.0, "predict": 1.0}, "class_counts": [n // 2, n - n // 2],
+            "history": [{"loss": 1.0, "accuracy": 0.9, "val_loss": 1.1, "val_accuracy": a}] * 2,
         }
         for r, (n, a) in enumerate(zip(labels, accuracy, strict=False))
     ]  # fmt: skip
@@ -351,6 +352,16 @@ def test_the_report_is_one_page_with_tables_and_figures(tmp_path):
     assert float(rows[1]["minus_random"]) == pytest.approx(0.75 * 0.105)
     assert "\\begin{tabular}" in (page.parent / "summary.tex").read_text()
     assert "| margin | 6 |" in (page.parent / "summary.md").read_text()
+
+
+def test_single_runs_and_the_full_data_run_are_shown_in_detail(tmp_path):
+    write_run(tmp_path, "random", 0)
+    write_run(tmp_path, "random", 1)
+    write_run(tmp_path, "margin", 0)
+    write_run(tmp_path, "random", 0, (0.9,), budget="full")
+    made = {path.stem.split("10+2x10-")[1] for path in report.write(tmp_path).parent.rglob("*.pdf")}
+    assert {"full_accuracy", "full_loss", "pool-margin", "retraining-margin", "validation-margin"} <= made
+    assert "pool-random" not in made  # it has two seeds
 
 
 def test_the_report_changes_no_run_and_says_the_same_again(tmp_path):
