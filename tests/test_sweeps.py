@@ -1,5 +1,6 @@
 """Sweeps as a person types them: one process, worker processes, a real Slurm; real signals, and the command again."""
 
+import csv
 import json
 import os
 import random
@@ -47,12 +48,25 @@ def place(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict[str, list[dict]]:
+def undisturbed_place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "my_conf").mkdir()
     done = command(folder, *SWEEP, *RUNS)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "Sweep: 4 finished, 0 there already, 0 failed."
-    return records(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_place) -> dict[str, list[dict]]:
+    return records(undisturbed_place)
+
+
+def reported(folder: Path) -> tuple[str, list[dict[str, str]]]:
+    """What the report says, timings aside."""
+    report = folder / "default" / "report"
+    rows = csv.DictReader((report / "summary.csv").read_text().splitlines())
+    numbers = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+    return (report / "summary.md").read_text(), numbers
 
 
 def records(folder: Path) -> dict[str, list[dict]]:
@@ -161,12 +175,15 @@ def test_forty_finished_runs_typed_again_take_less_than_five_seconds(tmp_path):
             (folder / "config.yaml").write_text(
                 (folder / "config.yaml").read_text().replace("\nseed: 0\n", f"\nseed: {seed}\n")
             )
+    (tmp_path / "default" / "report").mkdir()
+    (tmp_path / "default" / "report" / "index.html").touch()  # the sweep that ran them left one
     script = "from al_bench import cli; import sys\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
     ask = ("-m", here, "strategy=random,entropy,margin,bald", "seed=range(10)")
     before = os.times()
     done = command(tmp_path, *ask, program=("-c", script))
     after = os.times()
-    assert done.stdout.splitlines() == ["Sweep: 0 finished, 40 there already, 0 failed.", "False"], done.stderr
+    page = f"Report: {tmp_path}/default/report/index.html"
+    assert done.stdout.splitlines() == [page, "Sweep: 0 finished, 40 there already, 0 failed.", "False"], done.stderr
     assert after.children_user + after.children_system - before.children_user - before.children_system < 5
 
 
@@ -194,7 +211,9 @@ def test_what_one_run_raises_lies_in_its_folder_and_the_others_go_on(place):
     assert alone.returncode == 1 and "ZeroDivisionError: division by zero" in alone.stderr
 
 
-def test_a_sweep_whose_driver_is_killed_at_a_random_moment_ends_as_if_it_had_not_been(start, place, undisturbed):
+def test_a_sweep_whose_driver_is_killed_at_a_random_moment_ends_as_if_it_had_not_been(
+    start, place, undisturbed, undisturbed_place
+):
     seed = random.randrange(10**6)
     moment = random.Random(seed)
     n = moment.randrange(sum(map(len, undisturbed.values())))
@@ -207,6 +226,7 @@ def test_a_sweep_whose_driver_is_killed_at_a_random_moment_ends_as_if_it_had_not
     again = command(place, *SWEEP, *RUNS)
     assert again.returncode == 0, again.stderr
     assert records(place) == undisturbed, f"moment: {seed}"
+    assert reported(place) == reported(undisturbed_place)
 
 
 @pytest.mark.parametrize(
@@ -303,13 +323,16 @@ def test_slurm_requeues_a_preempted_run_and_goes_on_after_a_killed_one(slurm, st
 
     ask = (*SWEEP, *SLURM, *RUNS)
     driver = start(place, *ask)
+    jobs = []
     for task in (0, 1):
         until(lambda task=task: n_records(place, f"random/seed={task}"), driver, 120)
-        process_of(task).suspend()  # else a quick machine has it finished before the signal comes
-    process_of(1).kill()
+        jobs.append(process_of(task))
+        jobs[task].suspend()  # else a quick machine has it finished before the signal comes
+    jobs[1].kill()
     preempt = subprocess.Popen(["scancel", "--signal=USR2", job_of(0)], stderr=subprocess.DEVNULL)
     time.sleep(1)
-    process_of(0).resume()
+    with suppress(psutil.NoSuchProcess):  # Slurm may have let it go on, and it is back in the queue
+        jobs[0].resume()
     with suppress(subprocess.TimeoutExpired):  # to a job that requeues itself at once it would send it again, later
         preempt.wait(2)
     preempt.kill()
