@@ -125,6 +125,7 @@ def test_a_torn_last_line_is_not_a_round(tmp_path):
         lambda f: (f / "rounds.jsonl").write_text((f / "rounds.jsonl").read_text().splitlines()[1] + "\n"),
         lambda f: (f / "config.yaml").write_text("{a: ["),
         lambda f: (f / "config.yaml").unlink(),
+        lambda f: ((f / "rounds.jsonl").unlink(), (f / "rounds.jsonl").mkdir()),
     ],
 )
 def test_a_broken_run_is_left_out_by_name_and_the_others_are_compared(tmp_path, break_it):
