@@ -326,18 +326,15 @@ def overlaps(s: Study, names: list[str]) -> np.ndarray | None:
     seeds = sorted(set.intersection(*(set(s.seeds(name)) for name in names)))
     if not seeds or len(s.labels_R) < 2:
         return None
-    return np.mean([jaccard(s, names, seed) for seed in seeds], axis=0)
+    bought = [[bought_by(s, name, seed) for name in names] for seed in seeds]
+    return np.mean([stats.jaccard(acquired_M) for acquired_M in bought], axis=0)
 
 
-def jaccard(s: Study, names: list[str], seed: int) -> np.ndarray:
-    runs = [next(run for run in s.runs[name] if run.seed == seed) for name in names]
-    bought = [np.concatenate(run.acquired[: int(np.flatnonzero(run.labels_R == s.labels_R[-1])[0])]) for run in runs]
-    has_MN = np.zeros((len(runs), max(b.max(initial=0) for b in bought) + 1), np.float32)
-    for row_N, b in zip(has_MN, bought, strict=True):
-        row_N[b] = 1
-    both_MM, size_M = has_MN @ has_MN.T, has_MN.sum(1)
-    either_MM = size_M[:, None] + size_M - both_MM
-    return np.divide(both_MM, either_MM, out=np.ones_like(both_MM), where=either_MM > 0)
+def bought_by(s: Study, name: str, seed: int) -> np.ndarray:
+    """What it acquired up to the last label count."""
+    run = next(run for run in s.runs[name] if run.seed == seed)
+    last = int(np.flatnonzero(run.labels_R == s.labels_R[-1])[0])
+    return np.concatenate(run.acquired[:last])
 
 
 # -- the page --

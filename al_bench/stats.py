@@ -343,12 +343,6 @@ def penalty_holm(accuracy_MSR: ArrayLike, alpha: float = 0.05) -> np.ndarray:
     return ((t_MMR > 0) & (holm(p_MMR) < alpha)).mean(-1)
 
 
-def times_beaten(penalty_MM: ArrayLike) -> np.ndarray:
-    """Column means without the diagonal: how often each strategy is beaten, a mean over the others."""
-    penalty_MM = np.asarray(penalty_MM, float)
-    return penalty_MM.sum(0) / (len(penalty_MM) - 1)
-
-
 def _strategies(accuracy_MSR: ArrayLike) -> np.ndarray:
     accuracy_MSR = np.asarray(accuracy_MSR, float)
     if accuracy_MSR.ndim != 3 or accuracy_MSR.shape[0] < 2 or accuracy_MSR.shape[1] < 2:
@@ -434,25 +428,6 @@ def bayesian_signed_rank(
     return float(p_a), float(p_rope), float(p_b)
 
 
-def random_control(
-    random_SR: ArrayLike, control_SR: ArrayLike | None = None, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Noise band: what "difference to random" looks like where there is none. mean_R, low_R, high_R.
-
-    control_SR: a second arm of Random, paired by seed: their `difference_curve`. Without one: the interval of the
-    difference between two means of S independent runs, 0 -+ t sd_R sqrt(2 / S). That is an approximation; it ignores
-    that the runs are paired, so it is too wide where pairs share much.
-    """
-    if control_SR is not None:
-        return difference_curve(control_SR, random_SR, level)
-    random_SR = np.asarray(random_SR, float)
-    s, r = random_SR.shape
-    if s < 2:
-        return np.zeros(r), np.full(r, -np.inf), np.full(r, np.inf)
-    half_R = tests.t.ppf((1 + level) / 2, s - 1) * random_SR.std(axis=0, ddof=1) * np.sqrt(2 / s)
-    return np.zeros(r), -half_R, half_R
-
-
 def seeds_needed(sd: float, difference: float, alpha: float = 0.05, power: float = 0.8) -> int:
     """Pairs with which a paired t-test finds this difference in mean with this power; sd: of the paired differences.
 
@@ -494,17 +469,15 @@ def label_entropy(labels_A: ArrayLike, n_classes: int) -> float:
     return float(tests.entropy(counts_C) / log(n_classes)) if counts_C.sum() else 0.0
 
 
-def jaccard(acquired_a: Sequence[Sequence[int]], acquired_b: Sequence[Sequence[int]]) -> np.ndarray:
-    """Overlap of what two runs acquired up to each round they share, |both| / |either|: overlap_R.
-
-    acquired_a, acquired_b: the indices of each round. Two that acquired nothing yet are alike: 1.
-    """
-    a, b, overlap_R = set(), set(), []
-    for in_a, in_b in zip(acquired_a, acquired_b, strict=False):
-        a.update(in_a)
-        b.update(in_b)
-        overlap_R.append(len(a & b) / len(a | b) if a | b else 1.0)
-    return np.array(overlap_R)
+def jaccard(acquired_M: Sequence[ArrayLike]) -> np.ndarray:
+    """Overlap of what each two of M runs acquired, |both| / |either|: [M, M]. Two that have nothing are alike: 1."""
+    bought = [np.asarray(indices, int) for indices in acquired_M]
+    has_MN = np.zeros((len(bought), 1 + max((b.max(initial=0) for b in bought), default=0)), np.float32)
+    for has_N, indices in zip(has_MN, bought, strict=True):
+        has_N[indices] = 1
+    both_MM, size_M = has_MN @ has_MN.T, has_MN.sum(1)
+    either_MM = size_M[:, None] + size_M - both_MM
+    return np.divide(both_MM, either_MM, out=np.ones_like(both_MM), where=either_MM > 0)
 
 
 def _checked(labels_R: ArrayLike, accuracy_SR: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
