@@ -25,6 +25,7 @@ def test_every_file_of_conf_composes_into_the_schema(option):
 
 def test_the_article_is_set_as_its_code_runs_it():
     c = asked("experiment=gentle_introduction", "dataset.root=train.zip")
+    assert c.study == "gentle_introduction"
     t = c.trainer
     assert (c.budget.initial, c.budget.query, c.budget.rounds, c.budget.validation) == (5000, 200, 29, 2475)
     assert c.budget.initial + c.budget.rounds * c.budget.query == 10_800
@@ -46,6 +47,7 @@ def test_the_article_is_set_as_its_code_runs_it():
 
 def test_the_fair_protocol_has_fresh_weights_fixed_steps_and_six_label_counts():
     c = asked("experiment=gentle_introduction_fair", "dataset.root=train.zip")
+    assert c.study == "gentle_introduction_fair"
     assert [c.budget.initial + r * c.budget.query for r in range(c.budget.rounds + 1)][-1] == 10_800
     assert (c.trainer.start, c.trainer.max_steps, c.trainer.early_stopping.patience) == (
         config.Weights.fresh,
