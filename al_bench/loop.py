@@ -187,11 +187,14 @@ def finish(
 ) -> None:
     """test: the last round's; None where only this was left to do."""
     curve = store.folder / "learning_curve.png"
-    pictures.learning_curve(curve, records, f"{c.strategy['name']}, seed {c.seed}")
-    if dataset.images.ndim == 4:  # frozen features have no pixels
-        pictures.picked(store.folder / "acquired.jpg", dataset, records)
-        if test:
-            pictures.most_uncertain(store.folder / "most_uncertain.jpg", dataset, test.log_probs_PSC)
+    try:
+        pictures.learning_curve(curve, records, f"{c.strategy['name']}, seed {c.seed}")
+        if dataset.images.ndim == 4:  # frozen features have no pixels
+            pictures.picked(store.folder / "acquired.jpg", dataset, records)
+            if test:
+                pictures.most_uncertain(store.folder / "most_uncertain.jpg", dataset, test.log_probs_PSC)
+    except ValueError as error:  # no picture is worth a finished run
+        log.warning(f"A picture could not be drawn: {error}")
     validation = f" and {records[-1].n_val:,} validation labels" if records[-1].n_val else ""
     log.info(f"Stopped: {store.info()['stopped']}, with {records[-1].n_labelled:,} training labels{validation}.")
     if records[-1].n_foreign:

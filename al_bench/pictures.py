@@ -13,6 +13,7 @@ from al_bench.store import RoundRecord
 from al_bench.strategies.uncertainty import entropy_score, least_confidence_score, margin_score
 
 PICKED = 12  # of each round
+ROUNDS = 30  # at the most
 UNCERTAIN = 10  # by each score
 SCORES = {"least confidence": least_confidence_score, "margin": margin_score, "entropy": entropy_score}
 
@@ -23,13 +24,11 @@ def learning_curve(path: Path, records: Sequence[RoundRecord], name: str) -> Non
 
 
 def picked(path: Path, dataset: Dataset, records: Sequence[RoundRecord]) -> None:
-    """The first images that each round bought."""
-    rows = [
-        (f"Picked with {r.n_labelled:,} labels", [pixels(dataset, i) for i in r.acquired[:PICKED]])
-        for r in records
-        if r.acquired
-    ]
-    figure = plots.contact_sheet(plots.new_figure(plots.PAGE), rows)
+    """The first images that rounds bought; of many rounds some, evenly spaced."""
+    bought = [r for r in records if r.acquired]
+    shown = bought[:: -(-len(bought) // ROUNDS) or 1]
+    rows = [(f"Picked with {r.n_labelled:,} labels", [pixels(dataset, i) for i in r.acquired[:PICKED]]) for r in shown]
+    figure = plots.contact_sheet(plots.new_figure(plots.PAGE), rows, PICKED)
     figure.savefig(path, dpi=110, pil_kwargs={"quality": 80})
 
 

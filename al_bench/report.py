@@ -101,7 +101,8 @@ def readable(s: Study, r: dict[str, Any]) -> dict[str, str]:
     for key, heading in COLUMNS.items():
         value = r.get(key)
         if value is None:
-            cells[heading] = ""
+            missed = key == "labels_saved" and "n_pairs" in r and s.target is not None
+            cells[heading] = f"reached in {r['pairs_that_reached_target']} of {r['n_pairs']}" if missed else ""
         elif key in per_cent:
             cells[heading] = f"{100 * value:.1f}%"
         elif key == "minus_random":
@@ -203,6 +204,8 @@ def across_pictures(a: Across, folder: Path) -> Iterator[Picture]:
 def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]]:
     """(name, title, caption, draws on a figure) of each figure that this study has the numbers for."""
     names = [name for name in s.runs if name != CONTROL]
+    if not names:
+        return
     looks = plots.style(names)
     seeds = ", ".join(f"{name} {len(s.runs[name])}" for name in names)
 
@@ -261,7 +264,8 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
         )
     if all(run.class_counts_RC is not None for name in names for run in s.runs[name]):
         counts_MC = [np.mean([bought_per_class(s, run) for run in s.runs[name]], axis=0) for name in names]
-        classes = s.runs[names[0]][0].info["dataset"]["classes"]
+        known = (s.runs[names[0]][0].info.get("dataset") or {}).get("classes")
+        classes = known or [str(c) for c in range(len(counts_MC[0]))]
         yield (
             "class_balance", "Classes of what was bought", "After the initial set; mean over seeds.",
             lambda f: plots.class_balance(f.subplots(), names, counts_MC, classes, styles=looks),
@@ -276,18 +280,18 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
 def in_detail(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]]:
     """How the full-data run went, and single runs of strategies with one seed: as (name, title, caption, draw)."""
     for run in s.references[:1]:
-        (epochs,) = results.histories(run)
+        epochs = results.histories(run)[-1]
         for quantity in ("accuracy", "loss"):
             yield (
                 f"full_{quantity}", f"Training on the full data: {quantity}", f"Over its epochs; seed {run.seed}.",
                 lambda f, e=epochs, q=quantity: plots.training_history(f.subplots(), e, q),
             )  # fmt: skip
-    for name, runs in s.runs.items():
+    for i, runs in enumerate(s.runs.values()):
         if len(runs) > 1:
             continue
-        (run,) = runs
-        labelled_R, n_val = run.labels_R, run.info.get("validation_set", {}).get("n", 0)
-        unlabelled_R = run.info.get("dataset", {}).get("n_train", 0) - n_val - labelled_R
+        (run,), name = runs, f"{i}-{next(iter(runs)).strategy}"
+        labelled_R, n_val = run.labels_R, (run.info.get("validation_set") or {}).get("n", 0)
+        unlabelled_R = (run.info.get("dataset") or {}).get("n_train", 0) - n_val - labelled_R
         accuracy_R, epochs = run.metrics["accuracy"], results.histories(run)
         yield (
             f"pool-{name}", "Training set and pool", f"At each training of {run.name}.",
@@ -313,7 +317,7 @@ def paired(s: Study, names: list[str]) -> np.ndarray | None:
 
 
 def seconds(s: Study, name: str) -> float:
-    return float(np.median([sum(values.sum() for values in run.seconds.values()) for run in s.runs[name]]))
+    return float(np.median([sum(verdict.seconds(s, run).values()) for run in s.runs[name]]))
 
 
 def bought_per_class(s: Study, run: results.Run) -> np.ndarray:
@@ -390,7 +394,7 @@ def interactive(s: Study) -> str:
     """Learning curves to hover over and to toggle, as a part of a page."""
     import plotly.graph_objects as go
 
-    looks = plots.style(s.runs)
+    looks = plots.style(name for name in s.runs if name != CONTROL) | {CONTROL: {"color": "#999999"}}
     figure = go.Figure()
     for name in s.runs:
         mean_R, low_R, high_R = 100 * plots.t_interval(s.curve(name))
@@ -408,7 +412,10 @@ def interactive(s: Study) -> str:
         template="plotly_white", height=460, margin={"l": 60, "r": 20, "t": 20, "b": 50}, hovermode="x unified",
         xaxis_title="Training labels", yaxis_title="Test accuracy (%)",
     )  # fmt: skip
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    place = "curves-" + as_file_name("-".join(s.cell))
+    return figure.to_html(
+        full_html=False, include_plotlyjs=False, div_id=place, config={"displaylogo": False, "responsive": True}
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 import yaml
 
+from al_bench.config import StressorConfig
 from al_bench.errors import UserError
 from al_bench.store import NOT_COMPARED, write_atomically
 
@@ -67,6 +68,14 @@ class Run:
             raise ValueError(" ".join(str(error).split())) from None
 
 
+def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        yield prefix, tree
+        return
+    for key, value in tree.items():
+        yield from flat(value, f"{prefix}.{key}" if prefix else str(key))
+
+
 def find(root: Path) -> list[Run]:
     """Every run below root, which may be a results folder, a study in it, or a folder further down.
 
@@ -95,7 +104,9 @@ def read(folder: Path) -> Run:
             torn=bool(rest), **arrays([orjson.loads(line) for line in whole.splitlines()]),
         )  # fmt: skip
     except OSError as error:
-        return Run(**identity, folder=folder, state=UNREADABLE, why=f"{Path(error.filename).name}: {error.strerror}")
+        return Run(
+            **identity, folder=folder, state=UNREADABLE, why=f"{Path(error.filename or folder).name}: {error.strerror}"
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Run(**identity, folder=folder, state=UNREADABLE, why=f"not what al_bench writes ({error!r})")
 
@@ -103,7 +114,7 @@ def read(folder: Path) -> Run:
 def histories(run: Run) -> list[list[dict[str, float]]]:
     """Of each round, one entry an epoch: loss, accuracy, val_loss, val_accuracy."""
     lines = (run.folder / "rounds.jsonl").read_bytes().splitlines()
-    return [orjson.loads(line)["history"] for line in lines[: len(run.labels_R)]]
+    return [orjson.loads(line).get("history", []) for line in lines[: len(run.labels_R)]]
 
 
 def state_of(folder: Path, info: dict[str, Any]) -> str:
@@ -129,10 +140,15 @@ def arrays(records: list[dict[str, Any]]) -> dict[str, Any]:
         raise ValueError("rounds are missing or doubled")
     if not records:
         return {}
+    labels_R = np.array([r["n_labelled"] + r.get("n_foreign", 0) for r in records])
+    if not (np.diff(labels_R) > 0).all() or labels_R[0] <= 0:
+        raise ValueError("label counts do not increase from round to round")
+    if not np.isfinite([float(r["metrics"]["accuracy"]) for r in records]).all():
+        raise ValueError("an accuracy is not a number")
     numbers = [k for k, v in records[0]["metrics"].items() if not isinstance(v, list)]
     counts = [r.get("class_counts") for r in records]
     return {
-        "labels_R": np.array([r["n_labelled"] + r.get("n_foreign", 0) for r in records]),
+        "labels_R": labels_R,
         "metrics": {k: np.array([r["metrics"][k] for r in records], dtype=float) for k in numbers},
         "seconds": {k: np.array([r["seconds"].get(k, 0.0) for r in records]) for k in records[-1]["seconds"]},
         "acquired": [np.array(r["acquired"], dtype=np.int64) for r in records],
@@ -147,14 +163,17 @@ def cells(runs: list[Run]) -> dict[Cell, list[Run]]:
 def asked(study: Path) -> set[Path]:
     """The run folders of all sweeps of this study so far; sweep.py writes them down."""
     try:
-        return {study / name for name in json.loads((study / SWEEPS).read_text())}
-    except (OSError, ValueError):
+        names = json.loads((study / SWEEPS).read_text())
+        return {study / name for name in names if re.fullmatch(r"([^/]+/){4}seed=\d+", name)}
+    except (OSError, ValueError, TypeError):
         return set()
 
 
 def note_asked(study: Path, folders: Iterable[Path]) -> None:
     names = {str(folder.resolve().relative_to(study.resolve())) for folder in folders}
     names |= {str(folder.relative_to(study)) for folder in asked(study)}
+    if names == {str(folder.relative_to(study)) for folder in asked(study)}:
+        return
     study.mkdir(parents=True, exist_ok=True)
     write_atomically(study / SWEEPS, json.dumps(sorted(names), indent=1) + "\n")
 
@@ -164,32 +183,50 @@ def identity_of(folder: Path) -> dict[str, Any]:
     return {"cell": Cell(*cell), "strategy": strategy, "seed": int(seed.removeprefix("seed="))}
 
 
-def comparable(run: Run) -> dict[str, Any]:
-    """The part of a run's configuration that all runs of a cell share."""
-    used = run.info.get("features") is not None
-    free = ("seed", "strategy.") if used else ("seed", "strategy.", "features.")
-    return {k: v for k, v in run.config.items() if not k.startswith(free) and k not in NOT_COMPARED}
+UNSTRESSED = dict(flat(asdict(StressorConfig()), "stressor"))  # what a config.yaml from before stressors means
+
+
+def recipe(run: Run) -> dict[str, Any]:
+    """The part of the configuration that all runs of a cell share."""
+    free = ("seed", "strategy.", "features.")
+    return {k: v for k, v in (UNSTRESSED | run.config).items() if not k.startswith(free) and k not in NOT_COMPARED}
+
+
+def own_settings(run: Run) -> dict[str, Any]:
+    """The part of the configuration that all runs of a strategy share."""
+    used = ("strategy.", "features.") if run.info.get("features") is not None else ("strategy.",)
+    return {k: v for k, v in run.config.items() if k.startswith(used)}
 
 
 def odd_ones(runs: list[Run]) -> dict[Run, str]:
     """The runs that cannot be compared with the others of their cell, each with the reason.
 
-    Another configuration than most have, or other images or another initial set than most of the same seed.
+    Another configuration than most have, other settings than most of the same strategy, or other images or another
+    initial set than most of the same seed. Where two are equally common, random's is the usual one.
     """
-    texts = {run: json.dumps(comparable(run), sort_keys=True, default=str) for run in runs}
-    usual = most_common(texts.values()) if runs else None
+    runs = sorted(runs, key=lambda run: run.strategy != "random")
+    usual = most_common(as_text(recipe(run)) for run in runs) if runs else None
+    by_strategy = {name: [r for r in runs if r.strategy == name] for name in {r.strategy for r in runs}}
+    settings = {name: most_common(as_text(own_settings(r)) for r in ours) for name, ours in by_strategy.items()}
     by_seed = {seed: [run.info for run in runs if run.seed == seed] for seed in {run.seed for run in runs}}
     found = {}
     for run in runs:
         # By seed: noisy copies of images differ between seeds.
         data, start = (most_common(checksum(i, name) for i in by_seed[run.seed]) for name in ("dataset", "initial_set"))
-        if texts[run] != usual:
-            found[run] = f"another configuration: {difference(json.loads(texts[run]), json.loads(usual))}"
+        if as_text(recipe(run)) != usual:
+            found[run] = f"another configuration: {difference(recipe(run), json.loads(usual))}"
+        elif as_text(own_settings(run)) != settings[run.strategy]:
+            others = json.loads(settings[run.strategy])
+            found[run] = f"other settings than most runs of {run.strategy}: {difference(own_settings(run), others)}"
         elif checksum(run.info, "dataset") != data:
             found[run] = f"other images than most runs of seed {run.seed} (dataset checksum)"
         elif checksum(run.info, "initial_set") != start:
             found[run] = f"another initial set than most runs of seed {run.seed}"
     return found
+
+
+def as_text(config: dict[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True, default=str)
 
 
 def difference(config: dict[str, Any], usual: dict[str, Any]) -> str:
@@ -199,30 +236,24 @@ def difference(config: dict[str, Any], usual: dict[str, Any]) -> str:
 
 
 def checksum(info: dict[str, Any], name: str) -> str | None:
-    return info.get(name, {}).get("checksum")
+    return (info.get(name) or {}).get("checksum")
 
 
 def circumstances(runs: list[Run]) -> dict[str, Counter[str]]:
     """On what the runs were computed, for each fact in which they differ: how many runs had which."""
     facts: dict[str, Counter[str]] = {}
     for run in runs:
-        for start in run.info.get("starts", [])[-1:]:
+        of_run: dict[str, dict[str, None]] = {}
+        for start in run.info.get("starts", []):  # a run that was continued may have changed machines
             versions = {f"version of {k}": v for k, v in start.get("versions", {}).items()}
-            for name in ("cpu", "device", "precision", "threads", "python", "git"):
-                versions[name] = start.get(name)
-            for name, value in versions.items():
-                facts.setdefault(name, Counter())[str(value)] += 1
+            there = {name: start.get(name) for name in ("cpu", "device", "precision", "threads", "python", "git")}
+            for name, value in (versions | there).items():
+                of_run.setdefault(name, {})[str(value)] = None
+        for name, values in of_run.items():
+            facts.setdefault(name, Counter())[", then ".join(values)] += 1
     return {name: counts for name, counts in facts.items() if len(counts) > 1}
 
 
 def most_common(values: Iterable[Any]) -> Any:
     """The first of equally common ones."""
     return Counter(values).most_common(1)[0][0]
-
-
-def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        yield prefix, tree
-        return
-    for key, value in tree.items():
-        yield from flat(value, f"{prefix}.{key}" if prefix else str(key))

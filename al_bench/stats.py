@@ -363,17 +363,15 @@ def _paired_t(accuracy_MSR: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ranks:
-    """mean_M: 1 is best. Matrices of p-values, 1 on the diagonal: what a critical-difference diagram is drawn from."""
+    """mean_M: 1 is best. p-values, 1 on the diagonal: what a critical-difference diagram is drawn from."""
 
     n_blocks: int
     mean_M: np.ndarray
     p_friedman: float
     p_wilcoxon_MM: np.ndarray  # exact, Holm over all pairs
-    p_nemenyi_MM: np.ndarray
-    critical_difference: float  # of two mean ranks, by Nemenyi's test
 
 
-def ranks(score_BM: ArrayLike, alpha: float = 0.05) -> Ranks:
+def ranks(score_BM: ArrayLike) -> Ranks:
     """Mean ranks over blocks (Demsar, 2006; pairs by Wilcoxon and Holm: Benavoli et al., 2016).
 
     score_BM: each block's mean over its seeds. Blocks are (data set x regime) cells: the seeds of one data set are not
@@ -391,21 +389,10 @@ def ranks(score_BM: ArrayLike, alpha: float = 0.05) -> Ranks:
         mean_M=rank_BM.mean(0),
         p_friedman=float(tests.friedmanchisquare(*rank_BM.T).pvalue) if np.ptp(rank_BM) else 1.0,
         p_wilcoxon_MM=_wilcoxon_holm(score_BM),
-        p_nemenyi_MM=_nemenyi(rank_BM),
-        critical_difference=float(
-            tests.studentized_range.ppf(1 - alpha, m, np.inf) / np.sqrt(2) * np.sqrt(m * (m + 1) / (6 * b))
-        ),
     )
 
 
-def _nemenyi(rank_BM: np.ndarray) -> np.ndarray:
-    from scikit_posthocs import posthoc_nemenyi_friedman
-
-    return posthoc_nemenyi_friedman(rank_BM).to_numpy()
-
-
 def _wilcoxon_holm(score_BM: np.ndarray) -> np.ndarray:
-    """scikit_posthocs.posthoc_wilcoxon would call scipy's test, whose ties and zeros `exact_wilcoxon` speaks of."""
     m = score_BM.shape[1]
     i_T, j_T = np.triu_indices(m, 1)
     p_MM = np.ones((m, m))

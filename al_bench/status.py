@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,7 +30,7 @@ EVERY = 5  # seconds
 def main(arguments: Sequence[str] | None = None) -> int:
     ask = argparse.ArgumentParser(prog="al-bench status", description="How far the runs of a results folder are.")
     ask.add_argument("folder", type=Path, help="results, results/my_study, or a folder further down")
-    ask.add_argument("--live", action="store_true", help=f"look again every {EVERY} seconds while runs are at work")
+    ask.add_argument("--live", action="store_true", help=f"look again every {EVERY} seconds until all is done")
     asked = ask.parse_args(arguments)
     try:
         screen = overview(asked.folder)
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def follow(root: Path, screen: Group) -> None:
     with Live(screen, auto_refresh=False) as live:
-        while any(run.state == RUNNING for run in results.find(root)):
+        while any(run.state in (RUNNING, MISSING, INTERRUPTED) for run in results.find(root)):
             time.sleep(EVERY)
             live.update(overview(root), refresh=True)
 
@@ -112,7 +113,7 @@ def rounds_planned(runs: list[Run]) -> int | None:
     if finished:
         return max(finished)
     for run in runs:
-        if run.folder and (run.folder / "config.yaml").exists():
+        with suppress(OSError, ValueError, AttributeError):  # no config.yaml yet, a damaged one, no run yet
             rounds = run.config.get("budget.rounds")
             return None if rounds is None else rounds + 1
     return None

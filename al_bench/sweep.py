@@ -65,7 +65,8 @@ class Sweeper(SweeperPlugin):
             if why := why_missing(store):
                 failed[str(folder)] = why
         for study in studies:
-            report_on(study, anew=bool(todo))
+            if why := report_on(study, [folder for folder in there | todo.keys() if folder.parents[4] == study]):
+                failed[f"the report of {study}"] = why
         conclude(there, list(todo), failed)
 
     def composed(self, jobs: list[Job]) -> Iterator[DictConfig]:
@@ -148,28 +149,32 @@ def sort_out(
 
 def why_missing(store: RunStore) -> str | None:
     """How a run that was launched ended, in words; None where it is finished."""
-    info = store.info()
+    try:
+        info = store.info()
+    except UserError as error:
+        return str(error)
     return {
         "finished": None,
-        "failed": info.get("error"),
+        "failed": info.get("error") or "failed",
         "interrupted": "interrupted",
         "running": "killed, or at work in another process",
     }.get(info.get("state"), "not started")
 
 
-def report_on(study: Path, anew: bool) -> None:
-    """Write the study's report; where no run was added only if it has none. What goes wrong in it ends no sweep."""
+def report_on(study: Path, folders: list[Path]) -> str | None:
+    """Write the study's report, unless it is younger than all its runs. Returns what went wrong."""
     page = study / "report" / "index.html"
+    runs = [folder / "run.json" for folder in folders if (folder / "run.json").exists()]
     try:
-        if anew or not page.exists():
+        if not page.exists() or any(run.stat().st_mtime > page.stat().st_mtime for run in runs):
             from al_bench import report
 
             page = report.write(study)
         print(f"Report: {page}")
     except UserError as error:
-        print(f"al_bench: {error}", file=sys.stderr)
+        return str(error)
     except Exception as error:
-        print(f"al_bench: the report failed ({error!r}). The runs are kept: al-bench report {study}", file=sys.stderr)
+        return f"{error!r}; the runs are kept: al-bench report {study}"
 
 
 def conclude(there: set[Path], todo: list[Path], failed: dict[str, str]) -> None:

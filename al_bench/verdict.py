@@ -29,15 +29,19 @@ class Against:
     p_holm: float
     efficiency: Efficiency
     difference: tuple[np.ndarray, np.ndarray, np.ndarray]  # mean_R, low_R, high_R of accuracy minus random's
-    n_tests: int  # strategies compared with random in this cell
+    n_tests: int  # the Holm family: strategies compared with random that have pairs enough for a call at all
 
     @property
     def refusal(self) -> str | None:
-        return stats.refusal(self.area, ALPHA, self.n_tests)
+        if why := stats.refusal(self.area, ALPHA, self.n_tests):
+            return why
+        if self.p_holm < ALPHA and self.area.low <= 0 <= self.area.high:
+            return f"the ranks of the differences say one thing (p = {self.p_holm:.2g}), their mean does not follow"
+        return None
 
     @property
     def significant(self) -> bool:
-        return stats.significant(self.area, self.p_holm, ALPHA, self.n_tests)
+        return self.refusal is None and self.p_holm < ALPHA
 
 
 @dataclass(frozen=True)
@@ -81,22 +85,20 @@ def on(labels_R: np.ndarray, run: Run, metric: str) -> np.ndarray:
 def studies(runs: list[Run], target: float | None = None) -> list[Study]:
     """One for each cell, in the order of their names; those of budget=full are the others' reference."""
     cells = results.cells(runs)
-    full = {
-        cell[:3]: [run for run in there if run.state == FINISHED and len(run.labels_R)]
-        for cell, there in cells.items()
-        if cell.budget == "full"
-    }
+    full = {cell[:3]: there for cell, there in cells.items() if cell.budget == "full"}
     return [
         study(cell, there, full.get(cell[:3], []), target) for cell, there in cells.items() if cell.budget != "full"
     ]
 
 
-def study(cell: Cell, there: list[Run], references: list[Run], target: float | None) -> Study:
+def study(cell: Cell, there: list[Run], full: list[Run], target: float | None) -> Study:
     runs, left_out = comparable(there)
+    references, others = usable_references(full, runs)
     labels_R, notes = common_labels(runs)
     order = sorted(runs if len(labels_R) else [], key=lambda r: (r.strategy != RANDOM, r.strategy, r.seed))
     by_strategy = {name: [r for r in order if r.strategy == name] for name in dict.fromkeys(r.strategy for r in order)}
-    s = Study(cell, by_strategy, labels_R, target, references, {}, left_out, [*differences(runs), *notes])
+    notes = [*differences(runs), *notes]
+    s = Study(cell, by_strategy, labels_R, target, references, {}, [*left_out, *others], notes)
     if by_strategy and RANDOM not in by_strategy:
         s.notes.append("No finished run of random sampling: there is nothing to compare the strategies with.")
     elif len(labels_R) == 1:
@@ -108,6 +110,27 @@ def study(cell: Cell, there: list[Run], references: list[Run], target: float | N
     return s
 
 
+def usable_references(full: list[Run], runs: list[Run]) -> tuple[list[Run], list[tuple[str, str]]]:
+    """Full-data runs of the recipe and the images of these runs, one a seed; the others with the reason."""
+    if not runs:
+        return [], []
+    usable, left_out = comparable(full)
+    found: dict[int, Run] = {}
+    ours, images = without_budget(runs[0]), {results.checksum(run.info, "dataset") for run in runs}
+    for run in usable:
+        if without_budget(run) != ours:
+            left_out.append((run.name, f"another configuration: {results.difference(without_budget(run), ours)}"))
+        elif results.checksum(run.info, "dataset") not in images:
+            left_out.append((run.name, "other images than the runs it would be a reference for"))
+        else:
+            found.setdefault(run.seed, run)
+    return list(found.values()), [(f"full data, {name}", why) for name, why in left_out]
+
+
+def without_budget(run: Run) -> dict[str, Any]:
+    return {k: v for k, v in results.recipe(run).items() if not k.startswith("budget.")}
+
+
 def common_labels(runs: list[Run]) -> tuple[np.ndarray, list[str]]:
     """The label counts that all runs have, and what is to be said about others."""
     if not runs:
@@ -117,9 +140,12 @@ def common_labels(runs: list[Run]) -> tuple[np.ndarray, list[str]]:
     except ValueError as error:
         return np.zeros(0, int), [str(error)]
     cut = sum(map(bool, curves.dropped))
+    fewest = min(len(run.labels_R) for run in runs)
+    short = [run.name for run in runs if len(run.labels_R) == fewest]
     words = (
         f"Compared on the {len(curves.labels_R)} label counts that all runs have, {curves.labels_R[0]:,} to "
-        f"{curves.labels_R[-1]:,}; {cut} of {len(runs)} runs have others besides."
+        f"{curves.labels_R[-1]:,}; {cut} of {len(runs)} runs have others besides. Fewest: {', '.join(short[:4])}"
+        f"{f' and {len(short) - 4} more' if len(short) > 4 else ''}."
     )
     return curves.labels_R, [words] if cut else []
 
@@ -182,18 +208,30 @@ def against_random(s: Study) -> dict[str, Against]:
     for name, seeds in pairs.items():
         ours, theirs = (stats.aubc(s.labels_R, s.curve(x, seeds=seeds)) for x in (name, RANDOM))
         areas[name] = stats.compare(ours, theirs)
-    p_holm = stats.holm([a.p_wilcoxon for a in areas.values()]) if areas else []
+    p_holm, n_tests = corrected(areas)
     return {
         name: Against(
             pairs[name],
             areas[name],
-            float(p),
+            p_holm[name],
             savings(s, name, pairs[name]),
             stats.difference_curve(s.curve(name, seeds=pairs[name]), s.curve(RANDOM, seeds=pairs[name])),
-            len(areas),
+            n_tests[name],
         )
-        for name, p in zip(areas, p_holm, strict=True)
+        for name in areas
     }
+
+
+def corrected(areas: dict[str, Comparison]) -> tuple[dict[str, float], dict[str, int]]:
+    """Holm's p, and the size of the family to speak of. What has too few pairs for any call is in no family."""
+    family = [name for name, a in areas.items() if a.smallest_p <= ALPHA]
+    p_holm = {name: a.p_wilcoxon for name, a in areas.items()}
+    if not family:
+        return p_holm, dict.fromkeys(areas, 1)
+    p_holm |= dict(zip(family, map(float, stats.holm([areas[name].p_wilcoxon for name in family])), strict=True))
+    # Where others have more pairs, they may come first in Holm's order and leave this one a larger share.
+    best = dict(zip(family, stats.holm([areas[name].smallest_p for name in family]), strict=True))
+    return p_holm, {name: len(family) if best.get(name, 0) > ALPHA else 1 for name in areas}
 
 
 def savings(s: Study, name: str, seeds: list[int]) -> Efficiency:
@@ -223,27 +261,33 @@ class Across:
     score_BM: np.ndarray  # area under the budget curve
     penalty_MM: np.ndarray  # mean over studies: the row beats the column
     ranks: stats.Ranks | None  # None: too few studies or strategies
+    n_left_out: int  # studies: the same cell under another name, or fewer than two seeds that all strategies have
 
 
 def across(found: list[Study]) -> Across | None:
-    """None below two studies, or two strategies, that can be put side by side."""
-    usable = [s for s in found if s.against and min(map(len, s.runs.values())) > 1]
+    """None below two studies, or two strategies, that can be put side by side; paired by the seeds that all have."""
+    compared = {s.cell[1:]: s for s in reversed(found) if s.against}  # a cell under several names of study counts once
+    usable = list(reversed(compared.values()))
     names = [n for n in usable[0].runs if n != CONTROL and all(n in s.runs for s in usable)] if usable else []
+    shared = [sorted(set.intersection(*(set(s.seeds(name)) for name in names))) if names else [] for s in usable]
+    usable, shared = (
+        [s for s, seeds in zip(usable, shared, strict=True) if len(seeds) > 1],
+        [x for x in shared if len(x) > 1],
+    )
     if len(usable) < 2 or len(names) < 2:
         return None
-    score_BM = np.array([[s.area(name).mean() for name in names] for s in usable])
-    shared = [sorted(set.intersection(*(set(s.seeds(name)) for name in names))) for s in usable]
-    penalties = [
-        stats.penalty_holm([s.curve(name, seeds=seeds) for name in names])
-        for s, seeds in zip(usable, shared, strict=True)
-        if len(seeds) > 1
-    ]
+    curves = [np.array([s.curve(n, seeds=seeds) for n in names]) for s, seeds in zip(usable, shared, strict=True)]
+    score_BM = np.array(
+        [[stats.aubc(s.labels_R, x_SR).mean() for x_SR in x_MSR] for s, x_MSR in zip(usable, curves, strict=True)]
+    )
     try:
         ranks = stats.ranks(score_BM)
     except ValueError:
         ranks = None
-    none = np.full((len(names), len(names)), np.nan)
-    return Across([s.cell for s in usable], names, score_BM, np.mean(penalties, 0) if penalties else none, ranks)
+    n_left_out = len([s for s in found if s.against]) - len(usable)
+    return Across(
+        [s.cell for s in usable], names, score_BM, np.mean([*map(stats.penalty_holm, curves)], 0), ranks, n_left_out
+    )
 
 
 def across_sentences(a: Across, rope: float = 0.005) -> list[str]:
@@ -264,6 +308,11 @@ def across_sentences(a: Across, rope: float = 0.005) -> list[str]:
                 f"{better:.2f}, as good {same:.2f}, worse {worse:.2f}"
             )
         words.append(f"{text}.")
+    if a.n_left_out:
+        words.append(
+            f"{a.n_left_out} studies are not in these numbers: the same data, model and budget under another name, or "
+            "fewer than two seeds that all strategies have."
+        )
     return words
 
 
@@ -285,11 +334,11 @@ def sentence(name: str, a: Against, target: float | None) -> str:
     points = f"{100 * a.area.mean:+.1f} points of {AREA}{interval(a.area.low, a.area.high)}"
     facts = f"{labels_saved(a.efficiency, target)}{points}; n = {a.area.n} {'pair' if a.area.n == 1 else 'pairs'}"
     if a.refusal:
-        return f"{name} {facts}, too few for a call."
+        return f"{name} {facts}, no call."
     if a.significant:
         better = "better" if a.area.mean > 0 else "worse"
         return f"{name} is {better} than random: {facts}, p = {a.p_holm:.2g} (Wilcoxon, Holm)."
-    could = 100 * stats.detectable(a.area.n, a.area.sd)
+    could = 100 * stats.detectable(a.area.n, a.area.sd, ALPHA / a.n_tests)
     return (
         f"{name}: no difference to random that {a.area.n} pairs could show: {facts}, p = {a.p_holm:.2g} (Wilcoxon, "
         f"Holm). A difference of {could:.1f} points would have shown four times in five."
@@ -300,16 +349,14 @@ def labels_saved(e: Efficiency, target: float | None) -> str:
     """ "needs 31% [12, 44] fewer labels than random to reach 90%; ", or why that cannot be said."""
     if target is None:
         return ""
-    goal = f"to reach {target:.0%}" if round(100 * target, 6) == round(100 * target) else f"to reach {target:.1%}"
-    if e.mean is None:
-        return f"{goal[3:]} is reached by too few of both; "
+    percent = f"{target:.0%}" if round(100 * target, 6) == round(100 * target) else f"{target:.1%}"
+    if e.n_pairs < e.n:  # a mean over those that got there would flatter the strategy
+        return f"reached {percent} in {e.n - e.n_censored_method - e.n_censored_both} of {e.n} pairs; "
     mean, low, high = e.savings
     fewer = "fewer" if mean >= 0 else "more"
     low, high = (low, high) if mean >= 0 or low is None else (-high, -low)
     bounds = "" if low is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
-    missed = e.n - e.n_pairs
-    partly = f" ({missed} of {e.n} pairs left out: not reached)" if missed else ""
-    return f"needs {100 * abs(mean):.0f}%{bounds} {fewer} labels than random {goal}{partly}; "
+    return f"needs {100 * abs(mean):.0f}%{bounds} {fewer} training labels than random to reach {percent}; "
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -339,7 +386,8 @@ def row(s: Study, name: str) -> dict[str, Any]:
         ),
     }
     if a := s.against.get(name):
-        saved, saved_low, saved_high = a.efficiency.savings
+        e = a.efficiency
+        saved, saved_low, saved_high = e.savings if e.n_pairs == e.n else (None, None, None)
         values |= {
             "n_pairs": a.area.n,
             "minus_random": a.area.mean,
@@ -354,15 +402,27 @@ def row(s: Study, name: str) -> dict[str, Any]:
             "labels_saved": saved,
             "labels_saved_low": saved_low,
             "labels_saved_high": saved_high,
-            "pairs_that_reached_target": a.efficiency.n_pairs,
+            "pairs_that_reached_target": e.n_pairs,
         }
-    seconds = {key: median(float(run.seconds[key].sum()) for run in s.runs[name]) for key in s.runs[name][0].seconds}
-    return values | {f"seconds_{key}": value for key, value in seconds.items()}
+    keys = dict.fromkeys(key for run in s.runs[name] for key in run.seconds)
+    return values | {f"seconds_{key}": median(seconds(s, run).get(key, 0.0) for run in s.runs[name]) for key in keys}
 
 
-def planner(s: Study, points: Sequence[float] = (0.005, 0.01, 0.02)) -> dict[float, int] | None:
+def seconds(s: Study, run: Run) -> dict[str, float]:
+    """Up to the last label count that is compared."""
+    return {key: float(values[run.labels_R <= s.labels_R[-1]].sum()) for key, values in run.seconds.items()}
+
+
+def planner(s: Study, points: Sequence[float] = (0.005, 0.01, 0.02)) -> dict[float, str] | None:
     """How many seeds a difference of so much would take, from the median spread of the differences seen here."""
     spread = [a.area.sd for a in s.against.values() if a.area.sd]
     if not spread:
         return None
-    return {p: stats.seeds_needed(median(spread), p, ALPHA / max(1, len(s.against))) for p in points}
+
+    def seeds(difference: float) -> str:
+        try:
+            return str(stats.seeds_needed(median(spread), difference, ALPHA / len(s.against)))
+        except ValueError:
+            return "more than 10,000"
+
+    return {p: seeds(p) for p in points}

@@ -8,12 +8,16 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import command
+from PIL import Image
 
-from al_bench import report, results, status, verdict
+from al_bench import pictures, report, results, status, sweep, verdict
+from al_bench.data import Dataset
 from al_bench.errors import UserError
 
 LABELS = (10, 20, 30)
@@ -24,24 +28,26 @@ seed: {seed}
 trainer: {{max_steps: {steps}, progress: true}}
 features: {{extractor: pca, width: 64}}
 budget: {{rounds: 2, query: 10}}
-strategy: {{name: {strategy}}}
+strategy: {{name: {strategy}, option: {option}}}
 """
 
 
 def write_run(
     root, strategy="random", seed=0, accuracy=(0.5, 0.6, 0.7), *, labels=LABELS, state="finished", study="study",
-    data="a", start="s", cpu="one", steps=100, error=None, dataset="digits", budget="10+2x10",
+    data="a", start="s", cpu="one", steps=100, error=None, dataset="digits", budget="10+2x10", features=None,
+    option=1,
 ):  # fmt: skip
     """A run folder as al_bench writes it, with these accuracies."""
     folder = root / study / dataset / "small_cnn" / budget / strategy / f"seed={seed}"
     folder.mkdir(parents=True)
     info = {
         "state": state, "error": error, "dataset": {"checksum": data, "classes": ["x", "y"]},
-        "initial_set": {"checksum": f"{start}{seed}"}, "starts": [{"cpu": cpu, "versions": {"torch": "2"}}],
+        "initial_set": {"checksum": f"{start}{seed}"}, "features": features,
+        "starts": [{"cpu": cpu, "versions": {"torch": "2"}}],
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "config.yaml").write_text(
-        CONFIG.format(study=study, seed=seed, strategy=json.dumps(strategy), steps=steps)
+        CONFIG.format(study=study, seed=seed, strategy=json.dumps(strategy), steps=steps, option=option)
     )
     lines = [
         {
@@ -168,6 +174,7 @@ def test_runs_that_a_sweep_asked_for_and_that_never_began_are_missing(tmp_path):
 @pytest.mark.parametrize(
     "odd, words",
     [
+        ({"option": 2}, r"other settings than most runs of entropy: strategy\.option=2 \(others 1\)"),
         ({"steps": 50}, r"trainer\.max_steps=50 \(others 100\)"),
         ({"data": "b"}, "other images"),
         ({"start": "t"}, "another initial set"),
@@ -178,11 +185,12 @@ def test_runs_that_a_sweep_asked_for_and_that_never_began_are_missing(tmp_path):
 def test_what_does_not_belong_is_left_out_and_said(tmp_path, odd, words):
     two_arms(tmp_path, n=3)
     write_run(tmp_path, "entropy", 1, **{"accuracy": (0.5, 0.6, 0.7), **odd})
+    write_run(tmp_path, "entropy", 0)
     write_run(tmp_path, "entropy", 2)
     found = the_study(tmp_path)
     ((who, why),) = found.left_out
     assert who == "entropy, seed 1" and re.search(words, why)
-    assert found.seeds("entropy") == [2]
+    assert found.seeds("entropy") == [0, 2]
 
 
 def test_keys_that_only_say_where_or_how_it_is_shown_do_not_matter(tmp_path):
@@ -193,6 +201,28 @@ def test_keys_that_only_say_where_or_how_it_is_shown_do_not_matter(tmp_path):
         text.replace("results_dir: results", "results_dir: elsewhere").replace("progress: true", "progress: false")
         .replace("width: 64", "width: 32")  # no strategy here looks at fixed features
     )  # fmt: skip
+    assert not the_study(tmp_path).left_out
+
+
+def test_strategies_on_fixed_features_are_compared_with_those_that_use_none(tmp_path):
+    two_arms(tmp_path, n=2)
+    for seed in range(2):
+        write_run(tmp_path, "typiclust", seed, features="pca")
+        write_run(tmp_path, "prob_cover", seed, features="pca")
+    found = the_study(tmp_path)
+    assert not found.left_out and set(found.against) == {"margin", "typiclust", "prob_cover"}
+
+
+def test_where_configurations_are_tied_randoms_is_the_usual_one(tmp_path):
+    write_run(tmp_path, "a", 0, steps=50)
+    write_run(tmp_path, "random", 0)
+    assert [who for who, _ in the_study(tmp_path).left_out] == ["a, seed 0"]
+
+
+def test_old_configurations_without_stressors_are_the_same(tmp_path):
+    two_arms(tmp_path, n=2)
+    for path in tmp_path.rglob("random/*/config.yaml"):
+        path.write_text(path.read_text() + "stressor: {imbalance: 1.0, label_noise: 0.0, images: null, copies: 1}\n")
     assert not the_study(tmp_path).left_out
 
 
@@ -261,14 +291,14 @@ def test_numbers_of_the_verdict_by_hand(tmp_path):
     assert against.efficiency.savings[0] == pytest.approx(saved)
     (words,) = verdict.sentences(found)
     assert words.startswith("margin is better than random: needs ")
-    assert f"needs {100 * saved:.0f}% [" in words and "fewer labels than random to reach 70%" in words
+    assert f"needs {100 * saved:.0f}% [" in words and "fewer training labels than random to reach 70%" in words
     assert "n = 6 pairs, p = 0.031 (Wilcoxon, Holm)." in words
 
 
 def test_five_pairs_are_never_significant_and_the_words_say_so(tmp_path):
     two_arms(tmp_path, n=5)
     words = verdict.sentences(the_study(tmp_path))
-    assert words[0].endswith("n = 5 pairs, too few for a call.")
+    assert words[0].endswith("n = 5 pairs, no call.")
     assert words[1].startswith("No call for margin: 5 pairs can never reach p < 0.05")
 
 
@@ -285,7 +315,8 @@ def test_a_target_that_is_not_reached_is_never_replaced_by_the_last_budget(tmp_p
     two_arms(tmp_path, n=3, gain=0.1)
     found = the_study(tmp_path, target=0.8)  # margin gets there, random does not
     assert found.against["margin"].efficiency.savings == (None, None, None)
-    assert "is reached by too few of both" in verdict.sentences(found)[0]
+    assert "margin reached 80% in 2 of 3 pairs; " in verdict.sentences(found)[0]
+    assert "% fewer" not in verdict.sentences(found)[0]
     assert verdict.row(found, "random")["labels_to_target_median"] == np.inf
 
 
@@ -305,6 +336,37 @@ def test_the_full_data_run_is_the_reference_of_its_cell_and_no_study(tmp_path):
     two_arms(tmp_path, n=2)
     write_run(tmp_path, "random", 0, (0.9,), budget="full")
     assert the_study(tmp_path).full == 0.9
+
+
+def test_references_of_another_recipe_or_of_other_images_are_left_out_and_one_counts_for_a_seed(tmp_path):
+    two_arms(tmp_path, n=2)
+    write_run(tmp_path, "random", 0, (0.9,), budget="full")
+    write_run(tmp_path, "margin", 0, (0.1,), budget="full")
+    write_run(tmp_path, "random", 1, (0.2,), budget="full", data="b")
+    write_run(tmp_path, "random", 2, (0.3,), budget="full", state="failed", error="boom")
+    write_run(tmp_path, "random", 3, (0.4,), budget="full", steps=7)
+    found = the_study(tmp_path)
+    assert found.full in (0.9, 0.1) and len(found.references) == 1
+    assert {who for who, _ in found.left_out} == {f"full data, random, seed {n}" for n in (1, 2, 3)}
+
+
+def test_ranks_and_mean_that_disagree_are_no_call(tmp_path):
+    for seed in range(12):
+        gain = 0.01 + 0.001 * seed if seed else -0.3
+        write_run(tmp_path, "random", seed, (0.5, 0.6, 0.7))
+        write_run(tmp_path, "margin", seed, (0.5, 0.6 + gain, 0.7 + gain))
+    against = the_study(tmp_path).against["margin"]
+    assert against.area.p_wilcoxon < 0.05 and against.area.mean < 0 and not against.significant
+    assert any("their mean does not follow" in words for words in verdict.sentences(the_study(tmp_path)))
+
+
+def test_a_strategy_with_few_pairs_costs_the_others_nothing(tmp_path):
+    two_arms(tmp_path, n=6)
+    for seed in range(3):
+        write_run(tmp_path, "entropy", seed, (0.5, 0.6, 0.75 + 0.01 * seed))
+    found = the_study(tmp_path).against
+    assert found["margin"].significant and found["margin"].p_holm == 2 / 2**6
+    assert "3 pairs can never reach p < 0.05 by the exact Wilcoxon test: " in found["entropy"].refusal
 
 
 def test_two_cells_are_two_studies(tmp_path):
@@ -336,7 +398,58 @@ def test_several_studies_count_once_each(tmp_path, n):
         assert "All studies" in text and "figures/all-ranks.pdf" in text and "figures/all-penalty_matrix.pdf" in text
 
 
+def test_studies_are_put_side_by_side_on_the_seeds_that_all_strategies_have(tmp_path):
+    for dataset in ("a", "b"):
+        for seed in range(3):
+            write_run(tmp_path, "random", seed, dataset=dataset)
+            write_run(tmp_path, "margin", seed, dataset=dataset)
+        write_run(tmp_path, "margin", 7, (0.9, 0.9, 0.9), dataset=dataset)
+        write_run(tmp_path, "random", 8, (0.1, 0.1, 0.1), dataset=dataset)
+    two_arms(tmp_path, n=2, dataset="a", study="again")
+    found = verdict.across(verdict.studies(results.find(tmp_path)))
+    assert found.score_BM.shape == (2, 2) and found.score_BM[1] == pytest.approx([0.6, 0.6])
+    assert "1 studies are not in these numbers" in verdict.across_sentences(found)[-1]
+
+
 # -- the files --
+
+
+def no_key(name, key):
+    def change(folder):
+        lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+        for line in lines:
+            (line if name is None else line[name]).pop(key)
+        (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        no_key("seconds", "predict"),
+        no_key(None, "history"),
+        no_key(None, "class_counts"),
+        no_key("metrics", "worst_class"),
+        no_key("metrics", "accuracy"),
+        lambda f: (f / "run.json").write_text('{"state": "finished", "dataset": null}'),
+        lambda f: (f.parents[4] / "sweeps.json").write_text('{"a": 1}'),
+        lambda f: (f.parents[4] / "sweeps.json").write_text('["../../x", 3]'),
+        lambda f: (f / "rounds.jsonl").write_text((f / "rounds.jsonl").read_text().replace("0.6,", "NaN,", 1)),
+        lambda f: (f / "rounds.jsonl").write_text((f / "rounds.jsonl").read_text().replace(": 20,", ": 10,", 1)),
+    ],
+)
+def test_one_odd_run_never_costs_the_page(tmp_path, odd, capsys):
+    two_arms(tmp_path, n=2)
+    odd(write_run(tmp_path, "entropy", 0))
+    report.write(tmp_path)
+    assert "margin" in the_study(tmp_path).against
+    assert status.main([str(tmp_path)]) == 0
+
+
+def test_a_second_random_arm_alone_is_a_page(tmp_path):
+    write_run(tmp_path, "random_control", 0)
+    assert "nothing to compare" in report.write(tmp_path).read_text()
 
 
 def test_the_report_is_one_page_with_tables_and_figures(tmp_path):
@@ -361,8 +474,8 @@ def test_single_runs_and_the_full_data_run_are_shown_in_detail(tmp_path):
     write_run(tmp_path, "margin", 0)
     write_run(tmp_path, "random", 0, (0.9,), budget="full")
     made = {path.stem.split("10+2x10-")[1] for path in report.write(tmp_path).parent.rglob("*.pdf")}
-    assert {"full_accuracy", "full_loss", "pool-margin", "retraining-margin", "validation-margin"} <= made
-    assert "pool-random" not in made  # it has two seeds
+    assert {"full_accuracy", "full_loss", "pool-1-margin", "retraining-1-margin", "validation-1-margin"} <= made
+    assert "pool-0-random" not in made  # it has two seeds
 
 
 def test_the_report_changes_no_run_and_says_the_same_again(tmp_path):
@@ -399,6 +512,28 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "report").write_text("in the way")
     with pytest.raises(UserError, match="report cannot be written"):
         report.write(tmp_path)
+
+
+def test_a_sweep_makes_the_report_anew_where_a_run_is_younger_and_says_what_went_wrong(tmp_path, monkeypatch):
+    folder, study = write_run(tmp_path), tmp_path / "study"
+    assert sweep.report_on(study, [folder]) is None
+    page = study / "report" / "index.html"
+    page.write_text("old")
+    assert sweep.report_on(study, [folder]) is None and page.read_text() == "old"
+    os.utime(folder / "run.json", (page.stat().st_mtime + 1,) * 2)
+    assert sweep.report_on(study, [folder]) is None and page.read_text() != "old"
+    os.utime(folder / "run.json", (page.stat().st_mtime + 1,) * 2)
+    monkeypatch.setattr(report, "write", lambda study: 1 / 0)
+    assert "division by zero" in sweep.report_on(study, [folder])
+
+
+def test_a_run_of_many_rounds_leaves_a_sheet_of_some(tmp_path):
+    images = torch.zeros(200, 3, 64, 64, dtype=torch.uint8)
+    none = torch.empty(0, dtype=torch.int64)
+    dataset = Dataset("many", images, none, none, none, ("a", "b"), (0.0,), (1.0,), "")
+    records = [SimpleNamespace(n_labelled=10 + r, acquired=[r]) for r in range(200)]
+    pictures.picked(tmp_path / "acquired.jpg", dataset, records)
+    assert Image.open(tmp_path / "acquired.jpg").height < 4000
 
 
 # -- status --

@@ -391,24 +391,21 @@ def test_ranks_by_hand():
     assert found.p_friedman == pytest.approx(exp(-6))  # chi2 = 12 with 2 degrees of freedom
     off = ~np.eye(3, dtype=bool)
     assert found.p_wilcoxon_MM[off] == pytest.approx([3 * 2 / 2**6] * 6)
-    # q = 2 / sqrt(12 / 36) sqrt(2) = 4.90 is beyond the table's 4.12 (0.01), half of it is not beyond 3.31 (0.05)
-    assert found.p_nemenyi_MM[0, 2] < 0.01 and found.p_nemenyi_MM[0, 1] > 0.05
-    assert (np.diag(found.p_wilcoxon_MM) == 1).all() and (np.diag(found.p_nemenyi_MM) == 1).all()
+    assert (np.diag(found.p_wilcoxon_MM) == 1).all()
 
 
-def test_ranks_with_ties_and_the_critical_difference_of_demsars_example():
+def test_ranks_with_ties():
     score_BM = np.random.default_rng(0).random((14, 4))
     score_BM[:, 0], score_BM[:, 1] = 0.3, 0.1 + 0.2  # equal but for the last digit
     found = stats.ranks(score_BM)
-    assert found.critical_difference == pytest.approx(2.569 * (4 * 5 / (6 * 14)) ** 0.5, abs=1e-3)
     assert found.mean_M[0] == found.mean_M[1] and found.mean_M.sum() == pytest.approx(10)
-    assert found.p_wilcoxon_MM[0, 1] == found.p_nemenyi_MM[0, 1] == 1
+    assert found.p_wilcoxon_MM[0, 1] == 1
 
 
 def test_studies_without_any_difference():
     found = stats.ranks(np.full((7, 3), 0.1) * 3)
     assert found.mean_M.tolist() == [2, 2, 2] and found.p_friedman == 1
-    assert (found.p_wilcoxon_MM == 1).all() and (found.p_nemenyi_MM == 1).all()
+    assert (found.p_wilcoxon_MM == 1).all()
 
 
 def test_friedman_agrees_with_its_formula():
