@@ -533,7 +533,8 @@ def test_a_run_of_many_rounds_leaves_a_sheet_of_some(tmp_path):
     dataset = Dataset("many", images, none, none, none, ("a", "b"), (0.0,), (1.0,), "")
     records = [SimpleNamespace(n_labelled=10 + r, acquired=[r]) for r in range(200)]
     pictures.picked(tmp_path / "acquired.jpg", dataset, records)
-    assert Image.open(tmp_path / "acquired.jpg").height < 4000
+    with Image.open(tmp_path / "acquired.jpg") as sheet:
+        assert sheet.height < 4000
 
 
 # -- status --
