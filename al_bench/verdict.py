@@ -332,9 +332,10 @@ def sentences(s: Study) -> list[str]:
 
 def sentence(name: str, a: Against, target: float | None) -> str:
     points = f"{100 * a.area.mean:+.1f} points of {AREA}{interval(a.area.low, a.area.high)}"
-    facts = f"{labels_saved(a.efficiency, target)}{points}; n = {a.area.n} {'pair' if a.area.n == 1 else 'pairs'}"
+    labels = labels_saved(a.efficiency, target)
+    facts = f"{labels}{points}; n = {a.area.n} {'pair' if a.area.n == 1 else 'pairs'}"
     if a.refusal:
-        return f"{name} {facts}, no call."
+        return f"{name}{' ' if labels else ': '}{facts}, no call."
     if a.significant:
         better = "better" if a.area.mean > 0 else "worse"
         return f"{name} is {better} than random: {facts}, p = {a.p_holm:.2g} (Wilcoxon, Holm)."
