@@ -16,6 +16,30 @@ from al_bench.errors import UserError
 from al_bench.models.dropout import Passes
 
 
+class Results:
+    """What is predicted of P images, on the CPU. One piece of memory each: a list of the batches' small results would
+    lie between their activations, and the heap would grow by these with every batch."""
+
+    def __init__(self, n_images: int) -> None:
+        self.n_images, self.n_seen = n_images, 0
+        self.log_probs_PSC: Tensor | None = None
+        self.emb_PD: Tensor | None = None
+
+    def add(self, log_probs_BSC: Tensor, emb_BD: Tensor | None) -> None:
+        if self.n_seen == 0:
+            self.log_probs_PSC = self._room_for(log_probs_BSC)
+            self.emb_PD = None if emb_BD is None else self._room_for(emb_BD)
+        here = slice(self.n_seen, self.n_seen + len(log_probs_BSC))
+        self.log_probs_PSC[here] = log_probs_BSC
+        if emb_BD is not None:
+            self.emb_PD[here] = emb_BD
+        self.n_seen = here.stop
+
+    @torch.inference_mode(False)  # else they could not be written to later
+    def _room_for(self, batch: Tensor) -> Tensor:
+        return torch.empty(self.n_images, *batch.shape[1:], dtype=batch.dtype)
+
+
 class Classifier(pl.LightningModule):
     def __init__(self, net: nn.Module, optimizer: dict[str, Any], schedule: Schedule) -> None:
         super().__init__()
@@ -23,6 +47,7 @@ class Classifier(pl.LightningModule):
         self.optimizer_config, self.schedule = optimizer, schedule
         self.keep_embeddings = False
         self.passes: Passes | None = None  # what predicts in place of the one deterministic pass
+        self.results: Results | None = None  # of the prediction in progress
         self.history: list[dict[str, float]] = []
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,15 +106,15 @@ class Classifier(pl.LightningModule):
         loss, accuracy = float(self.loss_sum) / self.n_seen, float(self.n_hits) / self.n_seen
         self.history.append({"loss": loss, "accuracy": accuracy} | self.validation)
 
-    def predict_step(self, images: Tensor, batch_idx: int) -> tuple[Tensor, Tensor | None]:
-        """(log_probs_BSC, emb_BD), both float32; the embeddings where asked for, those of the deterministic pass."""
+    def predict_step(self, images: Tensor, batch_idx: int) -> None:
+        """Fills self.results: log_probs_PSC and emb_PD, float32; the embeddings are those of the deterministic pass."""
         if self.passes:
             logits_BSC = self.passes(images)
             emb_BD = self(images)[1] if self.keep_embeddings else None
         else:
             logits_BC, emb_BD = self(images)
             logits_BSC = logits_BC[:, None]
-        return logits_BSC.log_softmax(2).cpu(), emb_BD.cpu() if self.keep_embeddings else None
+        self.results.add(logits_BSC.log_softmax(2), emb_BD if self.keep_embeddings else None)
 
     def configure_optimizers(self) -> Any:
         try:

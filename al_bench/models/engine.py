@@ -32,7 +32,7 @@ from al_bench.data.datamodule import PoolDataModule, image_loader
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.metrics import loss_and_accuracy
-from al_bench.models.classifier import Classifier
+from al_bench.models.classifier import Classifier, Results
 from al_bench.models.dropout import Passes
 from al_bench.models.nets import LinearHead
 from al_bench.models.progress import ProgressLine
@@ -162,17 +162,17 @@ def predict(
     passes: Passes | None = None,
 ) -> Prediction:
     """Without augmentation, in the order of idx; results on the CPU. One deterministic pass, or these `passes`."""
-    classifier.keep_embeddings, classifier.passes = embeddings, passes
-    batches = _trainer(t, "Predicting").predict(classifier, image_loader(images, idx, t))
+    classifier.keep_embeddings, classifier.passes, classifier.results = embeddings, passes, Results(len(idx))
+    _trainer(t, "Predicting").predict(classifier, image_loader(images, idx, t), return_predictions=False)
+    log_probs_PSC, emb_PD = classifier.results.log_probs_PSC, classifier.results.emb_PD
+    classifier.results = None
     _hand_back()
-    log_probs, emb = zip(*batches, strict=True)
-    log_probs_PSC = torch.cat(log_probs)
     if log_probs_PSC.isnan().any():
         raise UserError(
             f"the predictions of {int(log_probs_PSC.isnan().flatten(1).any(1).sum()):,} of {len(idx):,} images are not "
             "numbers. Lower model.optimizer.lr, or try trainer.precision=32-true."
         )
-    return Prediction(log_probs_PSC, torch.cat(emb) if embeddings else None)
+    return Prediction(log_probs_PSC, emb_PD)
 
 
 def dropout_passes(t: TrainerConfig, classifier: Classifier, images: Tensor, n: int, stream: torch.Generator) -> Passes:
