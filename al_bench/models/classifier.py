@@ -106,7 +106,7 @@ class Classifier(pl.LightningModule):
         loss, accuracy = float(self.loss_sum) / self.n_seen, float(self.n_hits) / self.n_seen
         self.history.append({"loss": loss, "accuracy": accuracy} | self.validation)
 
-    def predict_step(self, images: Tensor, batch_idx: int) -> None:
+    def predict_step(self, images: Tensor, batch_idx: int) -> int:
         """Fills self.results: log_probs_PSC and emb_PD, float32; the embeddings are those of the deterministic pass."""
         if self.passes:
             logits_BSC = self.passes(images)
@@ -115,6 +115,7 @@ class Classifier(pl.LightningModule):
             logits_BC, emb_BD = self(images)
             logits_BSC = logits_BC[:, None]
         self.results.add(logits_BSC.log_softmax(2), emb_BD if self.keep_embeddings else None)
+        return len(images)  # Lightning warns of a step that returns nothing
 
     def configure_optimizers(self) -> Any:
         try:
