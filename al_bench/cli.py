@@ -50,6 +50,10 @@ def main() -> None:
         if end.code == 1 and (hint := near_misses(sys.argv[1:])):
             print(hint, file=sys.stderr)
         raise
+    finally:
+        # A Ctrl-C inside exec("...") (a dataclass's, while importing) marks CPython to end `python -m` by SIGINT,
+        # caught or not and whatever the exit code. The next exec takes the mark away.
+        exec("")
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

@@ -104,6 +104,14 @@ def test_ctrl_c_and_sigterm_leave_an_interrupted_run_that_says_how_to_go_on(tmp_
     assert info["state"] == "interrupted"
 
 
+def test_ctrl_c_in_the_midst_of_an_import_has_the_same_exit_code(tmp_path):
+    source = 'def pick(view, k, rng):\n    exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)")\n'
+    (tmp_path / "mine.py").write_text(source)  # as a dataclass's exec does it, when the signal comes at that moment
+    done = command(tmp_path, *QUICK, "strategy=random", "strategy._target_=mine.pick", f"results_dir={tmp_path}")
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout.splitlines()[-1].startswith("Interrupted; 0 finished rounds are kept.")
+
+
 @pytest.mark.parametrize(
     "mistake, said",
     [
