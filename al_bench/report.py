@@ -286,10 +286,10 @@ def in_detail(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]
                 f"full_{quantity}", f"Training on the full data: {quantity}", f"Over its epochs; seed {run.seed}.",
                 lambda f, e=epochs, q=quantity: plots.training_history(f.subplots(), e, q),
             )  # fmt: skip
-    for i, runs in enumerate(s.runs.values()):
-        if len(runs) > 1:
+    for i, (strategy, (run, *more)) in enumerate(s.runs.items()):
+        if more:
             continue
-        (run,), name = runs, f"{i}-{next(iter(runs)).strategy}"
+        name = f"{i}-{strategy}"  # as file names two strategies may be alike
         labelled_R, n_val = run.labels_R, (run.info.get("validation_set") or {}).get("n", 0)
         unlabelled_R = (run.info.get("dataset") or {}).get("n_train", 0) - n_val - labelled_R
         accuracy_R, epochs = run.metrics["accuracy"], results.histories(run)
@@ -310,7 +310,7 @@ def in_detail(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]
 
 def paired(s: Study, names: list[str]) -> np.ndarray | None:
     """accuracy_MSR over the seeds that all have; None below 2 of them or of strategies."""
-    seeds = sorted(set.intersection(*(set(s.seeds(name)) for name in names)))
+    seeds = s.shared_seeds(names)
     if len(seeds) < 2 or len(names) < 2:
         return None
     return np.array([s.curve(name, seeds=seeds) for name in names])
@@ -320,14 +320,19 @@ def seconds(s: Study, name: str) -> float:
     return float(np.median([sum(verdict.seconds(s, run).values()) for run in s.runs[name]]))
 
 
+def last_round(s: Study, run: results.Run) -> int:
+    """The run's round at the last label count that is compared."""
+    return int(np.flatnonzero(run.labels_R == s.labels_R[-1])[0])
+
+
 def bought_per_class(s: Study, run: results.Run) -> np.ndarray:
-    last = int(np.flatnonzero(run.labels_R == s.labels_R[-1])[0])
+    last = last_round(s, run)
     return run.class_counts_RC[last] - run.class_counts_RC[0]
 
 
 def overlaps(s: Study, names: list[str]) -> np.ndarray | None:
     """Jaccard index of what each two strategies bought with one seed, mean over the seeds that all have."""
-    seeds = sorted(set.intersection(*(set(s.seeds(name)) for name in names)))
+    seeds = s.shared_seeds(names)
     if not seeds or len(s.labels_R) < 2:
         return None
     bought = [[bought_by(s, name, seed) for name in names] for seed in seeds]
@@ -337,8 +342,7 @@ def overlaps(s: Study, names: list[str]) -> np.ndarray | None:
 def bought_by(s: Study, name: str, seed: int) -> np.ndarray:
     """What it acquired up to the last label count."""
     run = next(run for run in s.runs[name] if run.seed == seed)
-    last = int(np.flatnonzero(run.labels_R == s.labels_R[-1])[0])
-    return np.concatenate(run.acquired[:last])
+    return np.concatenate(run.acquired[: last_round(s, run)])
 
 
 # -- the page --

@@ -6,8 +6,8 @@ R rounds, C classes.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,8 @@ import numpy as np
 import orjson
 import yaml
 
-from al_bench.config import StressorConfig
 from al_bench.errors import UserError
-from al_bench.store import NOT_COMPARED, write_atomically
+from al_bench.store import NOT_COMPARED, UNSTRESSED, flat, write_atomically
 
 SWEEPS = "sweeps.json"  # in the study's folder
 FINISHED, FAILED, RUNNING, INTERRUPTED, MISSING, UNREADABLE = (
@@ -63,17 +62,9 @@ class Run:
         """The configuration as asked, with dotted keys. Raises OSError, or ValueError where it is damaged."""
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where libyaml is there
         try:
-            return dict(flat(yaml.load((self.folder / "config.yaml").read_text(), loader)))
+            return flat(yaml.load((self.folder / "config.yaml").read_text(), loader))
         except yaml.YAMLError as error:
             raise ValueError(" ".join(str(error).split())) from None
-
-
-def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        yield prefix, tree
-        return
-    for key, value in tree.items():
-        yield from flat(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def find(root: Path) -> list[Run]:
@@ -181,9 +172,6 @@ def note_asked(study: Path, folders: Iterable[Path]) -> None:
 def identity_of(folder: Path) -> dict[str, Any]:
     *cell, strategy, seed = folder.resolve().parts[-6:]
     return {"cell": Cell(*cell), "strategy": strategy, "seed": int(seed.removeprefix("seed="))}
-
-
-UNSTRESSED = dict(flat(asdict(StressorConfig()), "stressor"))  # what a config.yaml from before stressors means
 
 
 def recipe(run: Run) -> dict[str, Any]:

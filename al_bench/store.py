@@ -216,7 +216,7 @@ class RunStore:
         path = self.folder / "config.yaml"
         if not (path.exists() and self.records()):
             return
-        there, here = _as_asked(path), _flat(OmegaConf.structured(self.config))
+        there, here = _as_asked(path), flat(OmegaConf.structured(self.config))
         free = NOT_COMPARED | (
             {k for k in here if k.startswith("features.")} if self.info().get("features") is None else set()
         )
@@ -300,7 +300,7 @@ def reference(c: Config) -> tuple[dict[str, float], str]:
 
     Raises UserError where there is none yet, or where it was trained by another recipe.
     """
-    ours = _flat(OmegaConf.structured(c))
+    ours = flat(OmegaConf.structured(c))
     folder = run_folder(c).parents[2] / "full"
     found = sorted(folder.glob(f"*/seed={c.seed}/run.json"))
     done = [p.parent for p in found if read_json(p).get("state") == "finished"]
@@ -355,14 +355,17 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _as_asked(config: Path) -> dict[str, Any]:
-    """A run's config.yaml, flat. One from before there were stressors had none."""
-    return _flat(asdict(StressorConfig()), "stressor") | _flat(OmegaConf.load(config))
+    """A run's config.yaml, flat."""
+    return UNSTRESSED | flat(OmegaConf.load(config))
 
 
-def _flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
+def flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
     tree = OmegaConf.to_container(cfg, enum_to_str=True) if OmegaConf.is_config(cfg) else cfg
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {
-        k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+        k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
     }
+
+
+UNSTRESSED = flat(asdict(StressorConfig()), "stressor")  # what a config.yaml from before there were stressors means

@@ -65,6 +65,10 @@ class Study:
     def seeds(self, strategy: str) -> list[int]:
         return [run.seed for run in self.runs[strategy]]
 
+    def shared_seeds(self, strategies: Sequence[str]) -> list[int]:
+        """The seeds that all of these strategies have."""
+        return sorted(set.intersection(*(set(self.seeds(name)) for name in strategies))) if strategies else []
+
     def curve(self, strategy: str, metric: str = "accuracy", seeds: Sequence[int] | None = None) -> np.ndarray:
         """[S, R] at labels_R, of these seeds or of all; nan where a run lacks the metric."""
         runs = [run for run in self.runs[strategy] if seeds is None or run.seed in seeds]
@@ -200,9 +204,7 @@ def reached_by_all(s: Study) -> float | None:
 
 def against_random(s: Study) -> dict[str, Against]:
     pairs = {
-        name: seeds
-        for name in s.runs
-        if name not in (RANDOM, CONTROL) and (seeds := sorted(set(s.seeds(name)) & set(s.seeds(RANDOM))))
+        name: seeds for name in s.runs if name not in (RANDOM, CONTROL) and (seeds := s.shared_seeds([name, RANDOM]))
     }
     areas = {}
     for name, seeds in pairs.items():
@@ -269,7 +271,7 @@ def across(found: list[Study]) -> Across | None:
     compared = {s.cell[1:]: s for s in reversed(found) if s.against}  # a cell under several names of study counts once
     usable = list(reversed(compared.values()))
     names = [n for n in usable[0].runs if n != CONTROL and all(n in s.runs for s in usable)] if usable else []
-    shared = [sorted(set.intersection(*(set(s.seeds(name)) for name in names))) if names else [] for s in usable]
+    shared = [s.shared_seeds(names) for s in usable]
     usable, shared = (
         [s for s, seeds in zip(usable, shared, strict=True) if len(seeds) > 1],
         [x for x in shared if len(x) > 1],
