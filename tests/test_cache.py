@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from al_bench.data import cache
 from al_bench.data.cache import DAY, cached_array
 from al_bench.errors import UserError
 
@@ -95,6 +96,18 @@ def test_what_is_damaged_or_missing_is_made_again_and_said_so(suffix, damage, tm
     assert array.tolist() == ROWS and notes["note"] == "a"
     assert "WARNING" in logged.text and "made again" in logged.text
     assert cached(tmp_path, not_again)[0].tolist() == ROWS
+
+
+def test_what_was_read_and_sound_is_read_again_only_once_the_file_has_changed(tmp_path, logged, monkeypatch):
+    cached(tmp_path, fill)
+    monkeypatch.setattr(cache, "checksum", lambda _: pytest.fail("it reads the whole file again"))
+    assert cached(tmp_path, not_again)[0].tolist() == ROWS
+    monkeypatch.undo()
+    (path,) = tmp_path.glob("*.bin")
+    before = path.stat()
+    path.write_bytes(bytes(12))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cached(tmp_path, fill)[0].tolist() == ROWS and "made again" in logged.text
 
 
 def test_a_fill_that_fails_leaves_nothing(tmp_path):
