@@ -41,6 +41,7 @@ COLUMNS = {  # of the tables that people read: column of verdict.summary -> head
     "labels_to_target_median": "labels to target, median",
     "labels_saved": "labels saved",
     "p_holm": "p (Wilcoxon, Holm)",
+    "duplicate_share": "copies of what it had",
 }
 
 
@@ -96,10 +97,12 @@ def table(s: Study) -> list[dict[str, str]]:
 
 
 def readable(s: Study, r: dict[str, Any]) -> dict[str, str]:
-    per_cent = {"final_accuracy", "mean_accuracy_over_labels"}
+    per_cent = {"final_accuracy", "mean_accuracy_over_labels", "duplicate_share"}
     cells = {}
     for key, heading in COLUMNS.items():
         value = r.get(key)
+        if value is None and key == "duplicate_share":
+            continue
         if value is None:
             missed = key == "labels_saved" and "n_pairs" in r and s.target is not None
             cells[heading] = f"reached in {r['pairs_that_reached_target']} of {r['n_pairs']}" if missed else ""
@@ -133,8 +136,9 @@ def as_markdown(studies: list[Study]) -> str:
 
 
 def markdown_table(s: Study) -> str:
-    rows = [COLUMNS.values(), ["---" for _ in COLUMNS], *(map(md, r.values()) for r in table(s))]
-    return "\n".join(f"| {' | '.join(r)} |" for r in rows)
+    rows = table(s)
+    lines = [rows[0], ["---"] * len(rows[0]), *(map(md, r.values()) for r in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def md(text: str) -> str:
@@ -263,7 +267,7 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
             over("worst_class", "Worst class's recall", True),
         )
     if all(run.class_counts_RC is not None for name in names for run in s.runs[name]):
-        counts_MC = [np.mean([bought_per_class(s, run) for run in s.runs[name]], axis=0) for name in names]
+        counts_MC = [np.mean([verdict.bought_per_class(s, run) for run in s.runs[name]], axis=0) for name in names]
         known = (s.runs[names[0]][0].info.get("dataset") or {}).get("classes")
         classes = known or [str(c) for c in range(len(counts_MC[0]))]
         yield (
@@ -320,29 +324,14 @@ def seconds(s: Study, name: str) -> float:
     return float(np.median([sum(verdict.seconds(s, run).values()) for run in s.runs[name]]))
 
 
-def last_round(s: Study, run: results.Run) -> int:
-    """The run's round at the last label count that is compared."""
-    return int(np.flatnonzero(run.labels_R == s.labels_R[-1])[0])
-
-
-def bought_per_class(s: Study, run: results.Run) -> np.ndarray:
-    last = last_round(s, run)
-    return run.class_counts_RC[last] - run.class_counts_RC[0]
-
-
 def overlaps(s: Study, names: list[str]) -> np.ndarray | None:
     """Jaccard index of what each two strategies bought with one seed, mean over the seeds that all have."""
     seeds = s.shared_seeds(names)
     if not seeds or len(s.labels_R) < 2:
         return None
-    bought = [[bought_by(s, name, seed) for name in names] for seed in seeds]
+    runs = {(name, run.seed): run for name in names for run in s.runs[name]}
+    bought = [[verdict.bought(s, runs[name, seed]) for name in names] for seed in seeds]
     return np.mean([stats.jaccard(acquired_M) for acquired_M in bought], axis=0)
-
-
-def bought_by(s: Study, name: str, seed: int) -> np.ndarray:
-    """What it acquired up to the last label count."""
-    run = next(run for run in s.runs[name] if run.seed == seed)
-    return np.concatenate(run.acquired[: last_round(s, run)])
 
 
 # -- the page --

@@ -169,6 +169,14 @@ def note_asked(study: Path, folders: Iterable[Path]) -> None:
     write_atomically(study / SWEEPS, json.dumps(sorted(names), indent=1) + "\n")
 
 
+def originals(idx: np.ndarray, info: dict[str, Any], config: dict[str, Any]) -> np.ndarray:
+    """For training images of a redundant pool, as records name them: equal numbers are copies of one image.
+
+    info: the run.json; config: with dotted keys.
+    """
+    return (idx - info["dataset"]["n_test"]) // config["stressor.copies"]
+
+
 def identity_of(folder: Path) -> dict[str, Any]:
     *cell, strategy, seed = folder.resolve().parts[-6:]
     return {"cell": Cell(*cell), "strategy": strategy, "seed": int(seed.removeprefix("seed="))}

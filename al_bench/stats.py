@@ -450,10 +450,10 @@ def duplicate_share(source_A: ArrayLike) -> float:
     return 1 - len(np.unique(source_A)) / len(source_A) if len(source_A) else 0.0
 
 
-def label_entropy(labels_A: ArrayLike, n_classes: int) -> float:
+def label_entropy(counts_C: ArrayLike) -> float:
     """Shannon entropy of the acquired labels / log C: 1 is balanced, 0 is one class only (or nothing acquired)."""
-    counts_C = np.bincount(np.asarray(labels_A, int), minlength=n_classes)
-    return float(tests.entropy(counts_C) / log(n_classes)) if counts_C.sum() else 0.0
+    counts_C = np.asarray(counts_C)
+    return float(tests.entropy(counts_C) / log(len(counts_C))) if counts_C.sum() else 0.0
 
 
 def jaccard(acquired_M: Sequence[ArrayLike]) -> np.ndarray:

@@ -6,7 +6,7 @@ S seeds, R rounds. A cell's strategies are compared with random sampling, in pai
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import floor, inf
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -407,8 +407,30 @@ def row(s: Study, name: str) -> dict[str, Any]:
             "labels_saved_high": saved_high,
             "pairs_that_reached_target": e.n_pairs,
         }
+    if several and s.runs[name][0].config.get("stressor.copies", 1) > 1:
+        values["duplicate_share"] = mean(duplicate_share(s, run) for run in s.runs[name])
+    if several and all(run.class_counts_RC is not None for run in s.runs[name]):
+        values["label_entropy"] = mean(stats.label_entropy(bought_per_class(s, run)) for run in s.runs[name])
     keys = dict.fromkeys(key for run in s.runs[name] for key in run.seconds)
     return values | {f"seconds_{key}": median(seconds(s, run).get(key, 0.0) for run in s.runs[name]) for key in keys}
+
+
+def last_round(s: Study, run: Run) -> int:
+    """The run's round at the last label count that is compared."""
+    return int(np.flatnonzero(run.labels_R == s.labels_R[-1])[0])
+
+
+def bought(s: Study, run: Run) -> np.ndarray:
+    """What it acquired up to there, after the initial set."""
+    return np.concatenate(run.acquired[: last_round(s, run)])
+
+
+def bought_per_class(s: Study, run: Run) -> np.ndarray:
+    return run.class_counts_RC[last_round(s, run)] - run.class_counts_RC[0]
+
+
+def duplicate_share(s: Study, run: Run) -> float:
+    return stats.duplicate_share(results.originals(bought(s, run), run.info, run.config))
 
 
 def seconds(s: Study, run: Run) -> dict[str, float]:

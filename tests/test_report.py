@@ -452,6 +452,22 @@ def test_a_second_random_arm_alone_is_a_page(tmp_path):
     assert "nothing to compare" in report.write(tmp_path).read_text()
 
 
+def test_a_redundant_pool_shows_how_much_of_what_was_bought_was_there_already(tmp_path):
+    for run in (write_run(tmp_path, name, seed) for name in ("random", "margin") for seed in range(2)):
+        with open(run / "config.yaml", "a") as config:
+            config.write("stressor: {copies: 2}\n")
+        info = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(info | {"dataset": info["dataset"] | {"n_test": 4}}))
+    path = tmp_path / "study/digits/small_cnn/10+2x10/margin/seed=1/rounds.jsonl"
+    first, *others = map(json.loads, path.read_text().splitlines())
+    first["acquired"] = [4, 5, 6, 8, 10, 12, 14, 16, 18, 20]  # of images 0, 0, 1, 2, ...; the next round's are in pairs
+    path.write_text("".join(json.dumps(line) + "\n" for line in (first, *others)))
+    (found,) = verdict.studies(results.find(tmp_path))
+    assert verdict.row(found, "random")["duplicate_share"] == pytest.approx(0.5)
+    assert verdict.row(found, "margin")["duplicate_share"] == pytest.approx((0.5 + 6 / 20) / 2)
+    assert report.table(found)[1]["copies of what it had"] == "40.0%"
+
+
 def test_the_report_is_one_page_with_tables_and_figures(tmp_path):
     two_arms(tmp_path, n=6)
     write_run(tmp_path, "entropy", 0, state="failed", error="boom")

@@ -461,9 +461,9 @@ def test_no_plan_with_fewer_seeds_than_can_be_significant():
 
 def test_diagnostics_of_acquisitions_by_hand():
     assert stats.duplicate_share([3, 3, 5, 3, 3]) == pytest.approx(0.6) and stats.duplicate_share([]) == 0
-    assert stats.label_entropy([0, 0, 1, 1], 4) == pytest.approx(0.5)
-    assert stats.label_entropy([2, 2], 4) == stats.label_entropy([], 4) == 0
-    assert stats.label_entropy([0, 1, 2], 3) == pytest.approx(1)
+    assert stats.label_entropy([2, 2, 0, 0]) == pytest.approx(0.5)
+    assert stats.label_entropy([0, 0, 2, 0]) == stats.label_entropy([0, 0, 0, 0]) == 0
+    assert stats.label_entropy([1, 1, 1]) == pytest.approx(1)
     overlap_MM = stats.jaccard([[1, 2, 3], [4, 2, 1, 9], [], []])
     np.testing.assert_allclose(overlap_MM, [[1, 2 / 5, 0, 0], [2 / 5, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], rtol=1e-6)
 

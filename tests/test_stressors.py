@@ -13,7 +13,7 @@ from conftest import QUICK, asked, lines_of, run_here, seeded
 from omegaconf import OmegaConf
 from scipy.stats import binomtest, chisquare, norm
 
-from al_bench import plan
+from al_bench import plan, results
 from al_bench.config import BudgetConfig, InitialDraw, StressorConfig
 from al_bench.data import pool, sources, stressors
 from al_bench.data.oracle import FOREIGN, Oracle
@@ -23,7 +23,6 @@ from al_bench.data.stressors import (
     long_tail,
     noisy_copies,
     noisy_labels,
-    original_of,
     redundant,
     stress,
 )
@@ -95,7 +94,8 @@ def test_copies_stand_side_by_side_after_the_test_with_the_label_of_their_image(
     assert after.copied_N.tolist() == [0, 3, 1, 1, 2, 2, 4, 4]
     assert after.labels_N.tolist() == [0, 1, 1, 1, 0, 0, 1, 1]
     assert (after.test_idx.tolist(), after.train_idx.tolist()) == ([0, 1], [2, 3, 4, 5, 6, 7])
-    assert original_of(after.train_idx, 2, 2).tolist() == [0, 0, 1, 1, 2, 2] and original_of(7, 2, 2) == 2
+    originals = results.originals(after.train_idx.numpy(), {"dataset": {"n_test": 2}}, {"stressor.copies": 2})
+    assert originals.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_number_of_images_is_drawn_by_the_seed_and_each_copied():
@@ -297,10 +297,10 @@ def test_a_run_under_each_stressor_keeps_to_its_plan(ask, tmp_path):
     assert (records[-1].n_foreign > 0) == ("stressor.foreign=4" in ask)
     assert len(records[-1].metrics["per_class"]) == len(facts["classes"]) == 10 - store.config.stressor.foreign
     if store.config.stressor.images:
-        acquired = [i for r in records for i in r.acquired]
-        n, copies = store.config.stressor.images, store.config.stressor.copies
-        assert facts["n_train"] == n * copies
-        assert all(0 <= original_of(i, facts["n_test"], copies) < n for i in acquired)
+        run, n = results.read(store.folder), store.config.stressor.images
+        assert facts["n_train"] == n * store.config.stressor.copies
+        originals = results.originals(np.concatenate(run.acquired), run.info, run.config)
+        assert originals.min() >= 0 and originals.max() < n
 
 
 def test_strategies_of_a_seed_share_what_the_stressors_drew_and_seeds_do_not(tmp_path):

@@ -90,14 +90,6 @@ def redundant(split: Split, images: int | None, copies: int, seed: int) -> Split
     return Split(split.labels_N[copied_N], split.class_names, everything[n_test:], everything[:n_test], copied_N)
 
 
-def original_of(idx: int | Tensor, n_test: int, copies: int) -> int | Tensor:
-    """For the training images `idx` of a redundant pool, as records name them: equal numbers are copies of one image.
-
-    n_test is in run.json, `copies` in config.yaml.
-    """
-    return (idx - n_test) // copies
-
-
 def noisy_labels(split: Split, rate: float, seed: int) -> Split:
     """A share `rate` of the training labels, each drawn for itself, names another class, all equally likely.
 
