@@ -2,8 +2,8 @@
 
     python scripts/repeated_mnist.py --mnist FOLDER [--seeds 4]
 
-FOLDER is dataset.root: MNIST is downloaded to it where it is not there. About six minutes a run on one core; stopped and
-typed again, it goes on. Writes results/repeated_mnist/.
+FOLDER is dataset.root: MNIST is downloaded to it where it is not there. About six minutes a run on one core; stopped
+and typed again, it goes on. Writes results/repeated_mnist/.
 """
 
 import argparse
