@@ -16,6 +16,7 @@ from statistics import median
 
 from al_bench import report, results, verdict
 from al_bench.results import Run
+from al_bench.store import as_file_name
 from al_bench.verdict import Study
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +44,7 @@ def keep(
         shutil.copy(page.parent / table, out)
     for s in studies:
         for figure in figures:
-            for path in (page.parent / "figures").glob(f"{report.as_file_name('-'.join(s.cell))}-{figure}.p*"):
+            for path in (page.parent / "figures").glob(f"{as_file_name('-'.join(s.cell))}-{figure}.p*"):
                 place = f"{s.cell.dataset}-{s.cell.budget}-" if len(studies) > 1 else ""
                 shutil.copy(path, out / f"{place}{figure}{path.suffix}")
     return studies
