@@ -298,11 +298,6 @@ def refusal(comparison: Comparison, alpha: float = 0.05, n_tests: int = 1) -> st
     return None
 
 
-def significant(comparison: Comparison, p_adjusted: float, alpha: float = 0.05, n_tests: int = 1) -> bool:
-    """Whether p_adjusted (of whichever test) is below alpha and n pairs could carry that: see `refusal`."""
-    return refusal(comparison, alpha, n_tests) is None and p_adjusted < alpha
-
-
 def badge_checkpoints(random_SR: ArrayLike) -> np.ndarray:
     """The rounds at which BADGE's matrix compares: 1, 2, 4, ... (Ash et al., 2020, section 4).
 

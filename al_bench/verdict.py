@@ -245,7 +245,7 @@ def savings(s: Study, name: str, seeds: list[int]) -> Efficiency:
 
 def noise(s: Study) -> tuple[np.ndarray, np.ndarray] | None:
     """What a difference to random looks like where there is none, low_R and high_R: a second random arm's."""
-    seeds = sorted(set(s.seeds(CONTROL)) & set(s.seeds(RANDOM))) if {RANDOM, CONTROL} <= s.runs.keys() else []
+    seeds = s.shared_seeds([RANDOM, CONTROL]) if {RANDOM, CONTROL} <= s.runs.keys() else []
     if len(seeds) < 2:
         return None
     return stats.difference_curve(s.curve(CONTROL, seeds=seeds), s.curve(RANDOM, seeds=seeds))[1:]
