@@ -15,8 +15,8 @@ from al_bench import report
 
 OUT = published.ROOT / "results" / "frozen_features"
 STRATEGIES = (
-    "random", "random_control", "least_confidence", "margin", "entropy", "power_margin", "coreset", "k_means", "typiclust",
-    "prob_cover", "uncertainty_herding", "badge", "drop_query",
+    "random", "random_control", "least_confidence", "margin", "entropy", "power_margin", "coreset", "k_means",
+    "typiclust", "prob_cover", "uncertainty_herding", "badge", "drop_query",
 )  # fmt: skip
 HEADLINE = "low"  # the budget in README.md
 
