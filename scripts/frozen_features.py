@@ -29,11 +29,15 @@ def main() -> None:
     a = ask.parse_args()
     common = ["experiment=frozen_features", f"strategy={','.join(STRATEGIES)}", "seed=range(10)"]
     # A random fifth of CIFAR-10's pool is looked at each round, so that all of it costs hours and not days.
-    common += ["budget=low,medium,high", "strategy.candidates=10000"]
+    common += ["strategy.candidates=10000"]
     common += [f"model.weights={a.weights.resolve()}"] if a.weights else []
     cifar10 = f"dataset.root={a.cifar10.resolve()}"
-    published.sweep(*common, "dataset=image_folder", "dataset.name=cifar10", "dataset.image_size=128", cifar10)
-    published.sweep(*common, "dataset=dogs_vs_cats", f"dataset.root={a.dogs_vs_cats.resolve()}")
+    for data in (
+        ("dataset=image_folder", "dataset.name=cifar10", "dataset.image_size=128", cifar10),
+        ("dataset=dogs_vs_cats", f"dataset.root={a.dogs_vs_cats.resolve()}"),
+    ):
+        for budget in ("low", "medium", "high"):
+            published.sweep(*common, *data, f"budget={budget}")
     write()
 
 
