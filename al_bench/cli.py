@@ -39,9 +39,9 @@ def main() -> None:
     log.addHandler(screen := logging.StreamHandler(sys.stdout))
     screen.setLevel(logging.INFO)
     log.propagate = False
-    from al_bench import sweep  # noqa: F401  # makes itself known to Hydra
-
     try:
+        from al_bench import sweep  # noqa: F401  # makes itself known to Hydra
+
         run()
     except KeyboardInterrupt:
         print("al_bench: Interrupted; what is finished is kept.", file=sys.stderr)

@@ -41,7 +41,7 @@ COLUMNS = {  # of the tables that people read: column of verdict.summary -> head
     "labels_to_target_median": "labels to target, median",
     "labels_saved": "labels saved",
     "p_holm": "p (Wilcoxon, Holm)",
-    "duplicate_share": "copies of what it had",
+    "duplicate_share": "copies of what it had bought",
 }
 
 

@@ -13,8 +13,9 @@ OUT = published.ROOT / "results" / "digits"
 def main() -> None:
     arms = "strategy=random,random_control,margin,entropy,bald,badge,coreset"
     published.sweep(arms, "seed=range(10)", "study=digits")
-    (study,) = published.keep("digits", OUT, ("learning_curves", "difference_to_random"))
+    study = published.keep(published.RUNS / "digits", OUT, ("learning_curves", "difference_to_random"))
     published.fill(published.ROOT / "README.md", digits=published.words(study))
+    published.fill(OUT / "README.md", costs=published.costs([study]))
 
 
 if __name__ == "__main__":

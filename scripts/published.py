@@ -13,57 +13,77 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from al_bench import report, results, verdict
+from al_bench.config import function
 from al_bench.results import Run
 from al_bench.store import as_file_name
+from al_bench.strategies import needs_of
 from al_bench.verdict import Study
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "results" / "runs"  # not committed
-DROPPED = ("history", "peak_memory")
 
 
 def sweep(*overrides: str) -> None:
     """From nothing, or from where it was stopped. Ends this program where a run fails."""
     command = [sys.executable, "-m", "al_bench", "-m", "hydra/launcher=local", *overrides]
-    if code := subprocess.run([*command, f"results_dir={RUNS.relative_to(ROOT)}"], cwd=ROOT).returncode:
+    process = subprocess.Popen([*command, f"results_dir={RUNS.relative_to(ROOT)}"], cwd=ROOT)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # it had the same Ctrl-C, and leaves its runs in order
+        code = process.wait()
+    if code:
         sys.exit(code)
 
 
 def keep(
-    name: str, out: Path, figures: Iterable[str], dropped: Iterable[str] = (), target: float | None = None
-) -> list[Study]:
-    """Write the report of the runs of this name and take from it what is committed: records, summary, figures."""
-    page = report.write(RUNS / name, target)
-    studies = verdict.studies(results.find(RUNS / name), target)
-    out.mkdir(exist_ok=True)
-    lines = [line for s in studies for line in records(s, {*DROPPED, *dropped})]
-    (out / "records.jsonl").write_text("".join(lines))
+    folder: Path, out: Path, figures: Iterable[str], dropped: Iterable[str] = (), target: float | None = None
+) -> Study:
+    """Write the report of a finished comparison and take from it what is committed: records, summary, figures.
+
+    folder: its runs, of one data set and budget, with the same seeds for all strategies; else nothing is written.
+    """
+    studies = verdict.studies(results.find(folder), target)
+    if len(studies) != 1:
+        sys.exit(f"{folder} holds {len(studies)} comparisons, not one: {', '.join(str(s.cell) for s in studies)}")
+    (s,) = studies
+    seeds = {strategy: s.seeds(strategy) for strategy in s.runs}
+    if s.left_out or len(set(map(tuple, seeds.values()))) != 1:
+        sys.exit(f"{s.cell} is not complete: {s.left_out or seeds}")
+    page = report.write(folder, target)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "records.jsonl").write_text("".join(records(s, {"history", "peak_memory", *dropped})))
     for table in ("summary.csv", "summary.md"):
         shutil.copy(page.parent / table, out)
-    for s in studies:
-        for figure in figures:
-            for path in (page.parent / "figures").glob(f"{as_file_name('-'.join(s.cell))}-{figure}.p*"):
-                place = f"{s.cell.dataset}-{s.cell.budget}-" if len(studies) > 1 else ""
-                shutil.copy(path, out / f"{place}{figure}{path.suffix}")
-    return studies
+    for figure in (f"{figure}{ending}" for figure in figures for ending in (".png", ".pdf")):
+        shutil.copy(page.parent / "figures" / as_file_name(f"{'-'.join(s.cell)}-{figure}"), out / figure)
+    return s
 
 
 def records(s: Study, dropped: set[str]) -> list[str]:
     lines = []
-    for name, runs in s.runs.items():
-        for run in runs:
-            who = {"dataset": s.cell.dataset, "budget": s.cell.budget, "strategy": name, "seed": run.seed}
-            for line in (run.folder / "rounds.jsonl").read_text().splitlines():
-                record = {k: v for k, v in json.loads(line).items() if k not in dropped}
-                lines.append(json.dumps(who | record) + "\n")
+    for run in (run for runs in (*s.runs.values(), s.references) for run in runs):
+        who = {"dataset": run.cell.dataset, "budget": run.cell.budget, "strategy": run.strategy, "seed": run.seed}
+        lines += [
+            json.dumps(who | {k: v for k, v in record.items() if k not in dropped}) + "\n" for record in rounds(run)
+        ]
     return lines
 
 
+def rounds(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / "rounds.jsonl").read_text().splitlines()]
+
+
 def words(s: Study) -> str:
-    """The verdict's sentences and its table, in Markdown."""
-    return "\n".join([*(f"- {report.md(sentence)}" for sentence in verdict.sentences(s)), "", report.markdown_table(s)])
+    """The verdict's sentences, its table, how its numbers came about and what is to be known, in Markdown."""
+    notes = [f"- {report.md(note)}" for note in s.notes]
+    return "\n".join([*(f"- {report.md(words)}" for words in verdict.sentences(s)), "", table(s), "", *notes]).rstrip()
+
+
+def table(s: Study) -> str:
+    return "\n".join([report.markdown_table(s), "", *map(report.md, report.how(s))])
 
 
 def fill(path: Path, **parts: str) -> None:
@@ -78,49 +98,52 @@ def fill(path: Path, **parts: str) -> None:
     path.write_text(page)
 
 
-def costs(runs: Iterable[Run]) -> str:
+def costs(studies: Iterable[Study]) -> str:
     """What the runs of each strategy took, in medians, and on which machine, in Markdown."""
-    runs = list(runs)
+    runs = [run for s in studies for runs in (*s.runs.values(), s.references) for run in runs]
     rows = [
         ["data and budget", "strategy", "runs", "samples trained", "images predicted", "fit s", "predict s", "select s",
-         "whole run s", "outside these"],
+         "whole run s", "outside the three"],
     ]  # fmt: skip
-    kinds = dict.fromkeys((run.cell, run.strategy) for run in runs)
-    for cell, strategy in kinds:
-        ours = [cost(run) for run in runs if (run.cell, run.strategy) == (cell, strategy)]
+    rows.append(["---"] * len(rows[0]))
+    of_run = {run: cost(run) for run in runs}
+    for cell, strategy in dict.fromkeys((run.cell, run.strategy) for run in runs):
+        ours = [c for run, c in of_run.items() if (run.cell, run.strategy) == (cell, strategy)]
         middle = {k: median(c[k] for c in ours) for k in ours[0]}
         rows.append(
             [f"{cell.dataset} {cell.budget}", strategy, str(len(ours))]
             + [f"{middle[k]:,.0f}" for k in ("trained", "predicted", "fit", "predict", "select", "whole")]
             + [f"{middle['outside']:.0%}"]
         )
-    rows.insert(1, ["---"] * len(rows[0]))
     table = "\n".join(f"| {' | '.join(map(report.md, row))} |" for row in rows)
-    total = sum(cost(run)["whole"] for run in runs)
+    total = sum(c["whole"] for c in of_run.values())
     machines = Counter(
         f"{start['cpu']}, {start['cores']} cores, {start['threads']} threads a run, {start['device']}, "
-        f"{start['precision']}, torch {start['versions']['torch']}"
+        f"{start['precision']}, torch {start['versions']['torch']}, commit {(start['git'] or 'unknown')[:7]}"
         for run in runs
         for start in run.info["starts"][-1:]
     )
     where = "; ".join(f"{n} runs on {machine}" for machine, n in machines.most_common())
-    return f"{table}\n\nAll runs together: {total / 3600:.1f} hours. {where}."
+    return f"{table}\n\nAll runs one after the other: {total / 3600:.1f} hours. {where}."
 
 
 def cost(run: Run) -> dict[str, float]:
-    lines = [json.loads(line) for line in (run.folder / "rounds.jsonl").read_text().splitlines()]
-    times = run.config["strategy.passes"] or run.config["strategy.members"] or 1
-    looked = [r["n_candidates"] * times for r in lines if r["seconds"]["predict"] > 0.005]  # random looks at nothing
+    """Counts and seconds of one run; whole: from its last start to its end, `outside`: the part in none of the rest."""
+    lines = rounds(run)
+    needs = needs_of(function("strategy._target_", run.config["strategy._target_"]))
+    times = (run.config["strategy.passes"] or run.config["strategy.members"] or 1) * (
+        needs.predictions or needs.embeddings
+    )
     seconds = {k: float(v.sum()) for k, v in run.seconds.items()}
     began, ended = (datetime.fromisoformat(t) for t in (run.info["starts"][-1]["time"], run.info["ended"]))
-    whole = (ended - began).total_seconds()
     in_one_go = len(run.info["starts"]) == 1
+    whole = (ended - began).total_seconds() if in_one_go else sum(seconds.values())
     return {
         "trained": sum(r["steps"] for r in lines) * run.config["trainer.batch_size"],
-        "predicted": sum(looked) + len(lines) * run.info["dataset"]["n_test"],
+        "predicted": sum(r["n_candidates"] for r in lines) * times + len(lines) * run.info["dataset"]["n_test"],
         "fit": seconds["fit"] + seconds["committee"],
         "predict": seconds["predict"] + seconds["evaluate"],
         "select": seconds["select"],
-        "whole": whole if in_one_go else sum(seconds.values()),
-        "outside": 1 - sum(seconds.values()) / whole if in_one_go else 0.0,
+        "whole": whole,
+        "outside": 1 - sum(seconds.values()) / whole,
     }

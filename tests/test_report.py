@@ -465,7 +465,7 @@ def test_a_redundant_pool_shows_how_much_of_what_was_bought_was_there_already(tm
     (found,) = verdict.studies(results.find(tmp_path))
     assert verdict.row(found, "random")["duplicate_share"] == pytest.approx(0.5)
     assert verdict.row(found, "margin")["duplicate_share"] == pytest.approx((0.5 + 6 / 20) / 2)
-    assert report.table(found)[1]["copies of what it had"] == "40.0%"
+    assert report.table(found)[1]["copies of what it had bought"] == "40.0%"
 
 
 def test_the_report_is_one_page_with_tables_and_figures(tmp_path):

@@ -213,9 +213,9 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
 
     features, _ = cached_array(c.cache_dir, key, (len(images), net.head_hidden_size), "float32", fill)
     features_ND = torch.from_numpy(features)
-    train_LD = features_ND[dataset.train_idx]
-    mean_D = train_LD.mean(0)
-    std_D = train_LD.sub_(mean_D).square_().mean(0).sqrt_()  # torch.std takes five times as long along this axis
+    train_TD = features_ND[dataset.train_idx]
+    mean_D = train_TD.mean(0)
+    std_D = train_TD.sub_(mean_D).square_().mean(0).sqrt_()  # torch.std takes five times as long along this axis
     return replace(dataset, images=features_ND, mean=mean_D, std=std_D.clamp_min(1e-6))
 
 
