@@ -9,7 +9,10 @@ and typed again, it goes on. Writes results/repeated_mnist/.
 import argparse
 from pathlib import Path
 
+import check_results
 import published
+
+from al_bench.report import md
 
 OUT = published.ROOT / "results" / "repeated_mnist"
 
@@ -25,7 +28,10 @@ def main() -> None:
     published.sweep(*common, "strategy=power_bald", "strategy.passes=10", "strategy.beta=8")
     figures = ("learning_curves", "difference_to_random")
     study = published.keep(published.RUNS / "repeated_mnist", OUT, figures, target=0.9)
-    published.fill(OUT / "README.md", verdict=published.words(study), costs=published.costs([study]))
+    check_results.main()
+    checks = "\n".join(f"- {md(str(band))}" for band in check_results.bands() if band.of == OUT.name)
+    page = {"verdict": published.words(study), "checks": checks, "costs": published.costs([study])}
+    published.fill(OUT / "README.md", **page)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
-"""The committed results: the checks of published bands, and README's words, are what the records say."""
+"""What the scripts of published results keep, the checks on it, and that README says the same."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
+from test_report import two_arms, write_run
+
+from al_bench import results, stats
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "scripts"))
@@ -18,22 +24,76 @@ import published  # noqa: E402
 @pytest.mark.parametrize(
     "bounds, line",
     [
-        ({"low": 3}, "pass  x: gap: 3.0 points (wanted: at least 3)"),
-        ({"low": 5.5}, "miss  x: gap: 3.0 points (wanted: at least 5.5, missed by 2.5)"),
-        ({"high": 2}, "miss  x: gap: 3.0 points (wanted: at most 2, missed by 1.0)"),
-        ({"low": 4, "high": 6}, "miss  x: gap: 3.0 points (wanted: 4 to 6, missed by 1.0)"),
-        ({"low": 2, "high": 6}, "pass  x: gap: 3.0 points (wanted: 2 to 6)"),
+        ({"low": 3}, "pass (wanted: at least 3; paper)"),
+        ({"low": 5.5}, "miss (wanted: at least 5.5, missed by 2.5; paper)"),
+        ({"high": 2}, "miss (wanted: at most 2, missed by 1.0; paper)"),
+        ({"low": 4, "high": 6}, "miss (wanted: at least 4 and at most 6, missed by 1.0; paper)"),
+        ({"above": 3}, "miss (wanted: more than 3, missed by 0.0; paper)"),
+        ({"above": 2}, "pass (wanted: more than 2; paper)"),
     ],
-)
+)  # fmt: skip
 def test_a_band_says_by_how_much_it_is_missed(bounds, line):
-    assert str(check_results.Band("x", "gap", 3.0, **bounds)) == line
+    said = str(check_results.Band("x", "gap", 3.0, "points", "paper", 4, **bounds))
+    assert said == line.replace(" (", "  x: gap: 3.0 points, n = 4 (", 1)
 
 
-def test_what_is_never_reached_is_missed():
-    labels_R, accuracy_SR = np.array([10, 20, 30]), np.array([[50, 91, 80], [50, 60, 95], [50, 60, 70], [50, 60, 70]])
-    assert check_results.median_labels_to(90, labels_R, accuracy_SR[:3]) == 30
-    band = check_results.Band("x", "labels", check_results.median_labels_to(90, labels_R, accuracy_SR[1:]), high=120)
-    assert str(band).startswith("miss  x: labels: inf")
+# Percent at 100 and 200 labels for two seeds, and what the first round bought: 10000 to 10004 are copies of one image.
+MADE_UP = {
+    "random": ([(80, 90), (82, 92)], [[10000, 10005], [10000, 10005]]),
+    "bald": ([(78, 84), (70, 80)], [[10000, 10001, 10005, 10006], [10000, 10001, 10002, 10003]]),
+    "batchbald": ([(90, 94), (90, 96)], [[10000, 10005, 10010, 10015], [10004, 10005, 10010, 10015]]),
+    "power_bald": ([(89, 95), (91, 95)], [[10000, 10005], [10000, 10005]]),
+}
+
+
+def made_up(**changes):
+    rows = [
+        {
+            "strategy": name,
+            "seed": seed,
+            "round": r,
+            "n_labelled": n,
+            "accuracy": a,
+            "acquired": bought[seed] * (r == 0),
+        }
+        for name, (accuracy, bought) in (MADE_UP | changes).items()
+        for seed, both in enumerate(accuracy)
+        for r, (n, a) in enumerate(zip((100, 200), both, strict=True))
+    ]
+    return pd.DataFrame(rows).sample(frac=1, random_state=0)
+
+
+def test_the_bands_of_repeated_mnist_by_hand():
+    found = {band.what: band for band in check_results.repeated_mnist(made_up())}
+    assert {what: band.value for what, band in found.items()} == pytest.approx(
+        {
+            "batchbald - random in its worst seed, mean accuracy over labels": 93 - 87,
+            "power_bald - random in its worst seed, mean accuracy over labels": 93 - 87,
+            "random - bald in its worst seed, mean accuracy over labels": 85 - 81,
+            "batchbald - random, mean accuracy over labels": (92 - 85 + 93 - 87) / 2,
+            "power_bald - random, mean accuracy over labels": (92 - 85 + 93 - 87) / 2,
+            "random - bald, mean accuracy over labels": (85 - 81 + 87 - 75) / 2,
+            "copies among what bald bought": (50 + 75) / 2,
+            "copies among what batchbald bought": 0,
+            "power_bald to 90%, median": 100,
+            "random to 90%, median": 200,
+            "power_bald - bald at 100 labels": 90 - 74,
+            "power_bald - batchbald at 100 labels, either way": 0,
+            "power_bald - bald at 200 labels": 95 - 82,
+            "power_bald - batchbald at 200 labels, either way": 0,
+        }
+    )
+    assert {band.n for band in found.values()} == {2} and all(str(band).startswith("pass") for band in found.values())
+
+
+def test_equal_arms_and_a_missing_seed_do_not_pass():
+    alike = check_results.repeated_mnist(made_up(batchbald=MADE_UP["random"]))
+    assert str(alike[0]).startswith("miss  repeated_mnist: batchbald - random in its worst seed")
+    never = check_results.repeated_mnist(made_up(power_bald=([(80, 85), (80, 85)], [[], []])))
+    assert any(str(band).startswith("miss  repeated_mnist: power_bald to 90%, median: inf") for band in never)
+    short = MADE_UP["bald"][0][:1], MADE_UP["bald"][1][:1]
+    with pytest.raises(SystemExit, match="Not the same seeds"):
+        check_results.repeated_mnist(made_up(bald=short))
 
 
 def test_the_committed_checks_are_those_of_the_committed_records():
@@ -41,11 +101,78 @@ def test_the_committed_checks_are_those_of_the_committed_records():
     assert (ROOT / "results" / "checks.txt").read_text().splitlines() == found
 
 
-@pytest.mark.parametrize("name", ["digits", "frozen_features"])
-def test_the_readme_says_what_the_summary_says(name):
-    (words,) = re.findall(rf"<!-- {name} -->\n(.*)<!-- /{name} -->", (ROOT / "README.md").read_text(), re.DOTALL)
-    summary = (ROOT / "results" / name / "summary.md").read_text().splitlines()
-    assert len(words.splitlines()) > 5 and set(words.splitlines()) <= set(summary)
+KEPT = sorted(path.parent for path in (ROOT / "results").glob("**/records.jsonl") if "runs" not in path.parts)
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
+def test_a_committed_summary_is_what_the_committed_records_say(folder):
+    rounds = check_results.read(folder.relative_to(ROOT / "results"))
+    summary = pd.read_csv(folder / "summary.csv").set_index("strategy")
+    labels_R, curve = check_results.curves(rounds, summary.index)
+    area = {name: stats.aubc(labels_R, accuracy_SR) for name, accuracy_SR in curve.items()}
+    for name in curve:
+        assert summary["final_accuracy"][name] == pytest.approx(curve[name][:, -1].mean() / 100)
+        if not np.isnan(gain := summary["minus_random"][name]):  # not that of the random arms
+            assert gain == pytest.approx((area[name] - area["random"]).mean() / 100)
+
+
+@pytest.mark.parametrize("place, folder", [("digits", "digits"), ("frozen_features", "frozen_features/cifar10-low")])
+def test_the_readme_has_the_table_of_the_summary(place, folder):
+    (words,) = re.findall(rf"<!-- {place} -->\n(.*)<!-- /{place} -->", (ROOT / "README.md").read_text(), re.DOTALL)
+    summary = (ROOT / "results" / folder / "summary.md").read_text()
+    assert words.count("\n| ") > 5 and words[words.index("| strategy") :].split("\n\n")[0] in summary
+
+
+def test_a_complete_comparison_is_kept_whole_and_an_incomplete_one_not_at_all(tmp_path):
+    two_arms(tmp_path)
+    s = published.keep(tmp_path, tmp_path / "out", ["learning_curves"], dropped=["acquired", "seconds"])
+    lines = list(map(json.loads, (tmp_path / "out" / "records.jsonl").read_text().splitlines()))
+    assert len(lines) == 2 * 6 * 3 and not {"history", "acquired", "seconds"} & set().union(*lines)
+    first = {"dataset": "digits", "budget": "10+2x10", "strategy": "random", "seed": 0, "round": 0, "n_labelled": 10}
+    assert {k: lines[0][k] for k in first} == first and lines[0]["metrics"]["accuracy"] == 0.5
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "learning_curves.pdf", "learning_curves.png", "records.jsonl", "summary.csv", "summary.md",
+    ]  # fmt: skip
+    assert published.words(s).startswith("- margin") and "Paired with random by seed" in published.table(s)
+
+    write_run(tmp_path, "margin", 6)
+    with pytest.raises(SystemExit, match="not complete"):
+        published.keep(tmp_path, tmp_path / "other", [])
+    write_run(tmp_path, "random", 6, state="failed", error="out of memory")
+    with pytest.raises(SystemExit, match="not complete"):
+        published.keep(tmp_path, tmp_path / "other", [])
+    write_run(tmp_path, budget="other")
+    with pytest.raises(SystemExit, match="holds 2 comparisons"):
+        published.keep(tmp_path, tmp_path / "other", [])
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_a_run_took_by_hand(tmp_path):
+    def run_of(strategy, target, passes=None, starts=1):
+        folder = write_run(tmp_path, strategy)
+        info = json.loads((folder / "run.json").read_text())
+        info["starts"] = [info["starts"][0] | {"time": "2026-01-01T10:00:00+00:00"}] * starts
+        info |= {"ended": "2026-01-01T10:00:20+00:00", "dataset": info["dataset"] | {"n_test": 7}}
+        (folder / "run.json").write_text(json.dumps(info))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["strategy"] |= {"_target_": f"al_bench.strategies.{target}", "passes": passes, "members": None}
+        config["trainer"]["batch_size"] = 64
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        lines = list(map(json.loads, (folder / "rounds.jsonl").read_text().splitlines()))
+        seconds = {"fit": 2.0, "evaluate": 0.5, "committee": 1.0, "predict": 0.5, "select": 1.0}
+        extra = [{"steps": 100, "n_candidates": n, "seconds": seconds} for n in (50, 40, 0)]
+        whole = [json.dumps(line | more) + "\n" for line, more in zip(lines, extra, strict=True)]
+        (folder / "rounds.jsonl").write_text("".join(whole))
+        return results.read(folder)
+
+    bald = published.cost(run_of("bald", "bayesian.bald", passes=10))
+    assert bald == {
+        "trained": 3 * 100 * 64, "predicted": 90 * 10 + 3 * 7, "fit": 9, "predict": 3, "select": 3, "whole": 20,
+        "outside": 0.25,
+    }  # fmt: skip
+    assert published.cost(run_of("random", "random.random_sampling"))["predicted"] == 21
+    continued = published.cost(run_of("margin", "uncertainty.margin", starts=2))
+    assert (continued["predicted"], continued["whole"], continued["outside"]) == (90 + 21, 15, 0)
 
 
 def test_a_place_in_a_page_is_filled_and_a_missing_one_is_said(tmp_path):
@@ -58,7 +185,7 @@ def test_a_place_in_a_page_is_filled_and_a_missing_one_is_said(tmp_path):
         published.fill(page, d="")
 
 
-def test_the_scripts_say_what_they_want():
-    for name in ("frozen_features", "repeated_mnist"):
-        done = subprocess.run([sys.executable, ROOT / "scripts" / f"{name}.py"], capture_output=True, text=True)
-        assert done.returncode == 2 and "the following arguments are required" in done.stderr
+@pytest.mark.parametrize("name", ["frozen_features", "gentle_introduction", "repeated_mnist"])
+def test_the_scripts_say_what_they_want(name):
+    done = subprocess.run([sys.executable, ROOT / "scripts" / f"{name}.py"], capture_output=True, text=True)
+    assert done.returncode == 2 and "the following arguments are required" in done.stderr
