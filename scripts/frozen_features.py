@@ -52,7 +52,7 @@ def write(cells: list[tuple[str, str]]) -> None:
     studies = {}
     for dataset, budget in cells:
         folder = published.RUNS / "frozen_features" / dataset / "tf_efficientnet_lite0-frozen" / budget
-        figures, dropped = ("learning_curves", "difference_to_random"), ("acquired", "class_counts")
+        figures, dropped = ("learning_curves", "difference_to_random"), ("acquired", "class_counts", "per_class")
         studies[dataset, budget] = published.keep(folder, OUT / f"{dataset}-{budget}", figures, dropped)
     parts = [f"### {dataset}, {budget} budget\n\n{published.words(s)}" for (dataset, budget), s in studies.items()]
     published.fill(OUT / "README.md", verdicts="\n\n".join(parts), costs=published.costs(studies.values()))

@@ -66,9 +66,9 @@ def records(s: Study, dropped: set[str]) -> list[str]:
     lines = []
     for run in (run for runs in (*s.runs.values(), s.references) for run in runs):
         who = {"dataset": run.cell.dataset, "budget": run.cell.budget, "strategy": run.strategy, "seed": run.seed}
-        lines += [
-            json.dumps(who | {k: v for k, v in record.items() if k not in dropped}) + "\n" for record in rounds(run)
-        ]
+        for record in rounds(run):
+            record["metrics"] = {k: v for k, v in record["metrics"].items() if k not in dropped}
+            lines.append(json.dumps(who | {k: v for k, v in record.items() if k not in dropped}) + "\n")
     return lines
 
 

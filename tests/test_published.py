@@ -125,9 +125,10 @@ def test_the_readme_has_the_table_of_the_summary(place, folder):
 
 def test_a_complete_comparison_is_kept_whole_and_an_incomplete_one_not_at_all(tmp_path):
     two_arms(tmp_path)
-    s = published.keep(tmp_path, tmp_path / "out", ["learning_curves"], dropped=["acquired", "seconds"])
+    s = published.keep(tmp_path, tmp_path / "out", ["learning_curves"], dropped=["acquired", "per_class"])
     lines = list(map(json.loads, (tmp_path / "out" / "records.jsonl").read_text().splitlines()))
-    assert len(lines) == 2 * 6 * 3 and not {"history", "acquired", "seconds"} & set().union(*lines)
+    assert len(lines) == 2 * 6 * 3 and not {"history", "acquired"} & set().union(*lines)
+    assert lines[0]["metrics"].keys() == {"accuracy", "ece", "worst_class"}
     first = {"dataset": "digits", "budget": "10+2x10", "strategy": "random", "seed": 0, "round": 0, "n_labelled": 10}
     assert {k: lines[0][k] for k in first} == first and lines[0]["metrics"]["accuracy"] == 0.5
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
