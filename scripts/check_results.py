@@ -15,10 +15,16 @@ import numpy as np
 import pandas as pd
 
 from al_bench import results, stats
+from al_bench.report import md
 
 RESULTS = Path(__file__).parents[1] / "results"
 MNIST = {"dataset": {"n_test": 10_000}}, {"stressor.copies": 5}  # as its runs' run.json and config.yaml say
-PAPER, FULL, PILOT = "Kirsch et al. 2019", "Kirsch et al. 2023, on a full pool", "expected from two seeds of a pilot"
+ARTICLE, PAPER, FULL, PILOT = (
+    "around the article's numbers",
+    "Kirsch et al. 2019",
+    "Kirsch et al. 2023, on a full pool",
+    "expected from two seeds of a pilot",
+)
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,19 @@ def main() -> None:
 
 
 def bands() -> list[Band]:
-    checks = {"repeated_mnist": repeated_mnist}
+    checks = {"gentle_introduction/as_published": gentle_introduction, "repeated_mnist": repeated_mnist}
     there = (name for name in checks if (RESULTS / name / "records.jsonl").exists())
     return [band for name in there for band in checks[name](read(name))]
 
 
+def as_list(of: str) -> str:
+    """Check all that is there, and the bands of one folder in Markdown."""
+    main()
+    return "\n".join(f"- {md(str(band))}" for band in bands() if band.of == of)
+
+
 def read(name: str) -> pd.DataFrame:
-    """A row a round: strategy, seed, n_labelled, accuracy in percent, acquired, seconds."""
+    """A row a round, with the accuracy in percent."""
     rounds = pd.read_json(RESULTS / name / "records.jsonl", lines=True)
     return rounds.assign(accuracy=[100 * metrics["accuracy"] for metrics in rounds["metrics"]])
 
@@ -70,6 +82,20 @@ def curves(rounds: pd.DataFrame, strategies: Iterable[str]) -> tuple[np.ndarray,
     if len(set(map(tuple, seeds.values()))) != 1 or any(t.isna().to_numpy().any() for t in ours.values()):
         sys.exit(f"Not the same seeds and label counts for all: {seeds}")
     return table.columns.to_numpy(), {name: t.to_numpy() for name, t in ours.items()}
+
+
+def gentle_introduction(rounds: pd.DataFrame) -> list[Band]:
+    """The article's loop; where it ends is stated, not judged: it may never come near the full data."""
+    full, loop = (rounds[(rounds["budget"] == "full") == is_full] for is_full in (True, False))
+    n_thrown_away = (loop["weights_from"] != loop["round"]).groupby(loop["seed"]).sum()
+    name, n = "gentle_introduction/as_published", loop["seed"].nunique()
+    at_5000 = loop[loop["n_labelled"] == 5000]["accuracy"].mean()
+    return [
+        Band(name, "full data", full["accuracy"].mean(), "%", ARTICLE, full["seed"].nunique(), low=86.5, high=89.5),
+        Band(name, "5,000 labels", at_5000, "%", ARTICLE, n, low=75, high=83),
+        Band(name, "rounds whose weights are thrown away", n_thrown_away.mean(), "rounds", ARTICLE, n, low=8),
+        Band(name, "last label count", loop.groupby("seed")["n_labelled"].max().mean(), "labels", ARTICLE, n, low=9000),
+    ]
 
 
 def repeated_mnist(rounds: pd.DataFrame) -> list[Band]:

@@ -12,8 +12,6 @@ from pathlib import Path
 import check_results
 import published
 
-from al_bench.report import md
-
 OUT = published.ROOT / "results" / "repeated_mnist"
 
 
@@ -28,10 +26,9 @@ def main() -> None:
     published.sweep(*common, "strategy=power_bald", "strategy.passes=10", "strategy.beta=8")
     figures = ("learning_curves", "difference_to_random")
     study = published.keep(published.RUNS / "repeated_mnist", OUT, figures, target=0.9)
-    check_results.main()
-    checks = "\n".join(f"- {md(str(band))}" for band in check_results.bands() if band.of == OUT.name)
-    page = {"verdict": published.words(study), "checks": checks, "costs": published.costs([study])}
-    published.fill(OUT / "README.md", **page)
+    checks = check_results.as_list("repeated_mnist")
+    costs = published.costs([study])
+    published.fill(OUT / "README.md", verdict=published.words(study), checks=checks, costs=costs)
 
 
 if __name__ == "__main__":

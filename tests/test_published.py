@@ -86,6 +86,16 @@ def test_the_bands_of_repeated_mnist_by_hand():
     assert {band.n for band in found.values()} == {2} and all(str(band).startswith("pass") for band in found.values())
 
 
+def test_the_bands_of_the_article_by_hand():
+    names = ["budget", "seed", "round", "n_labelled", "weights_from", "accuracy"]
+    full = [("full", seed, 0, 20025, 0, accuracy) for seed, accuracy in enumerate((88.0, 88.5, 88.4))]
+    loop = [("5000+29x200", 0, r, 5000 + 200 * r, best, 77.0 + r) for r, best in enumerate((0, 0, 2, 2))]
+    found = check_results.gentle_introduction(pd.DataFrame(full + loop, columns=names))
+    assert [band.value for band in found] == pytest.approx([88.3, 77, 2, 5600])
+    assert [band.n for band in found] == [3, 1, 1, 1]
+    assert [str(band)[:4] for band in found] == ["pass", "pass", "miss", "miss"]
+
+
 def test_equal_arms_and_a_missing_seed_do_not_pass():
     alike = check_results.repeated_mnist(made_up(batchbald=MADE_UP["random"]))
     assert str(alike[0]).startswith("miss  repeated_mnist: batchbald - random in its worst seed")
