@@ -1,8 +1,7 @@
 """The rules every strategy obeys, each a function any strategy can be put through: `al-bench check mine.my_strategy`.
 
-P pool images, L labelled, S passes or members, C classes, D embedding width, F width of the fixed features. A rule is
-given the strategy and S; it returns None or a remark, and raises Broken with the input that broke it.
-`make_view(size, seed, kind)` makes that input again.
+A rule is given the strategy and S, its passes or members; it returns None or a remark, and raises Broken with the input
+that broke it. P pool images.
 """
 
 import difflib
@@ -15,7 +14,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -31,16 +29,9 @@ from yaml import YAMLError
 
 from al_bench import strategies
 from al_bench.cli import conf_dir
+from al_bench.conformance_inputs import FIELDS_OF, Case, cases, large, take
 from al_bench.errors import UserError
-from al_bench.strategies import Needs, PoolView, Size, Strategy, needs_of, select
-
-FIELDS_OF = {  # what each need brings; labelled_labels_L is always there
-    "predictions": ["log_probs_PSC"],
-    "embeddings": ["emb_PD", "labelled_emb_LD"],
-    "labelled": ["labelled_log_probs_LC"],
-    "features": ["features_PF", "labelled_features_LF"],
-    "head": ["head_weight_CD", "head_bias_C"],
-}
+from al_bench.strategies import PoolView, Strategy, needs_of, select
 
 
 class Broken(Exception):
@@ -49,146 +40,6 @@ class Broken(Exception):
 
 class Refused(Exception):
     """The strategy raised ValueError or UserError of its own, where it may: what it said."""
-
-
-# --- Inputs
-
-
-def make_view(size: Size, seed: int, kind: str = "random") -> PoolView:
-    """A random pool with every field filled: a cluster a class, and predictions of a head that fits the embeddings."""
-    draw = torch.Generator().manual_seed(seed)
-    centre_CD, centre_CF = (torch.randn(size.C, width, generator=draw) for width in (size.D, size.F))
-
-    def images(n: int) -> tuple[Tensor, Tensor, Tensor]:
-        label_N = torch.randint(size.C, (n,), generator=draw)
-        emb_ND = centre_CD[label_N] + torch.randn(n, size.D, generator=draw)
-        features_NF = centre_CF[label_N] + torch.randn(n, size.F, generator=draw)
-        return label_N, emb_ND, torch.nn.functional.normalize(features_NF)
-
-    _, emb_PD, features_PF = images(size.P)
-    label_L, emb_LD, features_LF = images(size.L)
-    bias_C = -centre_CD.square().sum(1) / 2
-    logits_PSC = (emb_PD @ centre_CD.T + bias_C)[:, None].repeat(1, size.S, 1)
-    if size.S > 1:
-        logits_PSC += torch.randn(logits_PSC.shape, generator=draw)
-    labelled_log_probs_LC = (emb_LD @ centre_CD.T + bias_C).log_softmax(-1)
-    return KINDS[kind](
-        PoolView(
-            size.P, size.C, logits_PSC.log_softmax(-1), emb_PD, emb_LD, label_L, labelled_log_probs_LC,
-            features_PF, features_LF, centre_CD, bias_C,
-        )
-    )  # fmt: skip
-
-
-def take(view: PoolView, rows: Tensor) -> PoolView:
-    """The view of a pool that holds these images of it."""
-    pool = {name: getattr(view, name) for name in ("log_probs_PSC", "emb_PD", "features_PF")}
-    return replace(view, **{name: values[rows] for name, values in pool.items() if values is not None})
-
-
-def certain(view: PoolView) -> PoolView:
-    def one_hot(log_probs: Tensor) -> Tensor:
-        return torch.zeros_like(log_probs).scatter(-1, log_probs.argmax(-1, keepdim=True), 1).log()
-
-    return replace(
-        view,
-        log_probs_PSC=one_hot(view.log_probs_PSC.mean(1, keepdim=True)).expand_as(view.log_probs_PSC).clone(),
-        labelled_log_probs_LC=one_hot(view.labelled_log_probs_LC),
-    )
-
-
-def uniform(view: PoolView) -> PoolView:
-    return replace(view, log_probs_PSC=torch.full_like(view.log_probs_PSC, 1 / view.n_classes).log())
-
-
-def alike(view: PoolView) -> PoolView:
-    return take(view, torch.zeros(view.n_pool, dtype=torch.int64))
-
-
-def blank(view: PoolView) -> PoolView:
-    return replace(view, emb_PD=torch.zeros_like(view.emb_PD), labelled_emb_LD=torch.zeros_like(view.labelled_emb_LD))
-
-
-def without_a_class(view: PoolView, log_zero: float) -> PoolView:
-    """The likeliest class of every third image gets the log-probability log_zero, in every pass."""
-    log_probs_PSC = view.log_probs_PSC.clone()
-    for row_SC in log_probs_PSC[::3]:
-        row_SC[:, row_SC.mean(0).argmax()] = -torch.inf
-    return replace(view, log_probs_PSC=log_probs_PSC.log_softmax(-1).clamp_min(log_zero))
-
-
-def one_labelled_class(view: PoolView) -> PoolView:
-    return replace(view, labelled_labels_L=torch.zeros_like(view.labelled_labels_L))
-
-
-def halved(view: PoolView) -> PoolView:
-    names = ("log_probs_PSC", "emb_PD", "labelled_emb_LD", "labelled_log_probs_LC")
-    return replace(view, **{name: getattr(view, name).half() for name in names})
-
-
-def widened(view: PoolView) -> PoolView:
-    floats = {
-        f.name: v for f in fields(view) if isinstance(v := getattr(view, f.name), Tensor) and v.dtype == torch.half
-    }
-    return replace(view, **{name: values.float() for name, values in floats.items()})
-
-
-KINDS: dict[str, Callable[[PoolView], PoolView]] = {
-    "random": lambda view: view,
-    "certain": certain,
-    "uniform": uniform,
-    "alike": alike,
-    "alike, certain": lambda view: alike(certain(view)),
-    "alike, uniform, embeddings 0": lambda view: alike(uniform(blank(view))),
-    "embeddings 0": blank,
-    "every image twice": lambda view: take(view, torch.arange(view.n_pool) // 2),
-    "three distinct images": lambda view: take(view, torch.arange(view.n_pool) % min(3, view.n_pool)),
-    "a probability of 0": lambda view: without_a_class(view, -torch.inf),
-    "a probability of exp(-80)": lambda view: without_a_class(view, -80),
-    "one labelled class": one_labelled_class,
-    "float16": halved,
-    "float16 as float32": lambda view: widened(halved(view)),
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One input: a view, and how many to choose from it."""
-
-    size: Size
-    seed: int = 0
-    kind: str = "random"
-
-    def __str__(self) -> str:
-        return f"make_view({self.size}, {self.seed}, {self.kind!r})"
-
-    def view(self, needs: Needs) -> PoolView:
-        """Only what was declared: a field that was not is None."""
-        view = make_view(self.size, self.seed, self.kind)
-        return replace(view, **{name: None for need in undeclared(needs) for name in FIELDS_OF[need]})
-
-    def of(self, **change: Any) -> "Case":
-        """The same with another size, seed or kind."""
-        new = {key: change.pop(key) for key in ("seed", "kind") if key in change}
-        return replace(self, size=replace(self.size, **change), **new)
-
-
-def undeclared(needs: Needs) -> list[str]:
-    return [need for need in FIELDS_OF if not getattr(needs, need)]
-
-
-def cases(S: int) -> list[Case]:
-    """Tie-free inputs."""
-    return [
-        Case(Size(P=5, L=3, S=S, C=2, D=2, F=3, k=2), 1),
-        Case(Size(P=37, L=11, S=S, C=3, D=5, F=4, k=7), 2),
-        Case(Size(P=59, L=20, S=S, C=5, D=3, F=8, k=12), 3),
-    ]
-
-
-def large(S: int) -> Case:
-    """More images than usual blocks hold, and by far no multiple of 64, 100, 128, 250, 256, 500 or 512."""
-    return Case(Size(P=999, L=7, S=S, C=3, D=4, F=4, k=8), 4)
 
 
 # --- Running a strategy

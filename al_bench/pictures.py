@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from al_bench import plots
+from al_bench import plots, sheets
 from al_bench.data import Dataset
 from al_bench.store import RoundRecord
 from al_bench.strategies.uncertainty import entropy_score, least_confidence_score, margin_score
@@ -28,7 +28,7 @@ def picked(path: Path, dataset: Dataset, records: Sequence[RoundRecord]) -> None
     bought = [r for r in records if r.acquired]
     shown = bought[:: -(-len(bought) // ROUNDS) or 1]
     rows = [(f"Picked with {r.n_labelled:,} labels", [pixels(dataset, i) for i in r.acquired[:PICKED]]) for r in shown]
-    figure = plots.contact_sheet(plots.new_figure(plots.PAGE), rows, PICKED)
+    figure = sheets.contact_sheet(plots.new_figure(plots.PAGE), rows, PICKED)
     figure.savefig(path, dpi=110, pil_kwargs={"quality": 80})
 
 
@@ -38,7 +38,7 @@ def most_uncertain(path: Path, dataset: Dataset, log_probs_NSC: Tensor) -> None:
     shown = sorted({int(i) for s in score_N.values() for i in s.topk(min(UNCERTAIN, len(s))).indices})
     predicted_N = log_probs_NSC.mean(1).argmax(-1)
     names = dataset.class_names
-    figure = plots.most_uncertain(
+    figure = sheets.most_uncertain(
         plots.new_figure(plots.PAGE),
         [pixels(dataset, dataset.test_idx[i]) for i in shown],
         {name: s[shown].numpy() for name, s in score_N.items()},
@@ -50,4 +50,4 @@ def most_uncertain(path: Path, dataset: Dataset, log_probs_NSC: Tensor) -> None:
 
 
 def pixels(dataset: Dataset, i: int | Tensor) -> NDArray[np.uint8]:
-    return plots.picture(dataset.images[i])
+    return sheets.picture(dataset.images[i])

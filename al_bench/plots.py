@@ -1,6 +1,6 @@
 """Figures: functions of (ax, arrays) that return the ax. Accuracies come as fractions and are drawn in per cent.
 
-S seeds, R rounds, E epochs, M strategies, C classes, N images. Every function is made for a figure of `new_figure`,
+S seeds, R rounds, E epochs, M strategies, C classes. Every function is made for a figure of `new_figure`,
 one printed column wide; where its ax stands alone in the figure, the figure grows with its legend, rows or columns, so
 that many strategies cost paper and not readability. Values that are not finite are left out of a drawing. Names are
 drawn as they are written: no `$` starts a formula, a leading underscore hides nothing.
@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -36,9 +36,6 @@ NOISE = {"facecolor": "0.92", "edgecolor": "0.7", "hatch": "/////", "linewidth":
 MOST_CLASSES_IN_A_BAR = 12
 MANY = 14  # curves; a legend of more takes a figure as wide as a page
 NAME = 28  # letters of a name in one line beside a row
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
 Look = dict[str, str]
@@ -175,7 +172,7 @@ def labels_to_target(
         if math.inf in (random, method):
             words = f"both {beyond}" if random == method else beyond
             ax.annotate(
-                _plain(words), (1, y), (3, 0), ax.get_yaxis_transform(), "offset points", va="center", fontsize=SMALL
+                plain(words), (1, y), (3, 0), ax.get_yaxis_transform(), "offset points", va="center", fontsize=SMALL
             )
     _fit_rows(ax, rows)
     _dress(ax, f"Labels to {target:.1%} test accuracy", "")
@@ -232,7 +229,7 @@ def rank_diagram(ax: Axes, names: Sequence[str], rank_M: ArrayLike, same_MM: Arr
         on_left = row < half
         x, y = (first, lowest - row) if on_left else (last, lowest - row + half)
         ax.plot([rank_M[i], rank_M[i], x], [0, y, y], color="0.45", linewidth=0.8, zorder=1)
-        words = _shown(labels[i], NAME)
+        words = shown(labels[i], NAME)
         offset, side = ((-3, 0), "right") if on_left else ((3, 0), "left")
         ax.annotate(words, (x, y), offset, textcoords="offset points", ha=side, va="center", fontsize=SMALL)
     _fit(ax, 0.7 + 0.8 * _pitch(labels) * (half - lowest), 1.6 + 0.05 * len(order) + 2 * 0.06 * _letters(labels))
@@ -351,70 +348,6 @@ def validation_history(ax: Axes, histories: Sequence[Sequence[Mapping[str, float
     return ax
 
 
-# -- images --
-
-
-def contact_sheet(
-    figure: Figure, rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], columns: int | None = None
-) -> Figure:
-    """Images under the title of each row, say a strategy and a round. Images: uint8 [H, W, 1 or 3].
-
-    columns: how many stand side by side, by itself as many as the longest row has, up to 20; longer rows are folded.
-    The figure takes the height that its images need.
-    """
-    columns = columns or min(20, max((len(images) for _, images in rows), default=1)) or 1
-    width, y = figure.get_figwidth(), 0.0
-    places = []  # name, sheet, inches from the top, height
-    for name, images in rows:
-        words = _shown(name if len(images) else f"{name}: none", int(15 * width))
-        y += LINE * (words.count("\n") + 1) + 0.05
-        sheet = _sheet(images, columns)
-        places.append((words, sheet, y, width * len(sheet) / sheet.shape[1] if len(images) else 0))
-        y += places[-1][3] + 0.08
-    _set_height(figure, y)
-    for words, sheet, top, height in places:
-        _write(figure, 0.02, top, words)
-        if height:
-            _put(figure, sheet, 0, top, width, height)
-    return figure
-
-
-def picture(pixels: "Tensor") -> NDArray[np.uint8]:
-    """[H, W, 1 or 3] of a data set's uint8 [1 or 3, H, W]."""
-    return pixels.permute(1, 2, 0).numpy()
-
-
-def most_uncertain(
-    figure: Figure,
-    images: Sequence[NDArray[np.uint8]],
-    scores: Mapping[str, ArrayLike],
-    captions: Sequence[str] | None = None,
-    n: int = 10,
-) -> Figure:
-    """The n images of highest score, a row for each score, with the score and, if given, a caption below each.
-
-    images: N of uint8 [H, W, 1 or 3]; scores: name -> score_N; captions: N words such as true and predicted class.
-    """
-    top = {name: _highest(score_N, n) for name, score_N in scores.items()}
-    cell = figure.get_figwidth() / max([1, *map(len, top.values())])
-    side, places, y = 0.94 * cell, [], 0.0  # places: name, inches from the top, height, images with their words
-    for name, chosen in top.items():
-        y += LINE + 0.08
-        height = side * max((images[i].shape[0] / images[i].shape[1] for i in chosen), default=0.0)
-        words = {i: f"{np.asarray(scores[name])[i]:.3g}" for i in chosen}
-        if captions is not None:
-            words = {i: f"{_shown(captions[i], max(4, int(15 * side)))}\n{word}" for i, word in words.items()}
-        places.append((name, y, height, words))
-        y += height + LINE * max((word.count("\n") + 1 for word in words.values()), default=0) + 0.1
-    _set_height(figure, y)
-    for name, y, height, words in places:
-        _write(figure, 0.02, y, _plain(name))
-        for column, (i, word) in enumerate(words.items()):
-            _put(figure, images[i], column * cell, y, side, height)
-            _write(figure, column * cell + side / 2, y + height, word, ha="center", va="top")
-    return figure
-
-
 # -- what they share --
 
 
@@ -424,14 +357,14 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """An escaped dollar is drawn as a dollar; two bare ones would be read as a formula."""
     return text.replace("$", r"\$")
 
 
-def _shown(name: str, width: int) -> str:
+def shown(name: str, width: int) -> str:
     """A user's name in lines of at most `width` letters."""
-    return _plain(textwrap.fill(name, width))
+    return plain(textwrap.fill(name, width))
 
 
 def _line(ax: Axes, x: ArrayLike, y: ArrayLike, look: Mapping[str, str]) -> list[Line2D]:
@@ -471,7 +404,7 @@ def _count_on_x(ax: Axes) -> None:
 
 
 def _names_on(axis: Any, names: Iterable[str], **kwargs: Any) -> None:
-    words = [_shown(name, NAME) for name in names]
+    words = [shown(name, NAME) for name in names]
     axis.set_ticks(range(len(words)), words, fontsize=FONT, **kwargs)
 
 
@@ -530,7 +463,7 @@ def _legend(ax: Axes, handles: Sequence[Artist], names: Iterable[str]) -> None:
 
 def _set_words(legend: Legend, names: Sequence[str], width: int = 44) -> None:
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(_shown(name, width))
+        text.set_text(shown(name, width))
 
 
 def _reach(ax: Axes, labels: float, y: float, edge: float, look: Mapping[str, Any]) -> None:
@@ -622,41 +555,3 @@ def _sorted_shares(
     ax.set_ylim(bottom=0)
     _legend(ax, handles, names)
     return ax
-
-
-def _sheet(images: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
-    """One RGB image of them all, `columns` side by side with white between; at least one empty place."""
-    height = max((image.shape[0] for image in images), default=1)
-    width = max((image.shape[1] for image in images), default=height)
-    gap = max(1, width // 16)
-    lines = -(-len(images) // columns) or 1
-    sheet = np.full((lines * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
-    return sheet
-
-
-def _set_height(figure: Figure, inches: float) -> None:
-    figure.set_layout_engine("none")  # images are placed to the inch
-    figure.set_figheight(max(inches, 0.2))
-
-
-def _put(figure: Figure, image: NDArray[np.uint8], x: float, y: float, width: float, height: float) -> None:
-    """Inches from the left and from the top."""
-    w, h = figure.get_size_inches()
-    ax = figure.add_axes((x / w, 1 - (y + height) / h, width / w, height / h))
-    ax.imshow(_sheet([image], 1))
-    ax.set_axis_off()
-
-
-def _write(figure: Figure, x: float, y: float, words: str, ha: str = "left", va: str = "bottom") -> None:
-    w, h = figure.get_size_inches()
-    figure.text(x / w, 1 - (y + (0.02 if va == "top" else -0.02)) / h, words, fontsize=SMALL, ha=ha, va=va)
-
-
-def _highest(score_N: ArrayLike, n: int) -> list[int]:
-    """The first of equal scores first; nan is no score."""
-    score_N = np.asarray(score_N, dtype=np.float64)
-    order = np.argsort(-score_N, kind="stable")
-    return [int(i) for i in order if not np.isnan(score_N[i])][:n]

@@ -100,20 +100,20 @@ def readable(s: Study, r: dict[str, Any]) -> dict[str, str]:
     per_cent = {"final_accuracy", "mean_accuracy_over_labels", "duplicate_share"}
     cells = {}
     for key, heading in COLUMNS.items():
+        if key == "duplicate_share" and key not in r:
+            continue  # a column only where the pool has copies
         value = r.get(key)
-        if value is None and key == "duplicate_share":
-            continue
         if value is None:
             missed = key == "labels_saved" and "n_pairs" in r and s.target is not None
             cells[heading] = f"reached in {r['pairs_that_reached_target']} of {r['n_pairs']}" if missed else ""
         elif key in per_cent:
             cells[heading] = f"{100 * value:.1f}%"
         elif key == "minus_random":
-            cells[heading] = f"{100 * value:+.1f}{verdict.interval(r['minus_random_low'], r['minus_random_high'])}"
+            cells[heading] = f"{100 * value:+z.1f}{verdict.interval(r['minus_random_low'], r['minus_random_high'])}"
         elif key == "labels_saved":
             bounds = [r["labels_saved_low"], r["labels_saved_high"]]
-            words = "" if bounds[0] is None else f" [{100 * bounds[0]:.0f}, {100 * bounds[1]:.0f}]"
-            cells[heading] = f"{100 * value:.0f}%{words}"
+            words = "" if bounds[0] is None else f" [{100 * bounds[0]:z.0f}, {100 * bounds[1]:z.0f}]"
+            cells[heading] = f"{100 * value:z.0f}%{words}"
         elif key == "labels_to_target_median":
             cells[heading] = f"{value:,.0f}" if np.isfinite(value) else f"> {s.labels_R[-1]:,}"
         elif key == "p_holm":

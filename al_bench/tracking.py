@@ -33,7 +33,7 @@ from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.models import engine
 from al_bench.models.classifier import Classifier
-from al_bench.plots import picture
+from al_bench.sheets import picture
 from al_bench.store import RoundRecord, run_folder, write_atomically
 from al_bench.strategies.uncertainty import entropy_score
 

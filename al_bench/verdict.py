@@ -62,6 +62,11 @@ class Study:
         """Accuracy of the full-data reference, mean over its seeds."""
         return float(np.mean([run.metrics["accuracy"][-1] for run in self.references])) if self.references else None
 
+    @property
+    def all_runs(self) -> list[Run]:
+        """Those of the strategies, then the references."""
+        return [*(run for runs in self.runs.values() for run in runs), *self.references]
+
     def seeds(self, strategy: str) -> list[int]:
         return [run.seed for run in self.runs[strategy]]
 
@@ -302,7 +307,7 @@ def across_sentences(a: Across, rope: float = 0.005) -> list[str]:
             continue
         gain_B = score_B - random_B
         n_above, points = int((gain_B > 0).sum()), 100 * gain_B.mean()
-        text = f"{name}: above random in {n_above} of {b} studies, {points:+.1f} points on average"
+        text = f"{name}: above random in {n_above} of {b} studies, {points:+z.1f} points on average"
         if b >= stats.MIN_BLOCKS:
             better, same, worse = stats.bayesian_signed_rank(score_B, random_B, rope)
             text += (
@@ -333,7 +338,7 @@ def sentences(s: Study) -> list[str]:
 
 
 def sentence(name: str, a: Against, target: float | None) -> str:
-    points = f"{100 * a.area.mean:+.1f} points of {AREA}{interval(a.area.low, a.area.high)}"
+    points = f"{100 * a.area.mean:+z.1f} points of {AREA}{interval(a.area.low, a.area.high)}"
     labels = labels_saved(a.efficiency, target)
     facts = f"{labels}{points}; n = {a.area.n} {'pair' if a.area.n == 1 else 'pairs'}"
     if a.refusal:
@@ -358,12 +363,12 @@ def labels_saved(e: Efficiency, target: float | None) -> str:
     mean, low, high = e.savings
     fewer = "fewer" if mean >= 0 else "more"
     low, high = (low, high) if mean >= 0 or low is None else (-high, -low)
-    bounds = "" if low is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
+    bounds = "" if low is None else f" [{100 * low:z.0f}, {100 * high:z.0f}]"
     return f"needs {100 * abs(mean):.0f}%{bounds} {fewer} training labels than random to reach {percent}; "
 
 
 def interval(low: float | None, high: float | None) -> str:
-    return "" if low is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return "" if low is None else f" [{100 * low:+z.1f}, {100 * high:+z.1f}]"
 
 
 def summary(found: list[Study]) -> list[dict[str, Any]]:

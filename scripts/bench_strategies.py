@@ -254,13 +254,13 @@ def main() -> None:
     names = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = a.folder or temporary
-        found = json.loads(a.out.read_text()) if a.out and a.out.exists() else {}
-        found["machine"] = {k: v for k, v in circumstances().items() if k not in ("time", "host")}
+        found = json.loads(a.out.read_text()) if a.out and a.out.exists() else {"machine": {}}
+        machine = {k: v for k, v in circumstances().items() if k not in ("time", "host")}
         parts = {"peers": list(PEERS), "alone": names, "50,000": list(LIMITS), "1,280,000": LARGE}
         for part, strategies in parts.items():
             wanted = {"large": "1,280,000"}.get(a.only, a.only)
             if wanted == part or (wanted is None and part != "1,280,000"):
-                found[part] = []
+                found[part], found["machine"][part] = [], machine
                 for name in strategies:
                     found[part].append(apart(part, name, a.repeats, folder))
                     if a.out:  # what is measured is kept if the next case fails

@@ -50,10 +50,12 @@ class Band:
         )
 
 
-def main() -> None:
-    lines = "".join(f"{band}\n" for band in bands())
+def main() -> list[Band]:
+    found = bands()
+    lines = "".join(f"{band}\n" for band in found)
     (RESULTS / "checks.txt").write_text(lines)
     print(lines, end="")
+    return found
 
 
 def bands() -> list[Band]:
@@ -64,8 +66,7 @@ def bands() -> list[Band]:
 
 def as_list(of: str) -> str:
     """Check all that is there, and the bands of one folder in Markdown."""
-    main()
-    return "\n".join(f"- {md(str(band))}" for band in bands() if band.of == of)
+    return "\n".join(f"- {md(str(band))}" for band in main() if band.of == of)
 
 
 def read(name: str) -> pd.DataFrame:

@@ -18,7 +18,10 @@ STRATEGIES = [
 ]  # fmt: skip
 LOW_ONLY = ["prob_cover", "uncertainty_herding", "drop_query"]  # minutes a round where a thousand labels are bought
 ALIKE = {"least_confidence", "margin"}  # with two classes they choose what entropy does
+CLASSES = {"cifar10": 10, "dogs_vs_cats": 2}
 LABELS_A_CLASS = {"low": 5, "medium": 25, "high": 100}  # bought a round, and to start with
+
+FIGURES = ("learning_curves", "difference_to_random")
 
 
 def main() -> None:
@@ -30,33 +33,38 @@ def main() -> None:
     # A random 10,000 images of the pool are looked at each round, so that all of it takes hours and not days.
     common = ["experiment=frozen_features", "seed=range(10)", "strategy.candidates=10000"]
     common += [f"model.weights={a.weights.resolve()}"] if a.weights else []
-    for budget in LABELS_A_CLASS:
-        published.sweep(
-            *common, f"budget={budget}", f"strategy={','.join(strategies(budget))}", "dataset=image_folder",
-            "dataset.name=cifar10", f"dataset.root={a.cifar10.resolve()}", "dataset.image_size=128",
-        )  # fmt: skip
-    for budget, n in LABELS_A_CLASS.items():
-        published.sweep(
-            *common, f"budget={budget}", f"strategy={','.join(s for s in strategies(budget) if s not in ALIKE)}",
-            "dataset=dogs_vs_cats", f"dataset.root={a.dogs_vs_cats.resolve()}", f"budget.initial={2 * n}",
-            f"budget.query={2 * n}",
-        )  # fmt: skip
-    write([(dataset, budget) for dataset in ("cifar10", "dogs_vs_cats") for budget in LABELS_A_CLASS])
+    data = {
+        "cifar10": ["dataset=image_folder", "dataset.name=cifar10", f"dataset.root={a.cifar10.resolve()}",
+                    "dataset.image_size=128"],
+        "dogs_vs_cats": ["dataset=dogs_vs_cats", f"dataset.root={a.dogs_vs_cats.resolve()}"],
+    }  # fmt: skip
+    cells = [(dataset, budget) for dataset in data for budget in LABELS_A_CLASS]
+    for dataset, budget in cells:
+        n = LABELS_A_CLASS[budget] * CLASSES[dataset]
+        labels = [f"budget={budget}", f"budget.initial={n}", f"budget.query={n}"]
+        published.sweep(*common, *data[dataset], *labels, f"strategy={','.join(strategies(dataset, budget))}")
+    write(cells)
 
 
-def strategies(budget: str) -> list[str]:
-    return STRATEGIES + LOW_ONLY * (budget == "low")
+def strategies(dataset: str, budget: str) -> list[str]:
+    found = STRATEGIES + LOW_ONLY * (budget == "low")
+    return [s for s in found if CLASSES[dataset] > 2 or s not in ALIKE]
 
 
 def write(cells: list[tuple[str, str]]) -> None:
     studies = {}
     for dataset, budget in cells:
         folder = published.RUNS / "frozen_features" / dataset / "tf_efficientnet_lite0-frozen" / budget
-        figures, dropped = ("learning_curves", "difference_to_random"), ("acquired", "class_counts", "per_class")
-        studies[dataset, budget] = published.keep(folder, OUT / f"{dataset}-{budget}", figures, dropped)
-    parts = [f"### {dataset}, {budget} budget\n\n{published.words(s)}" for (dataset, budget), s in studies.items()]
+        dropped = ("acquired", "class_counts", "per_class")
+        studies[dataset, budget] = published.keep(folder, OUT / f"{dataset}-{budget}", FIGURES, dropped)
+    parts = [section(f"{dataset}-{budget}", s) for (dataset, budget), s in studies.items()]
     published.fill(OUT / "README.md", verdicts="\n\n".join(parts), costs=published.costs(studies.values()))
     published.fill(published.ROOT / "README.md", frozen_features=published.table(studies["cifar10", "low"]))
+
+
+def section(name: str, s: published.Study) -> str:
+    figures = "\n".join(f"![{name}: {figure}]({name}/{figure}.png)" for figure in FIGURES)
+    return f"### {name}\n\n{figures}\n\n{published.words(s)}"
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def keep(
 
 def records(s: Study, dropped: set[str]) -> list[str]:
     lines = []
-    for run in (run for runs in (*s.runs.values(), s.references) for run in runs):
+    for run in s.all_runs:
         who = {"dataset": run.cell.dataset, "budget": run.cell.budget, "strategy": run.strategy, "seed": run.seed}
         for record in rounds(run):
             record["metrics"] = {k: v for k, v in record["metrics"].items() if k not in dropped}
@@ -100,7 +100,7 @@ def fill(path: Path, **parts: str) -> None:
 
 def costs(studies: Iterable[Study]) -> str:
     """What the runs of each strategy took, in medians, and on which machine, in Markdown."""
-    runs = [run for s in studies for runs in (*s.runs.values(), s.references) for run in runs]
+    runs = [run for s in studies for run in s.all_runs]
     rows = [
         ["data and budget", "strategy", "runs", "samples trained", "images predicted", "fit s", "predict s", "select s",
          "whole run s", "outside the three"],

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from al_bench import conformance, strategies
 from al_bench.cli import conf_dir
-from al_bench.conformance import KINDS, RULES, Case, choose, load, main, make_view, verdict
+from al_bench.conformance import RULES, choose, load, main, verdict
+from al_bench.conformance_inputs import FIELDS_OF, KINDS, Case, make_view
 from al_bench.strategies import Needs, PoolView, Size, by_chunks, needs, top_k
 from al_bench.strategies.random import random_sampling
 from al_bench.strategies.uncertainty import entropy, entropy_score
@@ -292,11 +293,11 @@ def test_a_strategy_sees_what_it_declared_and_nothing_else():
     size = Size(6, 4, 3, 2, 5, 7, 2)
     full = {name for name, value in vars(make_view(size, 0)).items() if value is not None}
     assert full == set(vars(PoolView(1, 1)))
-    for need, names in conformance.FIELDS_OF.items():
-        only = Needs(**{other: other == need for other in conformance.FIELDS_OF})
+    for need, names in FIELDS_OF.items():
+        only = Needs(**{other: other == need for other in FIELDS_OF})
         view = Case(size).view(only)
         assert {name for name, value in vars(view).items() if value is not None} == {*names, *always}
-    assert {f for names in conformance.FIELDS_OF.values() for f in names} | always == full
+    assert {f for names in FIELDS_OF.values() for f in names} | always == full
 
 
 def test_the_inputs_are_what_their_names_say():

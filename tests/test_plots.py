@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from al_bench import plots
+from al_bench import plots, sheets
 
 FEW = ["random", "margin", "entropy", "bald"]
 MANY = ["random", *(f"{a} of a committee {b}" for a in ("entropy", "margin") for b in range(18)), "badge"]
@@ -359,7 +359,7 @@ def image(grey: int, height: int = 4, width: int = 4, channels: int = 1) -> np.n
 def test_a_contact_sheet_shows_every_image_once_and_folds_long_rows():
     figure = plots.new_figure(plots.PAGE)
     many = [image(10 * i) for i in range(5)]
-    plots.contact_sheet(figure, [("one_$a$", many), ("two", [image(7, channels=3)]), ("three", [])], columns=2)
+    sheets.contact_sheet(figure, [("one_$a$", many), ("two", [image(7, channels=3)]), ("three", [])], columns=2)
     first, second = (ax.get_images()[0].get_array() for ax in figure.axes)
     assert first.shape == (3 * 5 - 1, 2 * 5 - 1, 3)  # a white pixel between
     assert [int(first[5 * (i // 2), 5 * (i % 2), 0]) for i in range(6)] == [0, 10, 20, 30, 40, 255]
@@ -375,21 +375,21 @@ def test_a_contact_sheet_shows_every_image_once_and_folds_long_rows():
 def test_the_most_uncertain_are_the_highest_scores_in_order():
     images = [image(i) for i in range(12)]
     scores = {"entropy": [*range(11), NAN], "margin": [5, *[0.0] * 10, INF]}
-    figure = plots.most_uncertain(plots.new_figure(plots.PAGE), images, scores, [f"class {i}" for i in range(12)], n=3)
+    figure = sheets.most_uncertain(plots.new_figure(plots.PAGE), images, scores, [f"class {i}" for i in range(12)], n=3)
     assert [int(ax.get_images()[0].get_array()[0, 0, 0]) for ax in figure.axes] == [10, 9, 8, 11, 0, 1]
     assert words(figure).startswith("entropy class 10 10 class 9 9 class 8 8 margin class 11 inf class 0 5")
     assert_inside(figure)
 
 
 def test_an_image_without_a_score_is_not_shown():
-    figure = plots.most_uncertain(plots.new_figure(), [image(1), image(2)], {"entropy": [NAN, 0.5]})
+    figure = sheets.most_uncertain(plots.new_figure(), [image(1), image(2)], {"entropy": [NAN, 0.5]})
     assert [int(ax.get_images()[0].get_array()[0, 0, 0]) for ax in figure.axes] == [2]
 
 
 def test_images_of_nothing():
     for figure in (
-        plots.contact_sheet(plots.new_figure(), []),
-        plots.most_uncertain(plots.new_figure(), [], {"a": []}),
+        sheets.contact_sheet(plots.new_figure(), []),
+        sheets.most_uncertain(plots.new_figure(), [], {"a": []}),
     ):
         figure.savefig(BytesIO())
 
@@ -402,7 +402,7 @@ def test_the_figure_of_one_run_is_saved(tmp_path, ending):
 
 def test_pyplot_is_never_imported():
     script = (
-        "import sys; from al_bench import plots; ax = plots.new_figure().subplots()\n"
+        "import sys; from al_bench import plots, sheets; ax = plots.new_figure().subplots()\n"
         "plots.rank_diagram(ax, ['a', 'b'], [1, 2], [[1, 1], [1, 1]]); ax.figure.draw_without_rendering()\n"
         "print(*sorted({'matplotlib.pyplot', 'torch', 'pandas', 'scipy.stats'} & set(sys.modules)))"
     )

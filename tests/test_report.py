@@ -311,6 +311,10 @@ def test_no_difference_is_said_with_what_could_have_been_seen(tmp_path):
     assert re.search(r"A difference of 0\.\d points would have shown", words)
 
 
+def test_a_small_loss_is_no_negative_zero():
+    assert verdict.interval(-0.0004, 0.0004) == " [+0.0, +0.0]" and verdict.interval(-0.0006, 0.0) == " [-0.1, +0.0]"
+
+
 def test_a_target_that_is_not_reached_is_never_replaced_by_the_last_budget(tmp_path):
     two_arms(tmp_path, n=3, gain=0.1)
     found = the_study(tmp_path, target=0.8)  # margin gets there, random does not
