@@ -13,6 +13,9 @@ from pathlib import Path
 import check_results
 import published
 
+from al_bench import stats
+from al_bench.verdict import Study, interval
+
 OUT = published.ROOT / "results" / "gentle_introduction"
 FAITHFUL, FAIR = "gentle_introduction", "gentle_introduction_fair"
 
@@ -27,12 +30,24 @@ def main() -> None:
     published.sweep(f"experiment={FAITHFUL}", root, "seed=0")
     published.sweep(f"experiment={FAIR}", root, seeds, "strategy=random,margin,badge")
     published.sweep(f"experiment={FAIR}", root, seeds, "budget=full")
-    figures = ("full_accuracy", "retraining-0-entropy")
+    figures = ("full_accuracy", "full_loss", "pool-0-entropy", "retraining-0-entropy", "validation-0-entropy")
     faithful = published.keep(published.RUNS / FAITHFUL, OUT / "as_published", figures)
     fair = published.keep(published.RUNS / FAIR, OUT / "fair", ("learning_curves", "difference_to_random"))
     checks = check_results.as_list("gentle_introduction/as_published")
     costs = published.costs([faithful, fair])
-    published.fill(OUT / "README.md", checks=checks, verdict=published.words(fair), costs=costs)
+    verdict = f"{published.words(fair)}\n\n{to_the_full_data(fair)}"
+    published.fill(OUT / "README.md", checks=checks, verdict=verdict, costs=costs)
+
+
+def to_the_full_data(s: Study) -> str:
+    """What is still missing at the last label count, paired by seed with training on all labels, in Markdown."""
+    full = {run.seed: run.metrics["accuracy"][-1] for run in s.references}
+    last, n_train = s.labels_R[-1], s.references[0].labels_R[-1]
+    lines = [f"At {last:,} labels, minus the accuracy with all {n_train:,} ({s.full:.1%}):", ""]
+    for name in s.runs:
+        gap = stats.compare(s.curve(name)[:, -1], [full[seed] for seed in s.seeds(name)])
+        lines.append(f"- {name}: {100 * gap.mean:+z.1f} points{interval(gap.low, gap.high)}, n = {gap.n} pairs")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

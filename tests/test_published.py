@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from test_report import two_arms, write_run
+from test_report import the_study, two_arms, write_run
 
 from al_bench import results, stats
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
 import check_results  # noqa: E402
+import gentle_introduction  # noqa: E402
 import published  # noqa: E402
 
 
@@ -184,6 +185,19 @@ def test_what_a_run_took_by_hand(tmp_path):
     assert published.cost(run_of("random", "random.random_sampling"))["predicted"] == 21
     continued = published.cost(run_of("margin", "uncertainty.margin", starts=2))
     assert (continued["predicted"], continued["whole"], continued["outside"]) == (90 + 21, 15, 0)
+
+
+def test_what_is_missing_to_the_full_data_is_paired_by_seed(tmp_path):
+    two_arms(tmp_path, n=2)  # at 30 labels random has 70 and 71 %, margin 80 and 81.2 %
+    for seed, accuracy in ((1, 0.79), (0, 0.80)):
+        write_run(tmp_path, "random", seed, (accuracy,), labels=(500,), budget="full")
+    lines = gentle_introduction.to_the_full_data(the_study(tmp_path)).splitlines()
+    assert lines == [
+        "At 30 labels, minus the accuracy with all 500 (79.5%):",
+        "",
+        "- random: -9.0 points [-21.7, +3.7], n = 2 pairs",  # -10 and -8; 12.706 is t's 0.975 quantile with 1 degree
+        "- margin: +1.1 points [-12.9, +15.1], n = 2 pairs",  # 0 and 2.2
+    ]
 
 
 def test_a_place_in_a_page_is_filled_and_a_missing_one_is_said(tmp_path):
