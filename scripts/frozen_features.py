@@ -17,10 +17,10 @@ STRATEGIES = [
     "alfa_mix", "cal", "coreset", "typiclust",
 ]  # fmt: skip
 LOW_ONLY = ["prob_cover", "uncertainty_herding", "drop_query"]  # minutes a round where a thousand labels are bought
-ALIKE = {"least_confidence", "margin"}  # with two classes they choose what entropy does
+ALIKE = {"least_confidence", "margin"}  # with two classes they choose what entropy does; in their place:
+TWO_CLASSES = ["cluster_margin", "clue", "k_means"]
 CLASSES = {"cifar10": 10, "dogs_vs_cats": 2}
 LABELS_A_CLASS = {"low": 5, "medium": 25, "high": 100}  # bought a round, and to start with
-
 FIGURES = ("learning_curves", "difference_to_random")
 
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 def strategies(dataset: str, budget: str) -> list[str]:
     found = STRATEGIES + LOW_ONLY * (budget == "low")
-    return [s for s in found if CLASSES[dataset] > 2 or s not in ALIKE]
+    return found if CLASSES[dataset] > 2 else [s for s in found if s not in ALIKE] + TWO_CLASSES
 
 
 def write(cells: list[tuple[str, str]]) -> None:
