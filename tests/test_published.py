@@ -127,11 +127,27 @@ def test_a_committed_summary_is_what_the_committed_records_say(folder):
             assert gain == pytest.approx((area[name] - area["random"]).mean() / 100)
 
 
-@pytest.mark.parametrize("place, folder", [("digits", "digits"), ("frozen_features", "frozen_features/cifar10-low")])
-def test_the_readme_has_the_table_of_the_summary(place, folder):
+def block(place):
     (words,) = re.findall(rf"<!-- {place} -->\n(.*)<!-- /{place} -->", (ROOT / "README.md").read_text(), re.DOTALL)
-    summary = (ROOT / "results" / folder / "summary.md").read_text()
+    return words
+
+
+def test_the_readme_has_the_table_of_the_summary():
+    words, summary = block("digits"), (ROOT / "results" / "digits" / "summary.md").read_text()
     assert words.count("\n| ") > 5 and words[words.index("| strategy") :].split("\n\n")[0] in summary
+
+
+def test_the_readme_has_the_numbers_of_every_budget():
+    rows = [line.strip("| ").split(" | ") for line in block("frozen_features").splitlines() if line.startswith("| ")]
+    cells = {name.replace("\\", ""): values for name, *values in (row for row in rows[2:])}
+    for column, budget in enumerate(("low", "medium", "high")):
+        summary = pd.read_csv(ROOT / "results" / "frozen_features" / f"cifar10-{budget}" / "summary.csv")
+        for _, row in summary.set_index("strategy", drop=False).dropna(subset="minus_random").iterrows():
+            points = f"{100 * row['minus_random']:+z.1f}"
+            assert cells[row["strategy"]][column].startswith(f"**{points}** [" if row["significant"] else f"{points} [")
+            if not np.isnan(saved := row["labels_saved"]):
+                words = f"; {abs(saved):.0%} {'fewer' if saved >= 0 else 'more'} labels"
+                assert cells[row["strategy"]][column].endswith(words)
 
 
 def test_a_complete_comparison_is_kept_whole_and_an_incomplete_one_not_at_all(tmp_path):
