@@ -21,7 +21,8 @@ STRATEGIES = [
     "random", "random_control", "least_confidence", "margin", "entropy", "power_margin", "falcun", "galaxy", "badge",
     "alfa_mix", "cal", "coreset", "typiclust",
 ]  # fmt: skip
-LOW_ONLY = ["prob_cover", "uncertainty_herding", "drop_query"]  # minutes a round where a thousand labels are bought
+LOW_ONLY = ["prob_cover", "drop_query"]  # these take minutes a round where a thousand labels are bought,
+HERDING, HERDING_UP_TO = "uncertainty_herding", 250  # and this one where a round buys more than so many
 ALIKE = {"least_confidence", "margin"}  # with two classes they choose what entropy does; in their place:
 TWO_CLASSES = ["cluster_margin", "clue", "k_means"]
 CLASSES = {"cifar10": 10, "dogs_vs_cats": 2}
@@ -45,14 +46,19 @@ def main() -> None:
     }  # fmt: skip
     cells = [(dataset, budget) for dataset in data for budget in LABELS_A_CLASS]
     for dataset, budget in cells:
-        n = LABELS_A_CLASS[budget] * CLASSES[dataset]
+        n = bought(dataset, budget)
         labels = [f"budget={budget}", f"budget.initial={n}", f"budget.query={n}"]
         published.sweep(*common, *data[dataset], *labels, f"strategy={','.join(strategies(dataset, budget))}")
     write(cells)
 
 
+def bought(dataset: str, budget: str) -> int:
+    """Labels a round."""
+    return LABELS_A_CLASS[budget] * CLASSES[dataset]
+
+
 def strategies(dataset: str, budget: str) -> list[str]:
-    found = STRATEGIES + LOW_ONLY * (budget == "low")
+    found = STRATEGIES + LOW_ONLY * (budget == "low") + [HERDING] * (bought(dataset, budget) <= HERDING_UP_TO)
     return found if CLASSES[dataset] > 2 else [s for s in found if s not in ALIKE] + TWO_CLASSES
 
 
