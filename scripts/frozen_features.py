@@ -116,7 +116,7 @@ def overview(studies: dict[str, Study]) -> str:
     rows += [
         [report.md(name), *(cell(s, name) for s in studies.values())] for name in sorted(gain, key=lambda n: -gain[n])
     ]
-    targets = ", ".join(f"{s.target:.0%}" for s in studies.values())
+    targets = ", ".join(f"{s.target:.0%} ({budget})" for budget, s in studies.items() if s.target is not None)
     words = (
         "random: its mean accuracy over the labels. The others: points more than that, with 95% intervals, paired by "
         "seed; bold: significant (Wilcoxon, Holm, p < 0.05). Then the labels saved on the way to an accuracy of "
