@@ -109,11 +109,11 @@ def readable(s: Study, r: dict[str, Any]) -> dict[str, str]:
         elif key in per_cent:
             cells[heading] = f"{100 * value:.1f}%"
         elif key == "minus_random":
-            cells[heading] = f"{100 * value:+z.1f}{verdict.interval(r['minus_random_low'], r['minus_random_high'])}"
+            bounds = verdict.interval(r["minus_random_low"], r["minus_random_high"])
+            cells[heading] = f"{verdict.points(value)}{bounds}"
         elif key == "labels_saved":
-            bounds = [r["labels_saved_low"], r["labels_saved_high"]]
-            words = "" if bounds[0] is None else f" [{100 * bounds[0]:z.0f}, {100 * bounds[1]:z.0f}]"
-            cells[heading] = f"{100 * value:z.0f}%{words}"
+            bounds = verdict.interval(r["labels_saved_low"], r["labels_saved_high"], verdict.PER_CENT)
+            cells[heading] = f"{100 * value:{verdict.PER_CENT}}%{bounds}"
         elif key == "labels_to_target_median":
             cells[heading] = f"{value:,.0f}" if np.isfinite(value) else f"> {s.labels_R[-1]:,}"
         elif key == "p_holm":
@@ -137,8 +137,12 @@ def as_markdown(studies: list[Study]) -> str:
 
 def markdown_table(s: Study) -> str:
     rows = table(s)
-    lines = [rows[0], ["---"] * len(rows[0]), *(map(md, r.values()) for r in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_rows(list(rows[0]), [[*map(md, r.values())] for r in rows])
+
+
+def markdown_rows(heads: list[str], rows: list[list[str]]) -> str:
+    """A table of cells that are Markdown already."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
 
 
 def md(text: str) -> str:

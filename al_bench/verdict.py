@@ -17,6 +17,7 @@ from al_bench.stats import Comparison, Efficiency
 
 RANDOM, CONTROL = "random", "random_control"
 ALPHA = 0.05
+POINTS, PER_CENT = "+z.1f", "z.0f"  # how they are written; z: a small loss is no -0.0
 AREA = "mean accuracy over the labels"  # what a reader makes of the area under the budget curve
 
 
@@ -306,8 +307,8 @@ def across_sentences(a: Across, rope: float = 0.005) -> list[str]:
         if name == RANDOM:
             continue
         gain_B = score_B - random_B
-        n_above, points = int((gain_B > 0).sum()), 100 * gain_B.mean()
-        text = f"{name}: above random in {n_above} of {b} studies, {points:+z.1f} points on average"
+        n_above = int((gain_B > 0).sum())
+        text = f"{name}: above random in {n_above} of {b} studies, {points(gain_B.mean())} points on average"
         if b >= stats.MIN_BLOCKS:
             better, same, worse = stats.bayesian_signed_rank(score_B, random_B, rope)
             text += (
@@ -338,9 +339,9 @@ def sentences(s: Study) -> list[str]:
 
 
 def sentence(name: str, a: Against, target: float | None) -> str:
-    points = f"{100 * a.area.mean:+z.1f} points of {AREA}{interval(a.area.low, a.area.high)}"
+    gain = f"{points(a.area.mean)} points of {AREA}{interval(a.area.low, a.area.high)}"
     labels = labels_saved(a.efficiency, target)
-    facts = f"{labels}{points}; n = {a.area.n} {'pair' if a.area.n == 1 else 'pairs'}"
+    facts = f"{labels}{gain}; n = {a.area.n} {'pair' if a.area.n == 1 else 'pairs'}"
     if a.refusal:
         return f"{name}{' ' if labels else ': '}{facts}, no call."
     if a.significant:
@@ -363,12 +364,17 @@ def labels_saved(e: Efficiency, target: float | None) -> str:
     mean, low, high = e.savings
     fewer = "fewer" if mean >= 0 else "more"
     low, high = (low, high) if mean >= 0 or low is None else (-high, -low)
-    bounds = "" if low is None else f" [{100 * low:z.0f}, {100 * high:z.0f}]"
-    return f"needs {100 * abs(mean):.0f}%{bounds} {fewer} training labels than random to reach {percent}; "
+    share = f"{100 * abs(mean):.0f}%{interval(low, high, PER_CENT)}"
+    return f"needs {share} {fewer} training labels than random to reach {percent}; "
 
 
-def interval(low: float | None, high: float | None) -> str:
-    return "" if low is None else f" [{100 * low:+z.1f}, {100 * high:+z.1f}]"
+def points(fraction: float) -> str:
+    return f"{100 * fraction:{POINTS}}"
+
+
+def interval(low: float | None, high: float | None, form: str = POINTS) -> str:
+    """Of fractions, in per cent or points; nothing where there is none."""
+    return "" if low is None else f" [{100 * low:{form}}, {100 * high:{form}}]"
 
 
 def summary(found: list[Study]) -> list[dict[str, Any]]:

@@ -68,22 +68,29 @@ def write(cells: list[tuple[str, str]]) -> None:
         folder = published.RUNS / "frozen_features" / dataset / "tf_efficientnet_lite0-frozen" / budget
         dropped = ("acquired", "class_counts", "per_class")
         studies[dataset][budget] = published.keep(folder, OUT / f"{dataset}-{budget}", FIGURES, dropped)
+    overviews = {}
     for dataset, found in studies.items():
         draw(OUT / f"{dataset}.png", found)
-    overviews = "\n\n".join(f"![{name}]({name}.png)\n\n{overview(found)}" for name, found in studies.items())
+        overviews[dataset] = overview(found)
+    pictured = "\n\n".join(f"![{dataset}]({dataset}.png)\n\n{words}" for dataset, words in overviews.items())
     sections = "\n\n".join(
         section(f"{dataset}-{budget}", s) for dataset, found in studies.items() for budget, s in found.items()
     )
     costs = published.costs(s for found in studies.values() for s in found.values())
-    published.fill(OUT / "README.md", overviews=overviews, verdicts=sections, costs=costs)
-    published.fill(published.ROOT / "README.md", frozen_features=overview(studies["cifar10"]))
+    published.fill(OUT / "README.md", overviews=pictured, verdicts=sections, costs=costs)
+    published.fill(published.ROOT / "README.md", frozen_features=overviews["cifar10"])
+
+
+def compared(studies: dict[str, Study]) -> list[str]:
+    """The strategies of any of the studies."""
+    return list(dict.fromkeys(name for s in studies.values() for name in s.against))
 
 
 def draw(path: Path, studies: dict[str, Study]) -> None:
     """The budgets side by side, each strategy with the same look in all of them."""
     figure = plots.new_figure(plots.PAGE, 3.6)
     axes = figure.subplots(1, len(studies))
-    looks = plots.style(dict.fromkeys(name for s in studies.values() for name in s.against))
+    looks = plots.style(compared(studies))
     for ax, (budget, s) in zip(axes, studies.items(), strict=True):
         differences = {name: against.difference for name, against in s.against.items()}
         plots.difference_to_random(ax, s.labels_R, differences, verdict.noise(s), looks)
@@ -104,32 +111,31 @@ def draw(path: Path, studies: dict[str, Study]) -> None:
 
 def overview(studies: dict[str, Study]) -> str:
     """Every strategy at every budget, the best on average first, in Markdown."""
-    gain = {
-        name: fmean(s.against[name].area.mean for s in studies.values() if name in s.against)
-        for s in studies.values()
-        for name in s.against
-    }
-    heads = [f"{budget}: {s.labels_R[0]:,} to {s.labels_R[-1]:,} labels" for budget, s in studies.items()]
-    rows = [["", *heads], ["---"] * (1 + len(heads))]
-    rows.append([RANDOM, *(f"{s.area(RANDOM).mean():.1%}" for s in studies.values())])
-    rows.append([report.md(CONTROL), *(noise(s) for s in studies.values())])
-    rows += [
-        [report.md(name), *(cell(s, name) for s in studies.values())] for name in sorted(gain, key=lambda n: -gain[n])
+
+    def gain(name: str) -> float:
+        return fmean(s.against[name].area.mean for s in studies.values() if name in s.against)
+
+    heads = ["", *(f"{budget}: {s.labels_R[0]:,} to {s.labels_R[-1]:,} labels" for budget, s in studies.items())]
+    rows = [
+        [RANDOM, *(f"{s.area(RANDOM).mean():.1%}" for s in studies.values())],
+        [report.md(CONTROL), *map(noise, studies.values())],
     ]
+    for name in sorted(compared(studies), key=gain, reverse=True):
+        rows.append([report.md(name), *(cell(s, name) for s in studies.values())])
     targets = ", ".join(f"{s.target:.0%} ({budget})" for budget, s in studies.items() if s.target is not None)
     words = (
         "random: its mean accuracy over the labels. The others: points more than that, with 95% intervals, paired by "
         "seed; bold: significant (Wilcoxon, Holm, p < 0.05). Then the labels saved on the way to an accuracy of "
-        f"{targets}, where it is reached with every seed. random\\_control is a second random arm: the noise."
+        f"{targets}, where it is reached with every seed. {report.md(CONTROL)} is a second random arm: the noise."
     )
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", words])
+    return f"{report.markdown_rows(heads, rows)}\n\n{words}"
 
 
 def cell(s: Study, name: str) -> str:
     if name not in s.against:
         return ""
     r = verdict.row(s, name)
-    points = f"{100 * r['minus_random']:+z.1f}"
+    points = verdict.points(r["minus_random"])
     points = f"**{points}**" if r["significant"] else points
     saved = r["labels_saved"]
     labels = "" if saved is None else f"; {abs(saved):.0%} {'fewer' if saved >= 0 else 'more'} labels"
@@ -138,7 +144,7 @@ def cell(s: Study, name: str) -> str:
 
 def noise(s: Study) -> str:
     difference = stats.compare(s.area(CONTROL), s.area(RANDOM))
-    return f"{100 * difference.mean:+z.1f}{verdict.interval(difference.low, difference.high)}"
+    return f"{verdict.points(difference.mean)}{verdict.interval(difference.low, difference.high)}"
 
 
 def section(name: str, s: Study) -> str:

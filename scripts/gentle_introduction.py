@@ -14,7 +14,7 @@ import check_results
 import published
 
 from al_bench import stats
-from al_bench.verdict import Study, interval
+from al_bench.verdict import Study, interval, points
 
 OUT = published.ROOT / "results" / "gentle_introduction"
 FAITHFUL, FAIR = "gentle_introduction", "gentle_introduction_fair"
@@ -46,7 +46,7 @@ def to_the_full_data(s: Study) -> str:
     lines = [f"At {last:,} labels, minus the accuracy with all {n_train:,} ({s.full:.1%}):", ""]
     for name in s.runs:
         gap = stats.compare(s.curve(name)[:, -1], [full[seed] for seed in s.seeds(name)])
-        lines.append(f"- {name}: {100 * gap.mean:+z.1f} points{interval(gap.low, gap.high)}, n = {gap.n} pairs")
+        lines.append(f"- {name}: {points(gap.mean)} points{interval(gap.low, gap.high)}, n = {gap.n} pairs")
     return "\n".join(lines)
 
 

@@ -101,11 +101,11 @@ def fill(path: Path, **parts: str) -> None:
 def costs(studies: Iterable[Study]) -> str:
     """What the runs of each strategy took, in medians, and on which machine, in Markdown."""
     runs = [run for s in studies for run in s.all_runs]
-    rows = [
-        ["data and budget", "strategy", "runs", "samples trained", "images predicted", "fit s", "predict s", "select s",
-         "whole run s", "outside the three"],
+    heads = [
+        "data and budget", "strategy", "runs", "samples trained", "images predicted", "fit s", "predict s", "select s",
+        "whole run s", "outside the three",
     ]  # fmt: skip
-    rows.append(["---"] * len(rows[0]))
+    rows = []
     of_run = {run: cost(run) for run in runs}
     for cell, strategy in dict.fromkeys((run.cell, run.strategy) for run in runs):
         ours = [c for run, c in of_run.items() if (run.cell, run.strategy) == (cell, strategy)]
@@ -115,7 +115,7 @@ def costs(studies: Iterable[Study]) -> str:
             + [f"{middle[k]:,.0f}" for k in ("trained", "predicted", "fit", "predict", "select", "whole")]
             + [f"{middle['outside']:.0%}"]
         )
-    table = "\n".join(f"| {' | '.join(map(report.md, row))} |" for row in rows)
+    table = report.markdown_rows(heads, [[*map(report.md, row)] for row in rows])
     total = sum(c["whole"] for c in of_run.values())
     machines = Counter(
         f"{start['cpu']}, {start['cores']} cores, {start['threads']} threads a run, {start['device']}, "
