@@ -301,7 +301,7 @@ def function(key: str, path: str) -> Callable[..., Any]:
     """The function of a dotted path that the configuration names under this key. Raises UserError."""
     try:
         return get_method(path)
-    except Exception as error:  # a user's module may raise anything when imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything when imported
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{key}={path} cannot be loaded: {reason}") from error
 

@@ -370,8 +370,10 @@ def load(name: str, arguments: list[str]) -> tuple[Strategy, int]:
         raise UserError(f"{wrong[0]}: an option is given as name=value.")
     try:
         asked = settings(name) | OmegaConf.to_container(OmegaConf.from_dotlist(arguments))
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name} {' '.join(arguments)} cannot be read: {error}") from error
+    if not isinstance(asked["_target_"], str):
+        raise UserError(f"{name}: _target_={asked['_target_']} is no dotted path, such as my_module.my_strategy.")
     if needs_of(function(asked["_target_"])).passes:
         asked = {"passes": 4} | asked
     return strategies.load(asked), 4 if asked.get("passes") or asked.get("members") else 1
@@ -381,7 +383,10 @@ def settings(name: str) -> dict[str, Any]:
     """The keys of a strategy's yaml; for a dotted path those a yaml would hold."""
     path = Path(name) if name.endswith(".yaml") else conf_dir() / "strategy" / f"{name}.yaml"
     if path.is_file():
-        return {"name": name, "_target_": name} | OmegaConf.to_container(OmegaConf.load(path))
+        keys = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(keys, dict):
+            raise UserError(f"{path} holds a list, and a strategy's file has keys: name, _target_ and its options.")
+        return {"name": name, "_target_": name} | keys
     if "." in name and not name.endswith(".yaml"):
         return {"name": name, "_target_": name}
     near = difflib.get_close_matches(name, [f.stem for f in path.parent.glob("*.yaml")], n=3, cutoff=0.5)
@@ -393,8 +398,8 @@ def function(target: str) -> Strategy:
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a user's module may raise anything when imported
-        raise UserError(f"{target} cannot be loaded: {str(error).rstrip('.')}.") from error
+    except (Exception, SystemExit) as error:  # a user's module may raise anything when imported
+        raise UserError(f"{target} cannot be loaded: {str(error).rstrip('.') or repr(error)}.") from error
     if not inspect.isroutine(found):
         raise UserError(f"{target} is no function, and a strategy is one: (view, k, rng, *, options...).")
     return found

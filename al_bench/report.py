@@ -103,9 +103,13 @@ def readable(s: Study, r: dict[str, Any]) -> dict[str, str]:
         if key == "duplicate_share" and key not in r:
             continue  # a column only where the pool has copies
         value = r.get(key)
-        if value is None:
-            missed = key == "labels_saved" and "n_pairs" in r and s.target is not None
-            cells[heading] = f"reached in {r['pairs_that_reached_target']} of {r['n_pairs']}" if missed else ""
+        if key == "p_holm" and r.get("why_no_call"):
+            cells[heading] = "no call"
+        elif value is None and key == "labels_saved" and "n_pairs" in r and s.target is not None:
+            reached = r["pairs_that_reached_target"], r["pairs_in_which_random_did"]
+            cells[heading] = f"reached {verdict.in_pairs(*reached, r['n_pairs'])}"
+        elif value is None:
+            cells[heading] = ""
         elif key in per_cent:
             cells[heading] = f"{100 * value:.1f}%"
         elif key == "minus_random":
@@ -117,7 +121,7 @@ def readable(s: Study, r: dict[str, Any]) -> dict[str, str]:
         elif key == "labels_to_target_median":
             cells[heading] = f"{value:,.0f}" if np.isfinite(value) else f"> {s.labels_R[-1]:,}"
         elif key == "p_holm":
-            cells[heading] = "no call" if r["why_no_call"] else f"{value:.2g}"
+            cells[heading] = f"{value:.2g}"
         else:
             cells[heading] = str(value)
     return cells

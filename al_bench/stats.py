@@ -9,6 +9,7 @@ what n cannot carry is None or an unbounded interval, never nan and never a smal
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import exp, log, log2
 from typing import Literal
 
@@ -19,6 +20,8 @@ from scipy import stats as tests
 
 BOOTSTRAP_FROM = 8  # pairs: BCa is unstable below
 RESAMPLES = 4000
+PLANNED = 10_000  # samples to read a power from
+MANY = 30  # pairs: from here on the power of the Wilcoxon test has a formula (1% off)
 MIN_BLOCKS = 6  # the fewest with which an exact Wilcoxon test can reach 0.05
 # Accuracies are hits / n: what differs by less is the rounding of floats, which would break ties at random.
 DECIMALS = 12
@@ -118,6 +121,12 @@ class Efficiency:
     low: float | None
     high: float | None
     level: float
+
+    @property
+    def n_reached(self) -> tuple[int, int]:
+        """The seeds in which the target was reached: by the method, by Random."""
+        missed = self.n_censored_both
+        return self.n - self.n_censored_method - missed, self.n - self.n_censored_random - missed
 
     @property
     def savings(self) -> tuple[float | None, float | None, float | None]:
@@ -284,7 +293,7 @@ def holm(p_T: ArrayLike) -> np.ndarray:
 
 
 def refusal(comparison: Comparison, alpha: float = 0.05, n_tests: int = 1) -> str | None:
-    """Why nothing may be called significant here, or None. n_tests: the size of the Holm family it is one of."""
+    """Why nothing may be called significant here, or None. n_tests: those of its Holm family that it is first among."""
     n, least = comparison.n, comparison.smallest_p * n_tests
     if comparison.mean == 0 and comparison.sd == 0:
         return f"the two are identical in all {n} pairs"
@@ -411,32 +420,47 @@ def bayesian_signed_rank(
 
 
 def seeds_needed(sd: float, difference: float, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Pairs with which a paired t-test finds this difference in mean with this power; sd: of the paired differences.
+    """Pairs with which the Wilcoxon test finds this difference in mean with this power; sd: of the paired differences.
 
-    Never fewer than `significant` asks for. ValueError for a difference of 0 or one that 10,000 pairs do not find.
+    ValueError for a difference of 0 or one that 10,000 pairs do not find.
     """
-    from statsmodels.stats.power import TTestPower
-
-    fewest = next(n for n in range(2, 100) if smallest_wilcoxon_p(n) <= alpha)
     if difference == 0:
         raise ValueError("No number of seeds shows a difference of 0.")
-    if sd == 0:
-        return fewest
-    n_N = np.arange(fewest, 10_001)
-    # nan: scipy's non-central t gives up here and there once d_z sqrt(n) is about 10; the power is 1 there.
-    power_N = np.nan_to_num(TTestPower().power(abs(difference) / sd, n_N, alpha), nan=1)
-    if power_N.max() < power:
+    n_N = np.arange(next(n for n in range(2, 100) if smallest_wilcoxon_p(n) <= alpha), 10_001)
+    enough_N = sd * _detectable_of_many(n_N, alpha, power) <= abs(difference)
+    if not enough_N.any():
         raise ValueError(f"A difference of {difference:g} with sd {sd:g} would need more than 10,000 seeds.")
-    return int(n_N[(power_N >= power).argmax()])
+    n = int(n_N[enough_N.argmax()])
+    while n < MANY and detectable(n, sd, alpha, power) > abs(difference):
+        n += 1
+    return n
 
 
 def detectable(n: int, sd: float = 1.0, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest difference in mean that n >= 3 pairs find with this power; with sd = 1 it is d_z. sd as above."""
-    from statsmodels.stats.power import TTestPower
+    """The smallest difference in mean that the exact Wilcoxon test finds with this power in n pairs whose differences
+    are normal; with sd = 1 it is d_z. ValueError where n pairs never reach alpha."""
+    if smallest_wilcoxon_p(n) > alpha:
+        raise ValueError(f"{n} pairs never reach p <= {alpha:g}, however large the difference.")
+    return sd * (_detectable(n, alpha, power) if n < MANY else float(_detectable_of_many(np.array(n), alpha, power)))
 
-    if n < 3:
-        raise ValueError(f"{n} pairs are too few to plan with: at least 3.")
-    return float(sd * TTestPower().solve_power(nobs=n, alpha=alpha, power=power))
+
+@cache
+def _detectable(n: int, alpha: float, power: float) -> float:
+    """In sd. The sum of positive ranks is the number of Walsh averages (means of two differences, or one twice) above
+    0 (Tukey, 1949): it is w or more as soon as the shift lifts the w-th largest of them above 0."""
+    chance = np.ones(1)  # chance[w]: that the ranks of the positive differences sum to w
+    for rank in range(1, n + 1):
+        chance = (np.pad(chance, (0, rank)) + np.pad(chance, (rank, 0))) / 2
+    w = int((2 * chance[::-1].cumsum()[::-1] <= alpha).argmax())
+    i, j = np.triu_indices(n)
+    samples = np.random.default_rng(0).standard_normal((PLANNED, n))
+    shift = -np.partition((samples[:, i] + samples[:, j]) / 2, -w, axis=1)[:, -w]
+    return float(np.quantile(shift, power))
+
+
+def _detectable_of_many(n_N: np.ndarray, alpha: float, power: float) -> np.ndarray:
+    """The same where n is large: the t-test's, with the test's efficiency of 3 / pi (Hodges and Lehmann, 1956)."""
+    return (tests.t.ppf(1 - alpha / 2, n_N - 1) + tests.t.ppf(power, n_N - 1)) * np.sqrt(np.pi / 3 / n_N)
 
 
 def duplicate_share(source_A: ArrayLike) -> float:

@@ -27,10 +27,10 @@ class Against:
 
     seeds: list[int]
     area: Comparison  # of the areas under the budget curve
-    p_holm: float
+    p_holm: float | None  # None: in no family, for want of pairs
     efficiency: Efficiency
     difference: tuple[np.ndarray, np.ndarray, np.ndarray]  # mean_R, low_R, high_R of accuracy minus random's
-    n_tests: int  # the Holm family: strategies compared with random that have pairs enough for a call at all
+    n_tests: int  # with p <= ALPHA / n_tests it is called: its Holm family, less the others of it that are called
 
     @property
     def refusal(self) -> str | None:
@@ -115,6 +115,9 @@ def study(cell: Cell, there: list[Run], full: list[Run], target: float | None) -
         s.notes.append("One label count only: there is no curve to compare.")
     elif by_strategy:
         s = replace(s, target=reached_by_all(s) if target is None else target)
+        if why := had_from_the_start(s):
+            s = replace(s, target=None)
+            s.notes.append(why)
         s.against.update(against_random(s))
         s.notes.extend(seeds_apart(s))
     return s
@@ -202,10 +205,17 @@ def seeds_apart(s: Study) -> list[str]:
 
 def reached_by_all(s: Study) -> float | None:
     """The highest whole per cent that random reaches with every seed: a target that censors none of its runs."""
-    lowest = s.curve(RANDOM).max(1).min()
-    start = s.curve(RANDOM)[:, 0].mean()
-    target = floor(100 * lowest + 1e-9) / 100
-    return target if target > start else None
+    return floor(100 * s.curve(RANDOM).max(1).min() + 1e-9) / 100
+
+
+def had_from_the_start(s: Study) -> str:
+    """Why no labels can be counted to the target: some runs' initial set was enough, which no strategy chose."""
+    has = np.concatenate([s.curve(name)[:, 0] >= s.target for name in s.runs])
+    return (
+        f"No labels are counted to {s.target:.1%}: {has.sum()} of {len(has)} runs have it from the start."
+        if has.any()
+        else ""
+    )
 
 
 def against_random(s: Study) -> dict[str, Against]:
@@ -216,30 +226,26 @@ def against_random(s: Study) -> dict[str, Against]:
     for name, seeds in pairs.items():
         ours, theirs = (stats.aubc(s.labels_R, s.curve(x, seeds=seeds)) for x in (name, RANDOM))
         areas[name] = stats.compare(ours, theirs)
-    p_holm, n_tests = corrected(areas)
     return {
         name: Against(
             pairs[name],
             areas[name],
-            p_holm[name],
+            p_holm,
             savings(s, name, pairs[name]),
             stats.difference_curve(s.curve(name, seeds=pairs[name]), s.curve(RANDOM, seeds=pairs[name])),
-            n_tests[name],
+            n_tests,
         )
-        for name in areas
+        for name, (p_holm, n_tests) in corrected(areas).items()
     }
 
 
-def corrected(areas: dict[str, Comparison]) -> tuple[dict[str, float], dict[str, int]]:
-    """Holm's p, and the size of the family to speak of. What has too few pairs for any call is in no family."""
+def corrected(areas: dict[str, Comparison]) -> dict[str, tuple[float | None, int]]:
+    """Holm's p and n_tests, as in Against. What has too few pairs for any call is in no family."""
     family = [name for name, a in areas.items() if a.smallest_p <= ALPHA]
-    p_holm = {name: a.p_wilcoxon for name, a in areas.items()}
-    if not family:
-        return p_holm, dict.fromkeys(areas, 1)
-    p_holm |= dict(zip(family, map(float, stats.holm([areas[name].p_wilcoxon for name in family])), strict=True))
-    # Where others have more pairs, they may come first in Holm's order and leave this one a larger share.
-    best = dict(zip(family, stats.holm([areas[name].smallest_p for name in family]), strict=True))
-    return p_holm, {name: len(family) if best.get(name, 0) > ALPHA else 1 for name in areas}
+    p_T = stats.holm([areas[name].p_wilcoxon for name in family])
+    n_tests_T = len(family) - (p_T < ALPHA).sum() + (p_T < ALPHA)
+    found = {name: (float(p), int(n)) for name, p, n in zip(family, p_T, n_tests_T, strict=True)}
+    return {name: found.get(name, (None, 1)) for name in areas}
 
 
 def savings(s: Study, name: str, seeds: list[int]) -> Efficiency:
@@ -360,12 +366,16 @@ def labels_saved(e: Efficiency, target: float | None) -> str:
         return ""
     percent = f"{target:.0%}" if round(100 * target, 6) == round(100 * target) else f"{target:.1%}"
     if e.n_pairs < e.n:  # a mean over those that got there would flatter the strategy
-        return f"reached {percent} in {e.n - e.n_censored_method - e.n_censored_both} of {e.n} pairs; "
+        return f"reached {percent} {in_pairs(*e.n_reached, e.n)}; "
     mean, low, high = e.savings
     fewer = "fewer" if mean >= 0 else "more"
     low, high = (low, high) if mean >= 0 or low is None else (-high, -low)
     share = f"{100 * abs(mean):.0f}%{interval(low, high, PER_CENT)}"
     return f"needs {share} {fewer} training labels than random to reach {percent}; "
+
+
+def in_pairs(n: int, n_random: int, n_pairs: int) -> str:
+    return f"in {n} of {n_pairs} pairs{'' if n_random == n_pairs else f', random in {n_random}'}"
 
 
 def points(fraction: float) -> str:
@@ -416,7 +426,8 @@ def row(s: Study, name: str) -> dict[str, Any]:
             "labels_saved": saved,
             "labels_saved_low": saved_low,
             "labels_saved_high": saved_high,
-            "pairs_that_reached_target": e.n_pairs,
+            "pairs_that_reached_target": e.n_reached[0],
+            "pairs_in_which_random_did": e.n_reached[1],
         }
     if several and s.runs[name][0].config.get("stressor.copies", 1) > 1:
         values["duplicate_share"] = mean(duplicate_share(s, run) for run in s.runs[name])

@@ -121,7 +121,7 @@ def repeated_mnist(rounds: pd.DataFrame) -> list[Band]:
         band("copies among what bald bought", copies["bald"], "%", PAPER, low=50),
         band("copies among what batchbald bought", copies["batchbald"], "%", PAPER, high=10),
         band("power_bald to 90%, median", to_90["power_bald"], "labels", PILOT, high=120),
-        band("random to 90%, median", to_90["random"], "labels", PILOT, low=140),
+        band("random to 90%, median", to_90["random"], "labels", PILOT, low=140, high=230),
     ]
     for x in (100, 200):
         power, bald, batch = (at[name][x] for name in ("power_bald", "bald", "batchbald"))

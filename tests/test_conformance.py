@@ -340,7 +340,11 @@ def mine(tmp_path, monkeypatch):
     (tmp_path / "mine_checked.py").write_text(MINE)
     (tmp_path / "mine_unclosed.py").write_text("x = (")
     (tmp_path / "mine.yaml").write_text("name: mine\n_target_: mine_checked.scaled\npasses: 3\nby: 2.0\n")
+    (tmp_path / "mine_script.py").write_text("import sys\nsys.exit(0)")
     (tmp_path / "broken.yaml").write_text("name: [")
+    (tmp_path / "list.yaml").write_text("- name: mine\n")
+    (tmp_path / "latin.yaml").write_bytes("name: médiane\n".encode("latin-1"))
+    (tmp_path / "nothing.yaml").write_text("_target_:\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
 
@@ -398,6 +402,11 @@ def test_the_command_says_what_failed_and_stops_where_nothing_runs(mine, capsys)
         ("entrpy", "There is no strategy entrpy. Name your own with its module: my_module.my_strategy. Did you mean"),
         ("nowhere.yaml", "There is no strategy nowhere.yaml."),
         ("broken.yaml", "broken.yaml  cannot be read: "),
+        ("list.yaml", "list.yaml holds a list, and a strategy's file has keys: name, _target_ and its options."),
+        ("latin.yaml", "latin.yaml  cannot be read: 'utf-8' codec can't decode"),
+        ("nothing.yaml", "nothing.yaml: _target_=None is no dotted path, such as my_module.my_strategy."),
+        ("badge _target_=[a]", "badge: _target_=['a'] is no dotted path, such as my_module.my_strategy."),
+        ("mine_script.f", "mine_script.f cannot be loaded: 0."),
         ("no_module.f", "no_module.f cannot be loaded: No module named 'no_module'."),
         ("mine_unclosed.f", "mine_unclosed.f cannot be loaded: '(' was never closed"),
         ("mine_checked.f", "mine_checked.f cannot be loaded: module 'mine_checked' has no attribute 'f'."),

@@ -16,7 +16,7 @@ import torch
 from conftest import command
 from PIL import Image
 
-from al_bench import pictures, report, results, status, sweep, verdict
+from al_bench import pictures, report, results, stats, status, sweep, verdict
 from al_bench.data import Dataset
 from al_bench.errors import UserError
 
@@ -311,6 +311,29 @@ def test_no_difference_is_said_with_what_could_have_been_seen(tmp_path):
     assert re.search(r"A difference of 0\.\d points would have shown", words)
 
 
+def test_what_could_have_been_seen_is_seen_after_holm(tmp_path):
+    rng = np.random.default_rng(0)
+    for seed in range(10):
+        write_run(tmp_path, "random", seed)
+        write_run(tmp_path, "badge", seed, (0.5, 0.7, 0.8 + 0.001 * seed))
+        for name in ("bald", "margin", "entropy"):
+            write_run(tmp_path, name, seed, (0.5, 0.6 + rng.normal(0, 0.01), 0.7))
+    found = the_study(tmp_path)
+    assert [name for name, a in found.against.items() if a.significant] == ["badge"]
+    # Four tests, of which badge's stays called whatever another's p is: p <= 0.05 / 3 is enough.
+    assert {name: a.n_tests for name, a in found.against.items()} == {"badge": 4, "bald": 3, "entropy": 3, "margin": 3}
+    could = stats.detectable(10, found.against["bald"].area.sd, 0.05 / 3)
+    (words,) = (words for words in verdict.sentences(found) if words.startswith("bald"))
+    assert f"A difference of {100 * could:.1f} points would have shown four times in five." in words
+
+
+def test_few_pairs_have_no_corrected_p(tmp_path):
+    two_arms(tmp_path, n=5)
+    found = the_study(tmp_path)
+    assert verdict.row(found, "margin")["p_holm"] is None and verdict.row(found, "margin")["p_wilcoxon"] == 2 / 2**5
+    assert report.readable(found, verdict.row(found, "margin"))["p (Wilcoxon, Holm)"] == "no call"
+
+
 def test_a_small_loss_is_no_negative_zero():
     assert verdict.interval(-0.0004, 0.0004) == " [+0.0, +0.0]" and verdict.interval(-0.0006, 0.0) == " [-0.1, +0.0]"
 
@@ -319,9 +342,33 @@ def test_a_target_that_is_not_reached_is_never_replaced_by_the_last_budget(tmp_p
     two_arms(tmp_path, n=3, gain=0.1)
     found = the_study(tmp_path, target=0.8)  # margin gets there, random does not
     assert found.against["margin"].efficiency.savings == (None, None, None)
-    assert "margin reached 80% in 2 of 3 pairs; " in verdict.sentences(found)[0]
+    assert "margin reached 80% in 2 of 3 pairs, random in 0; " in verdict.sentences(found)[0]
     assert "% fewer" not in verdict.sentences(found)[0]
     assert verdict.row(found, "random")["labels_to_target_median"] == np.inf
+
+
+def test_whoever_missed_the_target_is_named(tmp_path):
+    for seed in range(6):
+        write_run(tmp_path, "random", seed, (0.5, 0.6, 0.8 if seed < 2 else 0.7))
+        write_run(tmp_path, "margin", seed, (0.5, 0.7, 0.9))
+    found = the_study(tmp_path, target=0.8)
+    assert "reached 80% in 6 of 6 pairs, random in 2; " in verdict.sentences(found)[0]
+    row = verdict.row(found, "margin")
+    assert report.readable(found, row)["labels saved"] == "reached in 6 of 6 pairs, random in 2"
+    assert (row["pairs_that_reached_target"], row["pairs_in_which_random_did"]) == (6, 2)
+
+
+@pytest.mark.parametrize("target", [None, 0.61])
+def test_no_labels_are_counted_to_a_target_that_an_initial_set_reaches(tmp_path, target):
+    for seed in range(6):
+        start = 0.62 if seed == 1 else 0.5
+        write_run(tmp_path, "random", seed, (start, 0.6, 0.615))
+        write_run(tmp_path, "margin", seed, (start, 0.7, 0.8))
+    found = the_study(tmp_path, target)
+    assert found.target is None and found.against["margin"].efficiency.mean is None
+    (note,) = (n for n in found.notes if "target" in n or "counted" in n)
+    assert note == "No labels are counted to 61.0%: 2 of 12 runs have it from the start."
+    assert "fewer" not in verdict.sentences(found)[0]
 
 
 def test_a_second_random_arm_draws_the_noise_and_is_no_rival(tmp_path):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chi2, t, ttest_rel, wilcoxon
+from scipy.stats import chi2, norm, t, ttest_rel, wilcoxon
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
 from al_bench import stats
 from al_bench.stats import Efficiency, compare, efficiency, labels_to, quartiles, refusal
@@ -435,25 +436,36 @@ def test_the_bayesian_test_knows_better_worse_and_the_same_and_leaves_numpys_sta
 # Planning, acquisitions
 
 
+@pytest.mark.parametrize("n, alpha", [(6, 0.05), (7, 0.05 / 3), (8, 0.05 / 5), (10, 0.05 / 14), (12, 0.05 / 90)])
+def test_where_all_signs_must_agree_what_can_be_detected_is_known(n, alpha):
+    """Only n positive differences reach alpha: their chance is Phi(d)^n = 0.8."""
+    assert 2 / 2**n <= alpha < 4 / 2**n
+    assert stats.detectable(n, alpha=alpha) == pytest.approx(norm.ppf(0.8 ** (1 / n)), rel=0.015)
+
+
 @pytest.mark.parametrize(
-    "n, at_05, at_005",
-    [(3, 3.26, 10.4), (5, 1.68, 3.09), (6, 1.43, 2.46), (8, 1.16, 1.81), (10, 1.00, 1.48), (15, 0.78, 1.10),
-     (20, 0.66, 0.91), (50, 0.40, 0.54)],
-)  # fmt: skip
-def test_the_table_of_detectable_differences(n, at_05, at_005):
-    """TARGETS.md 16.1."""
-    assert stats.detectable(n) == pytest.approx(at_05, abs=0.0051)
-    assert stats.detectable(n, alpha=0.005) == pytest.approx(at_005, abs=0.0051 if n > 3 else 0.051)
-    assert stats.detectable(n, sd=0.02) == pytest.approx(0.02 * stats.detectable(n))
-    if n >= 6:
+    "n, alpha", [(8, 0.05), (10, 0.05 / 5), (20, 0.05), (29, 0.05 / 14), (40, 0.05), (60, 0.05 / 14)]
+)
+@pytest.mark.parametrize("power", [0.8, 0.5])
+def test_what_can_be_detected_is_detected_so_often(n, alpha, power):
+    d = stats.detectable(n, alpha=alpha, power=power)
+    samples = np.random.default_rng(1).normal(d, 1, (5000, n))
+    p = wilcoxon(samples, axis=1, method="exact" if n < 30 else "asymptotic").pvalue
+    assert (p <= alpha).mean() == pytest.approx(power, abs=0.025)
+
+
+def test_plans_are_those_of_what_can_be_detected():
+    for n in (6, 8, 10, 20, 28, 60, 200):
         assert stats.seeds_needed(1, 1.0001 * stats.detectable(n)) == n
-        assert stats.seeds_needed(0.02, -0.0199 * stats.detectable(n)) == n + 1
+        assert stats.detectable(n, sd=0.02) == pytest.approx(0.02 * stats.detectable(n))
+        assert stats.seeds_needed(0.02, -0.0199 * stats.detectable(n)) > n
+    paired_t = TTestPower().solve_power(nobs=200, alpha=0.05, power=0.8)
+    assert stats.detectable(200) == pytest.approx(paired_t * (np.pi / 3) ** 0.5, rel=0.005)
 
 
 def test_no_plan_with_fewer_seeds_than_can_be_significant():
     assert stats.seeds_needed(0.01, 1) == stats.seeds_needed(0, 0.1) == stats.seeds_needed(1e-9, 0.5) == 6
     assert stats.seeds_needed(0.01, 1, alpha=0.005) == 9
-    assert stats.seeds_needed(1, 3.9626886387014784) == 6  # where scipy's non-central t is nan
 
 
 def test_diagnostics_of_acquisitions_by_hand():
@@ -490,7 +502,7 @@ def test_diagnostics_of_acquisitions_by_hand():
         (lambda: stats.ranks(np.full((6, 3), np.nan)), "not a finite number"),
         (lambda: stats.seeds_needed(1, 0), "difference of 0"),
         (lambda: stats.seeds_needed(1, 0.01), "more than 10,000 seeds"),
-        (lambda: stats.detectable(2), "at least 3"),
+        (lambda: stats.detectable(5), "5 pairs never reach p <= 0.05"),
     ],
 )
 def test_what_cannot_be_computed_is_said_in_words(act, message):

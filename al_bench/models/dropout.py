@@ -28,7 +28,8 @@ class Passes:
         if first is None:
             raise UserError(
                 "the model has no dropout, so all passes would be the same. Set model.dropout=0.5 (timm and frozen "
-                "models), choose model=small_cnn or bcnn, or set strategy.members=5 for a committee instead"
+                "models), choose model=small_cnn or bcnn, or train a committee instead: strategy.passes=null "
+                "strategy.members=5"
             )
         self.once, rest = layers[:first], layers[first:]
         shapes = dropout_shapes(layers, image)[first:]

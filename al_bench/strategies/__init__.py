@@ -18,6 +18,10 @@ from torch import Tensor
 from al_bench.errors import UserError
 
 SETTINGS = ("name", "passes", "members", "candidates")  # keys of a strategy's yaml that the loop reads
+ONE_PREDICTION = (  # what is wrong where there is only one
+    "compares several predictions of an image. Set strategy.passes=20 (dropout) or strategy.members=5 (nets trained "
+    "from other weights)"
+)
 CHUNK = 2**22  # numbers a chunk works on at once; a test makes it small
 
 
@@ -90,7 +94,7 @@ def load(settings: dict[str, Any]) -> Strategy:
     try:
         strategy = instantiate(node)
         inspect.signature(strategy.func).bind(None, 1, None, **strategy.keywords)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"strategy {settings['name']}: {settings['_target_']} cannot be loaded ({reason}).") from error
     several = [key for key in ("passes", "members") if settings.get(key)]
@@ -100,10 +104,7 @@ def load(settings: dict[str, Any]) -> Strategy:
             f"Set strategy.{several[0]}=null."
         )
     if needs_of(strategy).passes and not several:
-        raise UserError(
-            f"strategy {settings['name']} compares several predictions of an image. Set strategy.passes=20 (dropout) "
-            "or strategy.members=5 (nets trained from other weights)."
-        )
+        raise UserError(f"strategy {settings['name']} {ONE_PREDICTION}.")
     return strategy
 
 

@@ -25,7 +25,9 @@ def without_rounding(information: Tensor) -> Tensor:
 
 def bald_score(log_probs_PSC: Tensor) -> Tensor:
     """BALD (Houlsby et al., 2011): entropy of the mean prediction minus the passes' mean entropy, which is the
-    information the label holds about the net. 0 if there is one pass."""
+    information the label holds about the net. ValueError for one pass, which holds none."""
+    if log_probs_PSC.shape[1] < 2:
+        raise ValueError(f"bald_score {strategies.ONE_PREDICTION}")
     probs_PSC = pass_probs(log_probs_PSC)
     return without_rounding(entropy_of(probs_PSC.mean(dim=1)) - entropy_of(probs_PSC).mean(dim=1))
 
