@@ -6,6 +6,7 @@ run returns at once.
 
 import difflib
 import importlib
+import itertools
 import logging
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from al_bench import config
 from al_bench.errors import UserError
 from al_bench.store import RunStore
 
+FREE = ("hydra", "strategy.", "model.optimizer.", "model.options.")  # keys that may be anything
 COMMANDS = {"check": "conformance", "report": "report", "status": "status"}  # each a module with a main
 
 
@@ -92,14 +94,23 @@ def one(c: config.Config) -> None:
         print(f"Finished: {store.folder}")
 
 
+def config_dirs(arguments: list[str]) -> list[Path]:
+    """conf/, and what Hydra's --config-dir names."""
+    words = [word for argument in arguments for word in re.split("(?<=^--config-dir)=", argument)]
+    pairs = itertools.pairwise(words)
+    return [conf_dir(), *(Path(folder) for flag, folder in pairs if flag in ("--config-dir", "-cd"))]
+
+
 def near_misses(arguments: list[str]) -> str:
     """For each misspelt group, option or key among the arguments, the nearest that exist."""
-    groups = {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in conf_dir().iterdir() if d.is_dir()}
+    groups: dict[str, list[str]] = {}
+    for file in sorted(file for folder in config_dirs(arguments) for file in folder.glob("*/*.yaml")):
+        groups.setdefault(file.parent.name, []).append(file.stem)
     keys = {*groups, *config.keys()}
     hints = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if argument.startswith(("-", "+", "~")) or not value or key.startswith(("hydra", "strategy.")):
+        if argument.startswith(("-", "+", "~")) or not value or key.startswith(FREE):
             continue
         if key in groups:
             tries = [(v, groups[key]) for v in re.split(r"[,\s]+", value) if re.fullmatch(r"\w+", v)]

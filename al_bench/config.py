@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_method
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from al_bench.errors import UserError
 
@@ -208,10 +209,12 @@ ConfigStore.instance().store("base_config", Config)
 
 def read(cfg: DictConfig) -> Config:
     """The composed configuration as plain objects. Raises UserError where a value is missing or makes no sense."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{missing[0]} is not set. Set it on the command line: {missing[0]}=...")
-    config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    try:
+        if missing := sorted(OmegaConf.missing_keys(cfg)):
+            raise UserError(f"{missing[0]} is not set. Set it on the command line: {missing[0]}=...")
+        config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    except InterpolationResolutionError as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     for wrong, message in _mistakes(config):
         if wrong:
             raise UserError(message)
@@ -223,11 +226,19 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
     stops_early = t.early_stopping.patience is not None
     return [
         (t.num_workers < 0, f"trainer.num_workers={t.num_workers}: 0 or more."),
-        (len(d.mean) != len(d.std) or min(d.std) <= 0, "dataset.mean and dataset.std: as many of each, std above 0."),
+        (
+            len(d.mean) != len(d.std) or min(d.std, default=0) <= 0,
+            "dataset.mean and dataset.std: as many of each, std above 0.",
+        ),
         (
             t.max_steps is not None and t.max_epochs is not None,
             "trainer.max_steps and trainer.max_epochs are both set, so one would cut the other short. "
             "Set the one that is not meant to null.",
+        ),
+        (
+            t.later_max_epochs is not None and t.max_epochs is None,
+            "trainer.later_max_epochs is trainer.max_epochs of the rounds after the first: set that one too, and "
+            "trainer.max_steps=null.",
         ),
         (c.seed < 0, f"seed={c.seed}: a seed is 0 or larger."),
         (b.initial is not None and b.initial < 1, f"budget.initial={b.initial}: at least one label to start from."),
@@ -273,6 +284,10 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
         (s.images is not None and s.images < 2, f"stressor.images={s.images}: 2 or more, or null for all."),
         (s.copies < 1, f"stressor.copies={s.copies}: 1 or more."),
         (not 0 <= s.noise < inf, f"stressor.noise={s.noise}: 0 or more."),
+        (
+            s.copies == 1 and s.noise != StressorConfig.noise,
+            f"stressor.noise={s.noise} is put on copies of images, and there are none: set stressor.copies=2 or more.",
+        ),
         (s.foreign < 0, f"stressor.foreign={s.foreign}: 0 classes or more."),
         *(
             (n is not None and (not isinstance(n, int) or n < least), f"strategy.{key}={n}: {least} or more, or null.")

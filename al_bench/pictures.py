@@ -19,7 +19,7 @@ SCORES = {"least confidence": least_confidence_score, "margin": margin_score, "e
 
 
 def learning_curve(path: Path, records: Sequence[RoundRecord], name: str) -> None:
-    labels = [r.n_labelled + r.n_foreign for r in records]
+    labels = [r.n_labels for r in records]
     plots.save_learning_curve(path, labels, [r.metrics["accuracy"] for r in records], name)
 
 
@@ -27,7 +27,7 @@ def picked(path: Path, dataset: Dataset, records: Sequence[RoundRecord]) -> None
     """The first images that rounds bought; of many rounds some, evenly spaced."""
     bought = [r for r in records if r.acquired]
     shown = bought[:: -(-len(bought) // ROUNDS) or 1]
-    rows = [(f"Picked with {r.n_labelled:,} labels", [pixels(dataset, i) for i in r.acquired[:PICKED]]) for r in shown]
+    rows = [(f"Picked with {r.n_labels:,} labels", [pixels(dataset, i) for i in r.acquired[:PICKED]]) for r in shown]
     figure = sheets.contact_sheet(plots.new_figure(plots.PAGE), rows, PICKED)
     figure.savefig(path, dpi=110, pil_kwargs={"quality": 80})
 

@@ -1,6 +1,8 @@
 """When, where and by which versions something was run. Nothing here imports torch."""
 
+import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -24,6 +26,33 @@ def circumstances() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
+
+
+def own_code(settings: dict[str, Any]) -> dict[str, str] | None:
+    """The files outside this package that hold a strategy's functions, and their checksum; None where there are none.
+
+    settings: a strategy's; every dotted path among them counts.
+    """
+    files = {file for value in settings.values() if isinstance(value, str) and (file := _file_of(value))}
+    if not files:
+        return None
+    contents = "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files))
+    return {
+        "files": ", ".join(sorted(file.name for file in files)),
+        "checksum": hashlib.sha256(contents.encode()).hexdigest(),
+    }
+
+
+def _file_of(path: str) -> Path | None:
+    """Of the module in a dotted path, which a class may follow."""
+    while path := path.rpartition(".")[0]:
+        try:
+            spec = importlib.util.find_spec(path)
+        except (ImportError, ValueError):  # a class is no package
+            continue
+        file = Path(spec.origin) if spec and spec.origin else None
+        return file if file and file.is_file() and Path(__file__).parent not in file.resolve().parents else None
+    return None
 
 
 def _cpu_name() -> str:

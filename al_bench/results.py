@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import numpy as np
 import orjson
 import yaml
@@ -162,11 +163,11 @@ def asked(study: Path) -> set[Path]:
 
 def note_asked(study: Path, folders: Iterable[Path]) -> None:
     names = {str(folder.resolve().relative_to(study.resolve())) for folder in folders}
-    names |= {str(folder.relative_to(study)) for folder in asked(study)}
-    if names == {str(folder.relative_to(study)) for folder in asked(study)}:
-        return
     study.mkdir(parents=True, exist_ok=True)
-    write_atomically(study / SWEEPS, json.dumps(sorted(names), indent=1) + "\n")
+    with filelock.FileLock(study / f".{SWEEPS}.lock"):  # of sweeps that start together
+        there = {str(folder.relative_to(study)) for folder in asked(study)}
+        if not names <= there:
+            write_atomically(study / SWEEPS, json.dumps(sorted(names | there), indent=1) + "\n")
 
 
 def originals(idx: np.ndarray, info: dict[str, Any], config: dict[str, Any]) -> np.ndarray:
@@ -197,13 +198,14 @@ def own_settings(run: Run) -> dict[str, Any]:
 def odd_ones(runs: list[Run]) -> dict[Run, str]:
     """The runs that cannot be compared with the others of their cell, each with the reason.
 
-    Another configuration than most have, other settings than most of the same strategy, or other images or another
-    initial set than most of the same seed. Where two are equally common, random's is the usual one.
+    Another configuration than most have, other settings or code than most of the same strategy, or other images or
+    another initial set than most of the same seed. Where two are equally common, random's is the usual one.
     """
     runs = sorted(runs, key=lambda run: run.strategy != "random")
     usual = most_common(as_text(recipe(run)) for run in runs) if runs else None
     by_strategy = {name: [r for r in runs if r.strategy == name] for name in {r.strategy for r in runs}}
     settings = {name: most_common(as_text(own_settings(r)) for r in ours) for name, ours in by_strategy.items()}
+    code = {name: most_common(checksum(r.info, "strategy_code") for r in ours) for name, ours in by_strategy.items()}
     by_seed = {seed: [run.info for run in runs if run.seed == seed] for seed in {run.seed for run in runs}}
     found = {}
     for run in runs:
@@ -214,6 +216,8 @@ def odd_ones(runs: list[Run]) -> dict[Run, str]:
         elif as_text(own_settings(run)) != settings[run.strategy]:
             others = json.loads(settings[run.strategy])
             found[run] = f"other settings than most runs of {run.strategy}: {difference(own_settings(run), others)}"
+        elif checksum(run.info, "strategy_code") != code[run.strategy]:
+            found[run] = f"another version of its code than most runs of {run.strategy} (checksum of its file)"
         elif checksum(run.info, "dataset") != data:
             found[run] = f"other images than most runs of seed {run.seed} (dataset checksum)"
         elif checksum(run.info, "initial_set") != start:

@@ -1,7 +1,7 @@
 """The run folder: the record is the checkpoint.
 
     config.yaml     the configuration as asked; another one is refused
-    run.json        state, dataset and initial-set checksums, versions and hardware of each start
+    run.json        state, checksums of the data, the initial set and a strategy of one's own, versions and hardware
     rounds.jsonl    one line a finished round, on disk before the next round starts; resuming replays `acquired`
     run.log         what the screen showed
     weights/        only for trainer.start=previous|best, only what the next round needs
@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 import traceback
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,10 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from al_bench.config import Config, LoggerConfig, StressorConfig, keys
 from al_bench.errors import UserError
-from al_bench.provenance import circumstances, now
+from al_bench.provenance import circumstances, now, own_code
 
 if TYPE_CHECKING:
     from al_bench.data import Dataset
@@ -69,6 +72,11 @@ class RoundRecord:
     n_foreign: int = 0  # labels bought in vain beside n_labelled: of images that belong to no class
     class_counts: list[int] = field(default_factory=list)  # of the training labels this round's fit had
 
+    @property
+    def n_labels(self) -> int:
+        """What the curve is drawn over: all training labels that were paid for."""
+        return self.n_labelled + self.n_foreign
+
 
 class RunStore:
     def __init__(self, config: Config) -> None:
@@ -104,7 +112,9 @@ class RunStore:
             self._refuse_another_configuration()
             try:
                 if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
-                    write_atomically(self.folder / "run.json", "{}\n")
+                    # The id is of this run alone; its name another has, too, in another folder or after a deletion.
+                    fresh = {"id": self.info().get("id", uuid.uuid4().hex)}
+                    write_atomically(self.folder / "run.json", json.dumps(fresh) + "\n")
                 write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
                 self.note(state="running", error=None, starts=[*self.info().get("starts", []), circumstances()])
                 yield
@@ -142,12 +152,15 @@ class RunStore:
             "initial_set": {"n": len(labels.labelled_L), "checksum": _checksum(labels.labelled_L.tolist())},
             "validation_set": {"n": len(labels.validation_V), "checksum": _checksum(labels.validation_V.tolist())},
         }  # fmt: skip
+        changed = dict.fromkeys(facts, "the data")
+        if code := own_code(self.config.strategy):
+            facts["strategy_code"], changed["strategy_code"] = code, code["files"]
         for name, fact in facts.items():
             there = self.info().get(name, fact)
             if there["checksum"] != fact["checksum"]:
                 raise UserError(
-                    f"{self.folder} began with another {name.replace('_', ' ')}: the data have changed since. "
-                    "Bring the old data back, give these runs a name of their own (study=...), or delete the folder."
+                    f"{self.folder} began with another {name.replace('_', ' ')}: {changed[name]} changed since. Bring "
+                    "the old state back, give these runs a name of their own (study=...), or delete the folder."
                 )
         self.note(**facts)
 
@@ -309,21 +322,25 @@ def reference(c: Config) -> tuple[dict[str, float], str]:
             f"budget.stop.at={c.budget.stop.at.name} needs the full-data reference, and {folder} holds no finished one "
             f"for seed={c.seed}. Train it first: the same command with budget=full."
         )
-    theirs = _as_asked(done[0] / "config.yaml")
-    free = NOT_COMPARED | {
-        k for k in ours | theirs if k.startswith(("strategy.", "budget.", "features.")) and k != "budget.validation"
-    }
-    differ = [k for k in sorted(ours.keys() | theirs.keys()) if k not in free and ours.get(k) != theirs.get(k)]
-    if differ:
-        keys = ", ".join(differ)
-        raise UserError(f"The full-data reference {done[0]} has another {keys}. Train it again with budget=full.")
-    last = json.loads((done[0] / "rounds.jsonl").read_text().splitlines()[-1])
+    other = ("strategy.", "budget.", "features.")  # what makes no difference where all is labelled
+    differ = {}
+    for run in done:
+        theirs = _as_asked(run / "config.yaml")
+        free = NOT_COMPARED | {k for k in ours | theirs if k.startswith(other) and k != "budget.validation"}
+        differ[run] = [k for k in sorted(ours | theirs) if k not in free and ours.get(k) != theirs.get(k)]
+    nearest, keys = min(differ.items(), key=lambda item: len(item[1]))
+    if keys:
+        raise UserError(
+            f"The full-data reference {nearest} has another {', '.join(keys)}. Delete it and train it again with "
+            "budget=full."
+        )
+    last = json.loads((nearest / "rounds.jsonl").read_text().splitlines()[-1])
     validation = last["validation"]
     accuracy = {
         "test": last["metrics"]["accuracy"],
         "validation": validation["accuracy"] if validation else float("nan"),
     }
-    return accuracy, read_json(done[0] / "run.json")["dataset"]["checksum"]
+    return accuracy, read_json(nearest / "run.json")["dataset"]["checksum"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -356,7 +373,11 @@ def _is_whole(line: bytes) -> bool:
 
 def _as_asked(config: Path) -> dict[str, Any]:
     """A run's config.yaml, flat."""
-    return UNSTRESSED | flat(OmegaConf.load(config))
+    try:
+        return UNSTRESSED | flat(OmegaConf.load(config))
+    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{config} is damaged ({reason}). Delete {config.parent} to begin anew.") from None
 
 
 def flat(cfg: Any, prefix: str = "") -> dict[str, Any]:

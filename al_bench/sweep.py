@@ -64,10 +64,12 @@ class Sweeper(SweeperPlugin):
         for folder, (_, store) in todo.items():
             if why := why_missing(store):
                 failed[str(folder)] = why
-        for study in studies:
-            if why := report_on(study, [folder for folder in there | todo.keys() if folder.parents[4] == study]):
-                failed[f"the report of {study}"] = why
-        conclude(there, list(todo), failed)
+        reports = {
+            f"the report of {study}": why
+            for study in studies
+            if (why := report_on(study, [folder for folder in there | todo.keys() if folder.parents[4] == study]))
+        }
+        conclude(there, list(todo), failed, reports)
 
     def composed(self, jobs: list[Job]) -> Iterator[DictConfig]:
         """The configuration of each job as its launcher will compose it, ten times faster.
@@ -177,14 +179,14 @@ def report_on(study: Path, folders: list[Path]) -> str | None:
         return f"{error!r}; the runs are kept: al-bench report {study}"
 
 
-def conclude(there: set[Path], todo: list[Path], failed: dict[str, str]) -> None:
-    """One line, and one more for each run that is missing. Raises SystemExit where there is any."""
+def conclude(there: set[Path], todo: list[Path], failed: dict[str, str], reports: dict[str, str]) -> None:
+    """One line, and one more for each run and each report that is missing. Raises SystemExit where there is any."""
     if not (there or todo or failed):
         return
     n_finished = sum(str(folder) not in failed for folder in todo)
     lines = [f"Sweep: {n_finished} finished, {len(there)} there already, {len(failed)} failed."]
-    lines += [f"  {name}: {why.splitlines()[0]}" for name, why in failed.items()]
-    if failed:
+    lines += [f"  {name}: {why.splitlines()[0]}" for name, why in (failed | reports).items()]
+    if failed or reports:
         sys.exit("\n".join([*lines, "The same command again runs only what is missing."]))
     print(lines[0])
 

@@ -6,7 +6,7 @@ A tracker is a callable (config, run folder, class names) that gives an object w
     finish(failed)
 
 `picked()` gives the images that the newest round bought; it costs a prediction, so a tracker that shows none never
-calls it. Axes: n_labelled for rounds; epoch/total, which counts over all retrainings, for epochs.
+calls it. Axes: n_labels for rounds; epoch/total, which counts over all retrainings, for epochs.
 """
 
 import csv
@@ -34,7 +34,7 @@ from al_bench.errors import UserError
 from al_bench.models import engine
 from al_bench.models.classifier import Classifier
 from al_bench.sheets import picture
-from al_bench.store import RoundRecord, run_folder, write_atomically
+from al_bench.store import RoundRecord, RunStore, run_folder, write_atomically
 from al_bench.strategies.uncertainty import entropy_score
 
 log = logging.getLogger("al_bench")
@@ -126,7 +126,7 @@ class TensorBoardTracker:
 
     def log(self, records: Sequence[RoundRecord], picked: Picked | None = None) -> None:
         for row in rows(records, self.class_names)[self.n_logged :]:
-            step = row.pop("epoch/total" if "epoch/total" in row else "n_labelled")
+            step = row.pop("epoch/total" if "epoch/total" in row else "n_labels")
             for key, value in row.items():
                 self.writer.add_scalar(key, value, step)
             self.n_logged += 1
@@ -168,8 +168,8 @@ class WandbTracker:
 
     def _set_axes(self, row: dict[str, Any]) -> None:
         new = {f"{key.split('/')[0]}/*" if "/" in key else key for key in row} - self.axes
-        for key in new - {"n_labelled"}:
-            self.run.define_metric(key, step_metric="epoch/total" if key == "epoch/*" else "n_labelled")
+        for key in new - {"n_labels"}:
+            self.run.define_metric(key, step_metric="epoch/total" if key == "epoch/*" else "n_labels")
         self.axes |= new
 
     def finish(self, failed: bool) -> None:
@@ -194,10 +194,11 @@ def begin_run(c: Config, folder: Path) -> Any:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # an offline run calls nobody
     wandb.setup(wandb.Settings(silent=True))
     *path, strategy, seed = run_folder(c).parts[-6:]
+    identity = (*path, strategy, seed, RunStore(c).info().get("id", ""))
     start = partial(
         wandb.init,
         entity=c.logger.entity, project=c.logger.project, dir=files.parent,
-        id=hashlib.sha256("/".join((*path, strategy, seed)).encode()).hexdigest()[:16], resume="allow",
+        id=hashlib.sha256("/".join(identity).encode()).hexdigest()[:16], resume="allow",
         group="/".join(path)[:128], job_type=strategy[:64], name=f"{strategy} {seed}"[:128],
         config=OmegaConf.to_container(OmegaConf.structured(c), enum_to_str=True),
         save_code=False, reinit="create_new", settings=wandb_settings(),
@@ -247,8 +248,8 @@ def rows(records: Sequence[RoundRecord], class_names: Sequence[str]) -> list[dic
 
 
 def round_row(record: RoundRecord, class_names: Sequence[str]) -> dict[str, float]:
-    """All numbers of a record but the history's: n_labelled, test/accuracy, test/per_class/cat, seconds/fit, ..."""
-    facts = asdict(record)
+    """All numbers of a record but the history's: n_labels, test/accuracy, test/per_class/cat, seconds/fit, ..."""
+    facts = {"n_labels": record.n_labels} | asdict(record)
     return _flat({k: v for k, v in facts.items() if k not in ("metrics", "acquired", "history")}, "", class_names) | (
         _flat(facts["metrics"], "test", class_names)
     )

@@ -84,6 +84,10 @@ def test_the_length_of_training_by_hand(overrides, length):
         ("trainer.max_steps=0", "are 1 or more, or null"),
         ("dataset.image_size=4", "8 pixels or more"),
         ("dataset.test_fraction=1.0", "between 0 and 1"),
+        ("trainer.later_max_epochs=1", "trainer.later_max_epochs is trainer.max_epochs of the rounds after the first"),
+        ("stressor.noise=0.9", "stressor.noise=0.9 is put on copies of images, and there are none"),
+        ("dataset.mean=[] dataset.std=[]", "dataset.mean and dataset.std: as many of each"),
+        ("study=b${trainer.batchsize}", "study: Interpolation key 'trainer.batchsize' not found"),
         ("trainer.max_epochs=3", "trainer.max_steps and trainer.max_epochs are both set"),
         ("trainer.num_workers=-1", "trainer.num_workers=-1"),
         ("dataset.std=[0.0]", "std above 0"),
@@ -118,7 +122,18 @@ def test_near_misses_of_what_was_typed():
         "'entrpy': did you mean entropy or mc_entropy or vote_entropy?\n'sed': did you mean seed or study?"
     )
     assert near_misses(["trainer.bach_size=3"]).startswith("'trainer.bach_size': did you mean trainer.batch_size")
+    assert near_misses(["strategy=entropy", "model.optimizer.lr=0.1", "model.options.depth=3"]) == ""
     assert near_misses(["strategy=entropy", "trainer.max_steps=5", "+model.options.drop_rate=0.1"]) == ""
+
+
+@pytest.mark.parametrize("flag", ["--config-dir={}", "--config-dir {}", "-cd {}"])
+def test_names_of_a_users_own_folder_are_no_near_misses(flag, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "pick.yaml").write_text("name: pick\n")
+    asked_for = flag.format(tmp_path).split()
+    assert near_misses(["strategy=pick"]) == "'pick': did you mean epig?"
+    assert near_misses([*asked_for, "strategy=pick"]) == ""
+    assert near_misses([*asked_for, "strategy=pik"]).startswith("'pik': did you mean pick")
 
 
 def test_the_configuration_is_never_written_to():

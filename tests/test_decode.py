@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -157,6 +158,16 @@ def test_skipping_leaves_out_broken_files_and_says_which_also_from_the_cache(tmp
 def test_a_changed_image_is_decoded_again(tmp_path):
     assert decoded(write(tmp_path / "in", {"a.png": grey(1)}), tmp_path)[0].max() == 1
     assert decoded(write(tmp_path / "in", {"a.png": grey(200, side=9)}), tmp_path)[0].max() == 200
+
+
+def test_another_folder_with_the_same_names_sizes_and_times_is_another_one(tmp_path):
+    folders = [
+        write(tmp_path / name, {"a.bmp": encoded(flat("L", n), "bmp")}) for name, n in (("one", 1), ("two", 200))
+    ]
+    for folder in folders:
+        os.utime(folder / "a.bmp", (0, 0))
+    assert len({(folder / "a.bmp").stat().st_size for folder in folders}) == 1
+    assert [decoded(folder, tmp_path)[0].max() for folder in folders] == [1, 200]
 
 
 def test_hidden_files_are_left_out_and_linked_folders_are_not(tmp_path):

@@ -131,6 +131,16 @@ def test_a_missing_or_different_reference_is_an_error_before_anything_is_trained
         run_here(tmp_path, "budget.stop.at=validation")
 
 
+def test_the_reference_is_trained_by_the_same_command_and_the_one_that_fits_is_taken(tmp_path):
+    stop = ("budget.stop.at=validation", "budget.stop.tolerance=1")
+    run_here(tmp_path, *FULL, "strategy=entropy", "trainer.max_steps=2")
+    full = run_here(tmp_path, *FULL, *stop, "strategy=margin", "trainer.max_steps=3")
+    assert full.info()["state"] == "finished" and len(full.records()) == 1
+    assert run_here(tmp_path, *stop, "strategy=margin", "trainer.max_steps=3").info()["state"] == "finished"
+    with pytest.raises(UserError, match=r"has another trainer\.max_steps\. Delete it and train it again"):
+        run_here(tmp_path, *stop, "strategy=margin", "trainer.max_steps=4", "budget.query=5")
+
+
 @pytest.mark.parametrize(
     "accuracy, two_sided, reached",
     [(0.8806, False, False), (0.8807, False, True), (0.95, False, True), (0.8807, True, True), (0.8857, True, True),

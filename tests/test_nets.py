@@ -210,6 +210,13 @@ def test_a_misspelt_model_or_option_is_named_with_its_near_misses(name, options,
             use(timm_config(name, **options))
 
 
+@pytest.mark.parametrize("asked", [{"pretrained": True}, {"weights": "/nowhere.pth"}])
+def test_nets_without_weights_of_their_own_refuse_them(asked):
+    for make, name in ((nets.small_cnn, "small_cnn"), (nets.bayesian_cnn, "bcnn")):
+        with pytest.raises(UserError, match=f"model={name} is trained from nothing"):
+            make(ModelConfig(name=name, **asked), data())
+
+
 OFFLINE = """
 import shutil, sys, time
 sys.path.insert(0, sys.argv[1])

@@ -4,10 +4,13 @@ import pytest
 import torch
 from conftest import QUICK, asked, lines_of
 from conftest import run_here as run_longer
+from threadpoolctl import threadpool_limits
 
 from al_bench import query
 from al_bench.cli import conf_dir
+from al_bench.data import sources
 from al_bench.errors import UserError
+from al_bench.models import engine
 from al_bench.store import RunStore
 from al_bench.strategies import needs, top_k
 from al_bench.strategies.random import random_sampling
@@ -69,9 +72,6 @@ def test_features_by_the_model_are_its_embeddings_at_unit_length(tmp_path):
 
 def test_principal_components_are_those_of_a_plain_decomposition():
     """Distances in as many components as there are pixels are distances of pixels."""
-    from al_bench.data import sources
-    from al_bench.models import engine
-
     c = asked("features.width=64")
     dataset, _ = sources.load(c.dataset, sources.find(c.dataset, None, "unused"), 0)
     parts_NF = engine.principal_components(dataset, 64)[:50].double()
@@ -81,6 +81,30 @@ def test_principal_components_are_those_of_a_plain_decomposition():
     centred = dataset.images[dataset.train_idx].flatten(1).double() / 255
     values = torch.linalg.svdvals(centred - centred.mean(0))[:3].square() / (len(centred) - 1)
     torch.testing.assert_close(few_NF[dataset.train_idx].double().var(0), values, rtol=1e-3, atol=0)
+
+
+def test_principal_components_are_the_same_on_any_number_of_threads():
+    """A killed run may go on with more of them."""
+    c = asked()
+    dataset, _ = sources.load(c.dataset, sources.find(c.dataset, None, "unused"), 2)
+    found = []
+    for n in (1, 2):
+        with threadpool_limits(n):
+            found.append(engine.principal_components(dataset, 64))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    "ask, said",
+    [
+        ("features.name=resnet_18", "features.name=resnet_18: timm has no such model. Did you mean"),
+        ("features.name=resnet10t features.weights=nofile", "features.weights=nofile: there is no such file."),
+    ],
+)
+def test_a_mistake_in_the_extractor_is_told_by_its_own_keys(tmp_path, ask, said):
+    with pytest.raises(UserError) as error:
+        run_here(tmp_path, "strategy=typiclust", "features=backbone", *ask.split())
+    assert str(error.value).startswith(said)
 
 
 def test_passes_and_members_change_neither_the_fit_nor_the_test(tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ strategy: {{name: {strategy}, option: {option}}}
 def write_run(
     root, strategy="random", seed=0, accuracy=(0.5, 0.6, 0.7), *, labels=LABELS, state="finished", study="study",
     data="a", start="s", cpu="one", steps=100, error=None, dataset="digits", budget="10+2x10", features=None,
-    option=1,
+    option=1, code=None,
 ):  # fmt: skip
     """A run folder as al_bench writes it, with these accuracies."""
     folder = root / study / dataset / "small_cnn" / budget / strategy / f"seed={seed}"
@@ -44,7 +45,7 @@ def write_run(
         "state": state, "error": error, "dataset": {"checksum": data, "classes": ["x", "y"]},
         "initial_set": {"checksum": f"{start}{seed}"}, "features": features,
         "starts": [{"cpu": cpu, "versions": {"torch": "2"}}],
-    }  # fmt: skip
+    } | ({"strategy_code": {"checksum": code}} if code else {})  # fmt: skip
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "config.yaml").write_text(
         CONFIG.format(study=study, seed=seed, strategy=json.dumps(strategy), steps=steps, option=option)
@@ -168,6 +169,13 @@ def test_runs_that_a_sweep_asked_for_and_that_never_began_are_missing(tmp_path):
     assert len(results.find(begun)) == 1  # of no concern further down
 
 
+def test_sweeps_that_start_together_all_note_what_they_ask_for(tmp_path):
+    folders = [tmp_path / f"study/digits/small_cnn/10+2x10/margin/seed={seed}" for seed in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda folder: results.note_asked(tmp_path / "study", [folder]), folders))
+    assert results.asked(tmp_path / "study") == set(folders)
+
+
 # -- what is compared --
 
 
@@ -178,6 +186,7 @@ def test_runs_that_a_sweep_asked_for_and_that_never_began_are_missing(tmp_path):
         ({"steps": 50}, r"trainer\.max_steps=50 \(others 100\)"),
         ({"data": "b"}, "other images"),
         ({"start": "t"}, "another initial set"),
+        ({"code": "b"}, "another version of its code than most runs of entropy"),
         ({"state": "failed", "error": "boom"}, "failed after 3 rounds: boom"),
         ({"state": "interrupted", "accuracy": (0.5,)}, "interrupted after 1 rounds"),
     ],

@@ -1,5 +1,6 @@
 import gzip
 import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -131,6 +132,13 @@ def test_a_source_without_a_root_or_a_test_split_asks_for_it(tmp_path):
         loaded(None, tmp_path, "digits", test_fraction=None)
     with pytest.raises(UserError, match="cannot be split"):
         loaded(None, tmp_path, "digits", test_fraction=1e-9)
+
+
+def test_means_of_another_number_of_channels_are_refused():
+    c = DatasetConfig("al_bench.data.sources.digits", "digits", None, test_fraction=0.2)
+    sources.find(replace(c, mean=[0.5], std=[1.0]), None, "")
+    with pytest.raises(UserError, match="have 3 values, and the images of digits have 1 channels"):
+        sources.find(replace(c, mean=[0.5] * 3, std=[1.0] * 3), None, "")
 
 
 @pytest.mark.parametrize("antialias, expected", [(True, [71, 117]), (False, [50, 120])])  # by hand in test_decode.py

@@ -102,20 +102,42 @@ def test_a_start_that_finished_no_round_may_be_corrected(tmp_path):
         assert right.info()["state"] == "running" and right.info()["error"] is None
 
 
+class Facts:
+    name, class_names, skipped, checksum = "digits", ("a", "b"), (), "one"
+    train_idx = test_idx = labelled_L = validation_V = __import__("torch").arange(3)
+
+
 def test_data_that_changed_between_two_starts_are_refused(store):
-    class Facts:
-        name, class_names, skipped = "digits", ("a", "b"), ()
-        train_idx = test_idx = labelled_L = validation_V = __import__("torch").arange(3)
+    store.identify(Facts(), Facts())
+    store.identify(Facts(), Facts())
+    other = Facts()
+    other.checksum = "two"
+    with pytest.raises(UserError, match="began with another dataset: the data changed since"):
+        store.identify(other, Facts())
 
-    def dataset(checksum):
-        facts = Facts()
-        facts.checksum = checksum
-        return facts
 
-    store.identify(dataset("one"), Facts())
-    store.identify(dataset("one"), Facts())
-    with pytest.raises(UserError, match="began with another dataset"):
-        store.identify(dataset("two"), Facts())
+def test_a_strategy_of_ones_own_that_changed_between_two_starts_is_refused(store, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_noted.py").write_text("class A:\n    pick = None\n")
+    store.identify(Facts(), Facts())
+    assert "strategy_code" not in store.info()  # al_bench's own: the commit says which
+    for target in ("mine_noted.A.pick", "mine_noted.pick"):
+        store.config.strategy["_target_"] = target
+        store.identify(Facts(), Facts())
+        store.identify(Facts(), Facts())
+    assert store.info()["strategy_code"]["files"] == "mine_noted.py"
+    store.config.strategy |= {"_target_": "al_bench.strategies.bayesian.stochastic_batch", "score": "mine_noted.score"}
+    store.identify(Facts(), Facts())  # a function it is given counts as well
+    (tmp_path / "mine_noted.py").write_text("class A:\n    pick = 1\n")
+    with pytest.raises(UserError, match=r"began with another strategy code: mine_noted\.py changed since"):
+        store.identify(Facts(), Facts())
+
+
+@pytest.mark.parametrize("damage", [b"<<<<<<< HEAD\nseed: 0\n", b"\xff", b"- 1\n", b"seed: [\n"])
+def test_a_damaged_config_yaml_is_an_error_that_says_what_to_do(store, damage):
+    (store.folder / "config.yaml").write_bytes(damage)
+    with pytest.raises(UserError, match=r"config\.yaml is damaged.*Delete|was made by another configuration"):
+        again(store).finished()
 
 
 def test_an_internal_error_leaves_its_traceback_in_the_log(store):

@@ -350,3 +350,10 @@ def test_slurm_requeues_a_preempted_run_and_goes_on_after_a_killed_one(slurm, st
         "Sweep: 1 finished, 3 there already, 0 failed.",
     ]
     assert records(place) == undisturbed
+
+
+def test_a_report_that_fails_is_no_run_that_failed(tmp_path):
+    with pytest.raises(SystemExit) as end:
+        sweep.conclude(set(), [tmp_path / "a"], {}, {"the report of b": "boom"})
+    counts, why, _ = str(end.value).splitlines()
+    assert (counts, why) == ("Sweep: 1 finished, 0 there already, 0 failed.", "  the report of b: boom")

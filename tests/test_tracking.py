@@ -12,7 +12,8 @@ import struct
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -130,10 +131,30 @@ def test_the_rows_of_a_run_by_hand():
     assert [r.get("epoch/total") for r in rows] == [1, 2, None, 3, None]
     assert rows[3] == {"epoch/total": 3, "epoch/loss": 2.0, "epoch/accuracy": 0.1}
     assert rows[4] == {
-        "round": 1, "n_labelled": 30, "n_val": 5, "validation/loss": 1.0, "weights_from": 1, "epochs": 1, "steps": 40,
-        "seconds/fit": 1.5, "peak_memory": 1001, "n_candidates": 70, "n_foreign": 0, "test/accuracy": 0.6,
-        "test/per_class/cat": 0.25, "test/per_class/emu": 1.0,
+        "n_labels": 30, "round": 1, "n_labelled": 30, "n_val": 5, "validation/loss": 1.0, "weights_from": 1,
+        "epochs": 1, "steps": 40, "seconds/fit": 1.5, "peak_memory": 1001, "n_candidates": 70, "n_foreign": 0,
+        "test/accuracy": 0.6, "test/per_class/cat": 0.25, "test/per_class/emu": 1.0,
     }  # fmt: skip
+
+
+def test_labels_bought_in_vain_are_on_the_axis_too(tmp_path):
+    store = store_of(tmp_path, "logger=tensorboard")
+    records = [replace(r, n_foreign=7 * r.round) for r in RECORDS]
+    with ExitStack() as stack:
+        stack.enter_context(tracking.opened(store.config, store.folder, NAMES, records))
+    assert [step for step, _ in scalars(store.folder)["test/accuracy"]] == [r.n_labels for r in records]
+    assert records[1].n_labels == records[1].n_labelled + 7
+
+
+def test_a_run_of_the_same_name_is_another_one_for_wandb(tmp_path):
+    ids = []
+    for folder in ("a", "b", "b"):
+        store = store_of(tmp_path / folder, "logger=wandb_offline")
+        with store.at_work(), ExitStack() as stack:
+            stack.enter_context(tracking.opened(store.config, store.folder, NAMES, []))
+        (records, *_) = wandb_records(store.folder)
+        ids += {r.run.run_id for r in records if r.WhichOneof("record_type") == "run"}
+    assert len(ids) == 3 and ids[0] != ids[1] == ids[2]
 
 
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])
@@ -166,7 +187,7 @@ def test_an_offline_wandb_run_holds_all_of_it_in_the_run_folder(tmp_path, monkey
     config = {u.key: json.loads(u.value_json) for u in run.config.update}
     assert config["budget"]["query"] == 10 and config["trainer"]["start"] == "fresh" and config["seed"] == 0
     axes = {r.metric.name or r.metric.glob_name: r.metric.step_metric for r in records if r.HasField("metric")}
-    assert axes["test/*"] == axes["seconds/*"] == axes["picked"] == axes["n_val"] == "n_labelled"
+    assert axes["test/*"] == axes["seconds/*"] == axes["picked"] == axes["n_val"] == "n_labels"
     assert axes["epoch/*"] == "epoch/total"
 
     rounds = [row for row in history(records) if "n_labelled" in row]

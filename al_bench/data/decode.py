@@ -154,7 +154,9 @@ def _folder(path: Path) -> ImageFiles:
         _refuse_large(sizes[name])
         return (path / name).read_bytes()
 
-    return ImageFiles(path, tuple(sizes), tuple(sorted(folders)), read, _digest(contents))
+    # Where: another folder may hold files of the same names, sizes and times.
+    fingerprint = _digest([str(path.resolve()), *contents])
+    return ImageFiles(path, tuple(sizes), tuple(sorted(folders)), read, fingerprint)
 
 
 def _archive(path: Path, archive: zipfile.ZipFile) -> ImageFiles:

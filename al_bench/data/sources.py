@@ -49,6 +49,12 @@ def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     """model_size: the input size the model prefers; dataset.image_size goes before it."""
     source: Source = function("dataset._target_", c._target_)(c, model_size, cache_dir)
     _refuse_empty_class(c, source.labels_N, source.class_names, "image")
+    channels = source.image_shape[0]
+    if len(c.mean) not in (1, channels):
+        raise UserError(
+            f"dataset.mean and dataset.std have {len(c.mean)} values, and the images of {c.name} have {channels} "
+            "channels: one value for all of them, or one for each."
+        )
     if len(source.class_names) < 2:
         names = ", ".join(source.class_names)
         raise UserError(f"dataset {c.name} has one class only ({names}): there is nothing to learn. Add another.")

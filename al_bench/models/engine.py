@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import logging
 import multiprocessing
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from al_bench import rng
@@ -234,7 +236,10 @@ def fixed_features(c: Config, dataset: Dataset) -> Tensor | None:
         if dataset.images.ndim == 2:
             raise UserError("model.mode=frozen has features already: leave features=pca, which takes them as they are.")
         plain = replace(c, model=backbone, trainer=replace(c.trainer, augment=Augment.none))
-        features_NF = freeze(plain, dataset).images
+        try:
+            features_NF = freeze(plain, dataset).images
+        except UserError as error:
+            raise UserError(re.sub(r"\bmodel\.(name|weights|pretrained)\b", r"features.\1", str(error))) from None
     else:
         features_NF = dataset.images if dataset.images.ndim == 2 else principal_components(dataset, f.width)
     return F.normalize(features_NF, dim=1)
@@ -253,9 +258,11 @@ def principal_components(dataset: Dataset, width: int) -> Tensor:
 
     some = dataset.train_idx[:: -(-len(dataset.train_idx) // 10_000)]
     flat = pixels(some)
-    pca = PCA(min(width, *flat.shape), svd_solver="randomized", random_state=0).fit(flat.numpy())
+    pca = PCA(min(width, *flat.shape), svd_solver="randomized", random_state=0)
     parts = torch.arange(len(images)).split(10_000)
-    return torch.cat([torch.from_numpy(pca.transform(pixels(rows).numpy())) for rows in parts]).float()
+    with threadpool_limits(1):  # other sums with other threads: a cold start might choose other images
+        pca.fit(flat.numpy())
+        return torch.cat([torch.from_numpy(pca.transform(pixels(rows).numpy())) for rows in parts]).float()
 
 
 def on_device(t: TrainerConfig, images: Tensor) -> Tensor:

@@ -194,6 +194,11 @@ def bayesian_cnn(c: ModelConfig, dataset: Dataset) -> nn.Module:
 def _own(net: type[SimpleCNN], c: ModelConfig, dataset: Dataset) -> nn.Module:
     if c.dropout:
         raise UserError(f"model.dropout={c.dropout}: model={c.name} has its own dropout; leave it at 0.")
+    if c.pretrained or c.weights:
+        raise UserError(
+            f"model.pretrained={c.pretrained}, model.weights={c.weights}: model={c.name} is trained from nothing. "
+            "Pretrained weights are for model=timm."
+        )
     try:
         return net(dataset, **c.options)
     except TypeError as error:
