@@ -607,7 +607,7 @@ def test_a_run_of_many_rounds_leaves_a_sheet_of_some(tmp_path):
     images = torch.zeros(200, 3, 64, 64, dtype=torch.uint8)
     none = torch.empty(0, dtype=torch.int64)
     dataset = Dataset("many", images, none, none, none, ("a", "b"), (0.0,), (1.0,), "")
-    records = [SimpleNamespace(n_labelled=10 + r, acquired=[r]) for r in range(200)]
+    records = [SimpleNamespace(n_labels=10 + r, acquired=[r]) for r in range(200)]
     pictures.picked(tmp_path / "acquired.jpg", dataset, records)
     with Image.open(tmp_path / "acquired.jpg") as sheet:
         assert sheet.height < 4000

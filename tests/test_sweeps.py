@@ -311,7 +311,11 @@ def test_slurm_requeues_a_preempted_run_and_goes_on_after_a_killed_one(slurm, st
 
     def process_of(task: int) -> psutil.Process:
         submitted = (
-            p for p in psutil.process_iter(["cmdline"]) if "submitit.core._submit" in (p.info["cmdline"] or [])
+            p
+            for p in psutil.process_iter(["cmdline"])
+            if p.info["cmdline"]
+            and p.info["cmdline"][0] == sys.executable  # not srun, which has the same words
+            and "submitit.core._submit" in p.info["cmdline"]
         )
         return next(p for p in submitted if p.environ().get("SLURM_ARRAY_TASK_ID") == str(task))
 
