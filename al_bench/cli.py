@@ -6,7 +6,6 @@ run returns at once.
 
 import difflib
 import importlib
-import itertools
 import logging
 import multiprocessing
 import os
@@ -15,6 +14,7 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -94,17 +94,11 @@ def one(c: config.Config) -> None:
         print(f"Finished: {store.folder}")
 
 
-def config_dirs(arguments: list[str]) -> list[Path]:
-    """conf/, and what Hydra's --config-dir names."""
-    words = [word for argument in arguments for word in re.split("(?<=^--config-dir)=", argument)]
-    pairs = itertools.pairwise(words)
-    return [conf_dir(), *(Path(folder) for flag, folder in pairs if flag in ("--config-dir", "-cd"))]
-
-
 def near_misses(arguments: list[str]) -> str:
     """For each misspelt group, option or key among the arguments, the nearest that exist."""
+    own = get_args_parser().parse_known_args(arguments)[0].config_dir
     groups: dict[str, list[str]] = {}
-    for file in sorted(file for folder in config_dirs(arguments) for file in folder.glob("*/*.yaml")):
+    for file in sorted(file for folder in (conf_dir(), own) if folder for file in Path(folder).glob("*/*.yaml")):
         groups.setdefault(file.parent.name, []).append(file.stem)
     keys = {*groups, *config.keys()}
     hints = []

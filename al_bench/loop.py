@@ -85,7 +85,7 @@ def begin(
     c: Config, store: RunStore, strategy: Strategy
 ) -> tuple[Dataset, Oracle, Pool, Tensor | None, list[RoundRecord]]:
     """Data, splits, initial set and fixed features, and the finished rounds replayed on them."""
-    if stops_early(c):
+    if stops_at_reference(c):
         reference(c)  # a missing one is told before images are decoded
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     dataset, oracle = sources.load(c.dataset, source, c.seed, c.stressor, c.cache_dir)
@@ -101,14 +101,14 @@ def begin(
     return dataset, oracle, labels, features, records
 
 
-def stops_early(c: Config) -> bool:
+def stops_at_reference(c: Config) -> bool:
     """At the full-data reference's accuracy. It has none itself: the same command with budget=full trains it."""
     return c.budget.stop.at is not None and c.budget.initial is not None
 
 
 def find_target(c: Config, dataset: Dataset) -> float | None:
     """The full-data accuracy to stop at, if any. Raises UserError where the reference saw other data."""
-    if not stops_early(c):
+    if not stops_at_reference(c):
         return None
     accuracy, checksum = reference(c)
     if checksum != dataset.checksum:

@@ -7,7 +7,7 @@ Accuracies are fractions; any score of which more is better will do. What cannot
 what n cannot carry is None or an unbounded interval, never nan and never a small p.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import exp, log, log2
@@ -267,11 +267,17 @@ def exact_wilcoxon(difference_S: ArrayLike) -> float:
     difference_S = np.round(np.asarray(difference_S, float), DECIMALS)
     twice_ranks = np.round(2 * tests.rankdata(np.abs(difference_S))).astype(int)  # mid-ranks are halves
     twice_ranks_N, positive_N = twice_ranks[difference_S != 0], difference_S[difference_S != 0] > 0
-    chance = np.ones(1)  # chance[w]: of a rank sum of w / 2
-    for rank in twice_ranks_N:
-        chance = (np.pad(chance, (0, rank)) + np.pad(chance, (rank, 0))) / 2
+    chance = _rank_sums(twice_ranks_N)
     w = twice_ranks_N[positive_N].sum()
     return float(min(1, 2 * min(chance[: w + 1].sum(), chance[w:].sum())))
+
+
+def _rank_sums(ranks: Iterable[int]) -> np.ndarray:
+    """chance[w]: that the ranks of the positive differences sum to w, where each sign is a coin's."""
+    chance = np.ones(1)
+    for rank in ranks:
+        chance = (np.pad(chance, (0, rank)) + np.pad(chance, (rank, 0))) / 2
+    return chance
 
 
 def smallest_wilcoxon_p(n: int) -> float:
@@ -448,10 +454,7 @@ def detectable(n: int, sd: float = 1.0, alpha: float = 0.05, power: float = 0.8)
 def _detectable(n: int, alpha: float, power: float) -> float:
     """In sd. The sum of positive ranks is the number of Walsh averages (means of two differences, or one twice) above
     0 (Tukey, 1949): it is w or more as soon as the shift lifts the w-th largest of them above 0."""
-    chance = np.ones(1)  # chance[w]: that the ranks of the positive differences sum to w
-    for rank in range(1, n + 1):
-        chance = (np.pad(chance, (0, rank)) + np.pad(chance, (rank, 0))) / 2
-    w = int((2 * chance[::-1].cumsum()[::-1] <= alpha).argmax())
+    w = int((2 * _rank_sums(range(1, n + 1))[::-1].cumsum()[::-1] <= alpha).argmax())
     i, j = np.triu_indices(n)
     samples = np.random.default_rng(0).standard_normal((PLANNED, n))
     shift = -np.partition((samples[:, i] + samples[:, j]) / 2, -w, axis=1)[:, -w]

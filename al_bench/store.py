@@ -152,15 +152,15 @@ class RunStore:
             "initial_set": {"n": len(labels.labelled_L), "checksum": _checksum(labels.labelled_L.tolist())},
             "validation_set": {"n": len(labels.validation_V), "checksum": _checksum(labels.validation_V.tolist())},
         }  # fmt: skip
-        changed = dict.fromkeys(facts, "the data")
         if code := own_code(self.config.strategy):
-            facts["strategy_code"], changed["strategy_code"] = code, code["files"]
+            facts["strategy_code"] = code
         for name, fact in facts.items():
             there = self.info().get(name, fact)
             if there["checksum"] != fact["checksum"]:
                 raise UserError(
-                    f"{self.folder} began with another {name.replace('_', ' ')}: {changed[name]} changed since. Bring "
-                    "the old state back, give these runs a name of their own (study=...), or delete the folder."
+                    f"{self.folder} began with another {name.replace('_', ' ')}: {fact.get('files', 'the data')} "
+                    "changed since. Bring the old state back, give these runs a name of their own (study=...), or "
+                    "delete the folder."
                 )
         self.note(**facts)
 
