@@ -51,7 +51,7 @@ def test_the_fair_protocol_has_fresh_weights_fixed_steps_and_six_label_counts():
     assert [c.budget.initial + r * c.budget.query for r in range(c.budget.rounds + 1)][-1] == 10_800
     assert (c.trainer.start, c.trainer.max_steps, c.trainer.early_stopping.patience) == (
         config.Weights.fresh,
-        1000,
+        2000,
         None,
     )
     assert (c.budget.rounds, c.budget.validation, c.budget.stop.at) == (5, 0, None)
