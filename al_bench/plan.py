@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from al_bench.config import Config, Mode, function
+from al_bench.config import Config, Extractor, Mode, function
 from al_bench.data import Dataset, pool, sources
 from al_bench.data.stressors import Split
 from al_bench.models import engine, nets
@@ -52,7 +52,7 @@ def make(c: Config) -> Plan:
     pool.check_budget(len(used.train_idx), c.budget)
     for_sale = len(used.train_idx) - c.budget.validation
     labels = label_counts(c, for_sale)
-    predicts = needs.predictions or needs.embeddings
+    predicts = needs.predictions or needs.embeddings or (needs.features and c.features.extractor is Extractor.model)
     members, passes, most = (c.strategy[key] for key in ("members", "passes", "candidates"))
     times = predicts * (members or 1) * (passes or 1)
     n_nets = [members or 1] * (len(labels) - 1) + [1]  # the last round asks nothing of a committee
@@ -61,7 +61,7 @@ def make(c: Config) -> Plan:
         trained=[n * engine.images_trained(c.trainer, labels[round], round) for round, n in enumerate(n_nets)],
         predicted=[min(for_sale - n, most or for_sale) * times for n in labels[:-1]] + [0],
         n_test=len(used.test_idx),
-        memory=_memory(c, source.image_shape, used),
+        memory=_memory(c, source.image_shape, used, max(n_nets) * (passes or 1)),
     )
 
 
@@ -72,8 +72,9 @@ def label_counts(c: Config, for_sale: int) -> list[int]:
     return [*range(c.budget.initial, last, c.budget.query), last]
 
 
-def _memory(c: Config, image_shape: tuple[int, int, int], used: Split) -> dict[str, int]:
-    """What the program and its arrays take: an estimate, for the work space of convolutions comes on top."""
+def _memory(c: Config, image_shape: tuple[int, int, int], used: Split, n_predictions: int) -> dict[str, int]:
+    """What the program and its arrays take: an estimate, for the work space of convolutions and the strategy comes on
+    top. n_predictions: of an image."""
     one = torch.arange(1)
     image = torch.zeros(1, *image_shape, dtype=torch.uint8)
     mean, std = tuple(c.dataset.mean), tuple(c.dataset.std)
@@ -81,7 +82,7 @@ def _memory(c: Config, image_shape: tuple[int, int, int], used: Split) -> dict[s
     net = function("model._target_", c.model._target_)(replace(c.model, pretrained=False, weights=None), fake).eval()
     frozen = c.model.mode is Mode.frozen
     weights = sum(p.nbytes for p in net.parameters())
-    widths = net.head_hidden_size + len(used.class_names)
+    widths = net.head_hidden_size + n_predictions * len(used.class_names)
     activations = 0 if frozen else _activations(net, image) * c.trainer.batch_size
     return {
         "the program": engine.process_memory(),
@@ -89,7 +90,7 @@ def _memory(c: Config, image_shape: tuple[int, int, int], used: Split) -> dict[s
         **({"features": 4 * net.head_hidden_size * len(used.labels_N)} if frozen else {}),
         "weights, gradients and optimiser": weights if frozen else 4 * weights,
         "a training batch": 2 * activations,
-        "predictions of the pool": 4 * widths * len(used.train_idx),
+        "predictions of the pool": 4 * widths * min(len(used.train_idx), c.strategy["candidates"] or torch.inf),
     }
 
 

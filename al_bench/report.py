@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
@@ -71,17 +72,19 @@ def write(root: Path, target: float | None = None) -> Path:
     """Write the report of all runs below root and return the path of its page. Raises UserError."""
     if target is not None and not 0 < target < 1:
         raise UserError(f"--target {target}: an accuracy between 0 and 1, such as 0.9.")
-    studies = verdict.studies(results.find(root), target)
     folder = root / "report"
+    results.find(root)  # where there is no run, there is no folder to make
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for old in (folder / "figures").glob("*.p*"):
-            old.unlink()
-        rows = pd.DataFrame(verdict.summary(studies))
-        rows.to_csv(folder / "summary.csv", index=False)
-        write_atomically(folder / "summary.md", as_markdown(studies))
-        write_atomically(folder / "summary.tex", as_latex(studies))
-        write_atomically(folder / "index.html", page(root, studies, folder / "figures"))
+        with filelock.FileLock(folder / ".lock"):  # of sweeps of one study that end together
+            studies = verdict.studies(results.find(root), target)
+            for old in (folder / "figures").glob("*.p*"):
+                old.unlink()
+            rows = pd.DataFrame(verdict.summary(studies))
+            rows.to_csv(folder / "summary.csv", index=False)
+            write_atomically(folder / "summary.md", as_markdown(studies))
+            write_atomically(folder / "summary.tex", as_latex(studies))
+            write_atomically(folder / "index.html", page(root, studies, folder / "figures"))
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}).") from None
     return folder / "index.html"
@@ -167,6 +170,8 @@ def tex(text: str) -> str:
 
 def how(s: Study) -> list[str]:
     """How the numbers of the table came about."""
+    if len(s.labels_R) == 1:
+        return []
     words = [
         f"Paired with random by seed. Mean accuracy over labels: area under the curve from {s.labels_R[0]:,} to "
         f"{s.labels_R[-1]:,} labels, divided by its width. 95% intervals: BCa bootstrap over seeds from "
@@ -274,7 +279,8 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
             "Lowest recall of any class.",
             over("worst_class", "Worst class's recall", True),
         )
-    if all(run.class_counts_RC is not None for name in names for run in s.runs[name]):
+    bought = len(s.labels_R) > 1
+    if bought and all(run.class_counts_RC is not None for name in names for run in s.runs[name]):
         counts_MC = [np.mean([verdict.bought_per_class(s, run) for run in s.runs[name]], axis=0) for name in names]
         known = (s.runs[names[0]][0].info.get("dataset") or {}).get("classes")
         classes = known or [str(c) for c in range(len(counts_MC[0]))]

@@ -4,11 +4,13 @@ R rounds, C classes.
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,12 +77,13 @@ def find(root: Path) -> list[Run]:
     """
     if not root.is_dir():
         raise UserError(f"There is no folder {root}. Name one that holds runs: results/my_study.")
-    files = [p for name in ("run.json", "rounds.jsonl") for p in root.resolve().rglob(name)]
+    top = Path(os.path.abspath(root))  # links are followed, and a run's place is where it is seen
+    files = [top / p for name in ("run.json", "rounds.jsonl") for p in glob(f"**/{name}", root_dir=top, recursive=True)]
     folders = sorted({p.parent for p in files if re.fullmatch(r"seed=\d+", p.parent.name) and len(p.parts) > 7})
     if not folders:
         raise UserError(f"{root} holds no runs. Name a folder that holds some: results, or results/my_study.")
     never = {run for study in {folder.parents[4] for folder in folders} for run in asked(study)} - set(folders)
-    missing = sorted(run for run in never if run.is_relative_to(root.resolve()))
+    missing = sorted(run for run in never if run.is_relative_to(top))
     return [*map(read, folders), *(Run(**identity_of(folder)) for folder in missing)]
 
 
@@ -162,7 +165,7 @@ def asked(study: Path) -> set[Path]:
 
 
 def note_asked(study: Path, folders: Iterable[Path]) -> None:
-    names = {str(folder.resolve().relative_to(study.resolve())) for folder in folders}
+    names = {str(folder.relative_to(study)) for folder in folders}
     study.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(study / f".{SWEEPS}.lock"):  # of sweeps that start together
         there = {str(folder.relative_to(study)) for folder in asked(study)}
@@ -179,7 +182,7 @@ def originals(idx: np.ndarray, info: dict[str, Any], config: dict[str, Any]) -> 
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
-    *cell, strategy, seed = folder.resolve().parts[-6:]
+    *cell, strategy, seed = Path(os.path.abspath(folder)).parts[-6:]
     return {"cell": Cell(*cell), "strategy": strategy, "seed": int(seed.removeprefix("seed="))}
 
 

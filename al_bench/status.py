@@ -65,17 +65,18 @@ def table(cell: Cell, runs: list[Run]) -> Table:
     )
     for column in shown.columns[1:]:
         column.justify = "right"
-    pace, rounds = seconds_a_round(runs), rounds_planned(runs)
+    pace, rounds, total = seconds_a_round(runs), rounds_planned(runs), 0.0
     for strategy in dict.fromkeys(
         run.strategy for run in sorted(runs, key=lambda r: (r.strategy != "random", r.strategy))
     ):
         ours = [run for run in runs if run.strategy == strategy]
         states = Counter(run.state for run in ours)
-        shown.add_row(
-            escape(strategy), *(str(states[s] or "") for s in present), *so_far(ours), left(ours, pace, rounds)
-        )
-    if (busy := sum(run.state == RUNNING for run in runs)) and pace and rounds:
-        shown.caption = f"{busy} at work; all in about {duration(to_do(runs, rounds) * pace / busy)}"
+        seconds = left(ours, pace, rounds)
+        total += seconds
+        time_left = duration(seconds) if seconds else ""
+        shown.add_row(escape(strategy), *(str(states[s] or "") for s in present), *so_far(ours), time_left)
+    if (busy := sum(run.state == RUNNING for run in runs)) and total:
+        shown.caption = f"{busy} at work; all in about {duration(total / busy)}"
     return shown
 
 
@@ -89,15 +90,10 @@ def so_far(runs: list[Run]) -> tuple[str, str]:
     return f"{begun[0].labels_R[last]:,}", f"{100 * accuracy:.1f} %"
 
 
-def left(runs: list[Run], pace: float | None, rounds: int | None) -> str:
-    """Of these runs, one after another."""
-    if not (pace and rounds and (n := to_do(runs, rounds))):
-        return ""
-    return duration(n * pace)
-
-
-def to_do(runs: list[Run], rounds: int) -> int:
-    return sum(max(0, rounds - len(run.labels_R)) for run in runs if run.state != FINISHED)
+def left(runs: list[Run], pace: float | None, rounds: int | None) -> float:
+    """Seconds for these runs of one strategy, one after another; pace: of a round, where none of them has one yet."""
+    to_do = sum(max(0, (rounds or 0) - len(run.labels_R)) for run in runs if run.state != FINISHED)
+    return to_do * (seconds_a_round(runs) or pace or 0.0)
 
 
 def seconds_a_round(runs: list[Run]) -> float | None:

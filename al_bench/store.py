@@ -67,7 +67,7 @@ class RoundRecord:
     steps: int
     history: list[dict[str, float]]  # one entry an epoch
     seconds: dict[str, float]  # fit, evaluate, committee, predict, select
-    peak_memory: int  # bytes; of the device where there is one, else of the process
+    peak_memory: int  # bytes; of the device where there is one, else of the process since it started, earlier runs' too
     n_candidates: int = 0  # pool images the strategy chose from: all, or a random part
     n_foreign: int = 0  # labels bought in vain beside n_labelled: of images that belong to no class
     class_counts: list[int] = field(default_factory=list)  # of the training labels this round's fit had

@@ -1,6 +1,6 @@
 """A sweep: compose every job, leave out what is finished, launch the rest, say how each ended.
 
-Nothing here imports torch: a sweep that is finished returns at once.
+Nothing here imports torch: a sweep that is finished writes its report and returns.
 """
 
 import functools
@@ -64,11 +64,7 @@ class Sweeper(SweeperPlugin):
         for folder, (_, store) in todo.items():
             if why := why_missing(store):
                 failed[str(folder)] = why
-        reports = {
-            f"the report of {study}": why
-            for study in studies
-            if (why := report_on(study, [folder for folder in there | todo.keys() if folder.parents[4] == study]))
-        }
+        reports = {f"the report of {study}": why for study in studies if (why := report_on(study))}
         conclude(there, list(todo), failed, reports)
 
     def composed(self, jobs: list[Job]) -> Iterator[DictConfig]:
@@ -163,16 +159,12 @@ def why_missing(store: RunStore) -> str | None:
     }.get(info.get("state"), "not started")
 
 
-def report_on(study: Path, folders: list[Path]) -> str | None:
-    """Write the study's report, unless it is younger than all its runs. Returns what went wrong."""
-    page = study / "report" / "index.html"
-    runs = [folder / "run.json" for folder in folders if (folder / "run.json").exists()]
-    try:
-        if not page.exists() or any(run.stat().st_mtime > page.stat().st_mtime for run in runs):
-            from al_bench import report
+def report_on(study: Path) -> str | None:
+    """Write the study's report. Returns what went wrong."""
+    from al_bench import report
 
-            page = report.write(study)
-        print(f"Report: {page}")
+    try:
+        print(f"Report: {report.write(study)}")
     except UserError as error:
         return str(error)
     except Exception as error:

@@ -93,11 +93,14 @@ def on(labels_R: np.ndarray, run: Run, metric: str) -> np.ndarray:
 
 
 def studies(runs: list[Run], target: float | None = None) -> list[Study]:
-    """One for each cell, in the order of their names; those of budget=full are the others' reference."""
+    """One for each cell, in the order of their names; runs on the full data are the reference of others beside them."""
     cells = results.cells(runs)
     full = {cell[:3]: there for cell, there in cells.items() if cell.budget == "full"}
+    partial = {cell[:3] for cell in cells if cell.budget != "full"}
     return [
-        study(cell, there, full.get(cell[:3], []), target) for cell, there in cells.items() if cell.budget != "full"
+        study(cell, there, [] if cell.budget == "full" else full.get(cell[:3], []), target)
+        for cell, there in cells.items()
+        if cell.budget != "full" or cell[:3] not in partial
     ]
 
 
@@ -141,7 +144,9 @@ def usable_references(full: list[Run], runs: list[Run]) -> tuple[list[Run], list
 
 
 def without_budget(run: Run) -> dict[str, Any]:
-    return {k: v for k, v in results.recipe(run).items() if not k.startswith("budget.")}
+    """All but the budget; its validation images are no labels to train on, so they stay."""
+    recipe = results.recipe(run)
+    return {k: v for k, v in recipe.items() if not k.startswith("budget.") or k == "budget.validation"}
 
 
 def common_labels(runs: list[Run]) -> tuple[np.ndarray, list[str]]:

@@ -124,23 +124,31 @@ def costs(studies: Iterable[Study]) -> str:
         for start in run.info["starts"][-1:]
     )
     where = "; ".join(f"{n} runs on {machine}" for machine, n in machines.most_common())
-    return f"{table}\n\nAll runs one after the other: {total / 3600:.1f} hours. {where}."
+    return (
+        f"{table}\n\nAll runs one after the other: {total / 3600:.1f} hours. {where}. Other programs shared the cores, "
+        "now more, now less: between strategies compare the counts, and seconds only within a row."
+    )
 
 
 def cost(run: Run) -> dict[str, float]:
     """Counts and seconds of one run; whole: from its last start to its end, `outside`: the part in none of the rest."""
-    lines = rounds(run)
-    needs = needs_of(function("strategy._target_", run.config["strategy._target_"]))
-    times = (run.config["strategy.passes"] or run.config["strategy.members"] or 1) * (
-        needs.predictions or needs.embeddings
-    )
+    lines, c = rounds(run), run.config
+    needs = needs_of(function("strategy._target_", c["strategy._target_"]))
+    members = c["strategy.members"] or 1
+    by_model = needs.embeddings or (needs.features and c["features.extractor"] == "model")
+    times = members * (c["strategy.passes"] or 1) if needs.predictions else by_model
+    of_labelled = times if needs.labelled else by_model
+    queries = [r for r in lines if r["acquired"]]
+    epochs = sum(r["epochs"] for r in lines) if c["trainer.early_stopping.patience"] else 0
     seconds = {k: float(v.sum()) for k, v in run.seconds.items()}
     began, ended = (datetime.fromisoformat(t) for t in (run.info["starts"][-1]["time"], run.info["ended"]))
     in_one_go = len(run.info["starts"]) == 1
     whole = (ended - began).total_seconds() if in_one_go else sum(seconds.values())
     return {
-        "trained": sum(r["steps"] for r in lines) * run.config["trainer.batch_size"],
-        "predicted": sum(r["n_candidates"] for r in lines) * times + len(lines) * run.info["dataset"]["n_test"],
+        "trained": sum(r["steps"] * (members if r in queries else 1) for r in lines) * c["trainer.batch_size"],
+        "predicted": sum(r["n_candidates"] * times + r["n_labelled"] * of_labelled for r in queries)
+        + len(lines) * run.info["dataset"]["n_test"]
+        + (len(lines) + epochs) * lines[0]["n_val"],
         "fit": seconds["fit"] + seconds["committee"],
         "predict": seconds["predict"] + seconds["evaluate"],
         "select": seconds["select"],

@@ -6,7 +6,7 @@ from conftest import asked
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from al_bench import config
+from al_bench import config, plan
 from al_bench.cli import conf_dir, near_misses
 from al_bench.errors import UserError
 from al_bench.models.engine import images_trained, training_length
@@ -56,6 +56,20 @@ def test_the_fair_protocol_has_fresh_weights_fixed_steps_and_six_label_counts():
     )
     assert (c.budget.rounds, c.budget.validation, c.budget.stop.at) == (5, 0, None)
     assert images_trained(c.trainer, 800, 0) == images_trained(c.trainer, 10_800, 5) == 128_000
+
+
+def test_a_plan_counts_every_prediction_of_the_pool():
+    def planned(*overrides):
+        p = plan.make(asked("budget.initial=38", "budget.query=100", "budget.rounds=1", *overrides))
+        return p.predicted, p.memory["predictions of the pool"]
+
+    # digits: 1,438 training images, 1,400 in the pool; embeddings of 128 and ten classes, 4 bytes each
+    assert planned("strategy=typiclust") == ([0, 0], 4 * 138 * 1438)
+    assert planned("strategy=typiclust", "features=model") == ([1400, 0], 4 * 138 * 1438)
+    assert planned("strategy=margin", "strategy.passes=4", "strategy.members=3", "strategy.candidates=500") == (
+        [500 * 12, 0],
+        4 * (128 + 12 * 10) * 500,
+    )
 
 
 @pytest.mark.parametrize(

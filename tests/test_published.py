@@ -176,19 +176,20 @@ def test_a_complete_comparison_is_kept_whole_and_an_incomplete_one_not_at_all(tm
 
 
 def test_what_a_run_took_by_hand(tmp_path):
-    def run_of(strategy, target, passes=None, starts=1):
+    def run_of(strategy, target, passes=None, members=None, patience=None, n_val=0, starts=1):
         folder = write_run(tmp_path, strategy)
         info = json.loads((folder / "run.json").read_text())
         info["starts"] = [info["starts"][0] | {"time": "2026-01-01T10:00:00+00:00"}] * starts
         info |= {"ended": "2026-01-01T10:00:20+00:00", "dataset": info["dataset"] | {"n_test": 7}}
         (folder / "run.json").write_text(json.dumps(info))
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        config["strategy"] |= {"_target_": f"al_bench.strategies.{target}", "passes": passes, "members": None}
-        config["trainer"]["batch_size"] = 64
+        config["strategy"] |= {"_target_": f"al_bench.strategies.{target}", "passes": passes, "members": members}
+        config["trainer"] |= {"batch_size": 64, "early_stopping": {"patience": patience}}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         lines = list(map(json.loads, (folder / "rounds.jsonl").read_text().splitlines()))
         seconds = {"fit": 2.0, "evaluate": 0.5, "committee": 1.0, "predict": 0.5, "select": 1.0}
-        extra = [{"steps": 100, "n_candidates": n, "seconds": seconds} for n in (50, 40, 0)]
+        extra = [{"steps": 100, "n_candidates": n, "seconds": seconds, "epochs": 5} for n in (50, 40, 0)]
+        extra = [more | {"n_val": n_val} for more in extra]
         whole = [json.dumps(line | more) + "\n" for line, more in zip(lines, extra, strict=True)]
         (folder / "rounds.jsonl").write_text("".join(whole))
         return results.read(folder)
@@ -199,6 +200,12 @@ def test_what_a_run_took_by_hand(tmp_path):
         "outside": 0.25,
     }  # fmt: skip
     assert published.cost(run_of("random", "random.random_sampling"))["predicted"] == 21
+    # 10, then 20 labels when it asks; three nets and four passes; 6 validation images after 3 fits and their 15 epochs
+    cal = published.cost(run_of("cal", "hybrid.cal", passes=4, members=3, patience=1, n_val=6))
+    assert cal["trained"] == (3 + 3 + 1) * 100 * 64
+    assert cal["predicted"] == (90 + 10 + 20) * 12 + 3 * 7 + (3 + 15) * 6
+    embeddings = published.cost(run_of("coreset", "diversity.k_center"))
+    assert embeddings["predicted"] == 90 + 10 + 20 + 21
     continued = published.cost(run_of("margin", "uncertainty.margin", starts=2))
     assert (continued["predicted"], continued["whole"], continued["outside"]) == (90 + 21, 15, 0)
 

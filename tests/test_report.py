@@ -405,9 +405,13 @@ def test_references_of_another_recipe_or_of_other_images_are_left_out_and_one_co
     write_run(tmp_path, "random", 1, (0.2,), budget="full", data="b")
     write_run(tmp_path, "random", 2, (0.3,), budget="full", state="failed", error="boom")
     write_run(tmp_path, "random", 3, (0.4,), budget="full", steps=7)
+    config = write_run(tmp_path, "random", 4, (0.5,), budget="full") / "config.yaml"
+    config.write_text(config.read_text().replace("budget: {", "budget: {validation: 300, "))
     found = the_study(tmp_path)
     assert found.full in (0.9, 0.1) and len(found.references) == 1
-    assert {who for who, _ in found.left_out} == {f"full data, random, seed {n}" for n in (1, 2, 3)}
+    why = dict(found.left_out)
+    assert set(why) == {f"full data, random, seed {n}" for n in (1, 2, 3, 4)}
+    assert "budget.validation=300" in why["full data, random, seed 4"]
 
 
 def test_ranks_and_mean_that_disagree_are_no_call(tmp_path):
@@ -590,17 +594,44 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         report.write(tmp_path)
 
 
-def test_a_sweep_makes_the_report_anew_where_a_run_is_younger_and_says_what_went_wrong(tmp_path, monkeypatch):
-    folder, study = write_run(tmp_path), tmp_path / "study"
-    assert sweep.report_on(study, [folder]) is None
-    page = study / "report" / "index.html"
-    page.write_text("old")
-    assert sweep.report_on(study, [folder]) is None and page.read_text() == "old"
-    os.utime(folder / "run.json", (page.stat().st_mtime + 1,) * 2)
-    assert sweep.report_on(study, [folder]) is None and page.read_text() != "old"
-    os.utime(folder / "run.json", (page.stat().st_mtime + 1,) * 2)
+def test_a_sweep_makes_the_report_anew_and_says_what_went_wrong(tmp_path, monkeypatch):
+    folder, study = write_run(tmp_path, "margin"), tmp_path / "study"
+    write_run(tmp_path)
+    assert sweep.report_on(study) is None
+    page = study / "report" / "summary.md"
+    assert "margin" in page.read_text()
+    shutil.rmtree(folder)
+    assert sweep.report_on(study) is None and "margin" not in page.read_text()
     monkeypatch.setattr(report, "write", lambda study: 1 / 0)
-    assert "division by zero" in sweep.report_on(study, [folder])
+    assert "division by zero" in sweep.report_on(study)
+
+
+def test_reports_of_sweeps_that_end_together_wait_for_each_other(tmp_path):
+    for name in ("random", "margin"):
+        for seed in range(2):
+            write_run(tmp_path, name, seed)
+    both = [
+        subprocess.Popen([sys.executable, "-m", "al_bench.report", tmp_path], stderr=subprocess.PIPE) for _ in range(2)
+    ]
+    assert [(p.communicate()[1], p.returncode) for p in both] == [(b"", 0)] * 2
+
+
+def test_runs_behind_a_link_are_found_where_they_are_seen(tmp_path):
+    folder = write_run(tmp_path)
+    cell = folder.parents[1]
+    shutil.move(cell, tmp_path / "big")
+    cell.symlink_to(tmp_path / "big")
+    results.note_asked(tmp_path / "study", [folder])
+    (run,) = results.find(tmp_path / "study")
+    assert (run.folder, run.cell.study, run.cell.budget) == (folder, "study", cell.name)
+
+
+def test_a_study_of_the_full_data_alone_has_a_table(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, "random", seed, (0.9,), budget="full")
+    write_run(tmp_path, "random", 2, state="failed", error="no space", budget="full")
+    page = report.write(tmp_path)
+    assert "90.0%" in (page.parent / "summary.md").read_text() and "no space" in page.read_text()
 
 
 def test_a_run_of_many_rounds_leaves_a_sheet_of_some(tmp_path):
@@ -622,6 +653,8 @@ def test_status_counts_states_and_shows_accuracy_and_time_left(tmp_path, capsys)
     write_run(tmp_path, "entropy", 1, (0.6, 0.65, 0.7), state="failed", error="boom\nmore")
     run = tmp_path / "study/digits/small_cnn/10+2x10/entropy/seed=2"
     results.note_asked(tmp_path / "study", [run])
+    slow = write_run(tmp_path, "bait", 0, (0.5,), state="interrupted") / "rounds.jsonl"
+    slow.write_text(slow.read_text().replace('"fit": 2.0', '"fit": 99.0'))
     assert status.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     lines = {
@@ -632,6 +665,7 @@ def test_status_counts_states_and_shows_accuracy_and_time_left(tmp_path, capsys)
     assert lines["margin"] == ["2", "", "", "", "30", "80.6 %", ""]
     # 3 seconds a round: one round of seed 0 and three of the missing seed 2; the failed one has all its rounds
     assert lines["entropy"] == ["", "1", "1", "1", "20", "60.0 %", "0:00:12"]
+    assert lines["bait"] == ["", "", "1", "", "10", "50.0 %", "0:03:20"]  # two rounds more of 100 seconds
     assert "entropy, seed 1: boom" in out and "more" not in out
 
 
