@@ -7,7 +7,7 @@ import pytest
 from conftest import asked
 
 from al_bench.errors import UserError
-from al_bench.store import RoundRecord, RunStore, as_file_name, run_folder, write_atomically
+from al_bench.store import RoundRecord, RunStore, as_file_name, reference, run_folder, write_atomically
 
 
 def record(round: int, acquired: tuple[int, ...] = (5, 3)) -> RoundRecord:
@@ -114,6 +114,29 @@ def test_data_that_changed_between_two_starts_are_refused(store):
     other.checksum = "two"
     with pytest.raises(UserError, match="began with another dataset: the data changed since"):
         store.identify(other, Facts())
+
+
+@pytest.mark.parametrize(
+    "drawn, words", [("labelled_L", "another initial set"), ("validation_V", "another validation set")]
+)
+def test_a_set_that_is_drawn_otherwise_at_the_second_start_is_refused(store, drawn, words):
+    store.identify(Facts(), Facts())
+    other = Facts()
+    setattr(other, drawn, Facts.train_idx + 1)
+    with pytest.raises(UserError, match=f"began with {words}: "):
+        store.identify(Facts(), other)
+
+
+def test_a_reference_with_another_validation_set_is_refused(tmp_path):
+    here = (f"results_dir={tmp_path}", "strategy=entropy")
+    full = RunStore(asked(*here, "budget=full", "budget.validation=30"))
+    with full.at_work():
+        full.identify(Facts(), Facts())
+        full.append(replace(record(0, acquired=()), validation={"accuracy": 0.7}))
+    other = ("budget.initial=40", "budget.query=7")  # makes no difference where all is labelled
+    assert reference(asked(*here, *other, "budget.validation=30")) == ({"test": 0.5, "validation": 0.7}, "one")
+    with pytest.raises(UserError, match=r"has another budget\.validation\. Delete it"):
+        reference(asked(*here, *other, "budget.validation=20"))
 
 
 def test_a_strategy_of_ones_own_that_changed_between_two_starts_is_refused(store, tmp_path, monkeypatch):
