@@ -107,6 +107,16 @@ def test_a_fit_lasts_as_many_epochs_and_steps_as_asked(overrides, n_labelled, ro
     assert length == expected and len(classifier.history) == expected[0]
 
 
+def test_the_cosine_falls_with_every_step_of_the_whole_fit():
+    c = configured("trainer.schedule=cosine", "trainer.max_epochs=2", "trainer.batch_size=10", "model.optimizer.lr=0.1")
+    dataset, pool = setting()
+    classifier, rates = engine.build(c, dataset, 0), []
+    last = classifier.net.get_classifier()
+    last.register_forward_hook(lambda *_: rates.append(classifier.optimizers().param_groups[0]["lr"]))
+    engine.fit(c, classifier, dataset.images, pool, 0)
+    assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], abs=1e-6)
+
+
 def test_without_augmentation_history_holds_each_epochs_mean_loss_and_accuracy():
     c = configured("trainer.max_epochs=1", "trainer.batch_size=20")
     dataset, pool = setting()

@@ -12,6 +12,7 @@ from al_bench.config import StopConfig
 from al_bench.data import pool, sources
 from al_bench.data.oracle import Oracle
 from al_bench.errors import UserError
+from al_bench.store import RunStore
 
 STRATEGIES = ("random", "least_confidence", "margin", "entropy")
 FULL = ("budget=full", "budget.initial=null", "budget.rounds=0")
@@ -162,6 +163,43 @@ def test_best_so_far_answers_the_query_and_throws_worse_fits_away(tmp_path):
         assert r.metrics == records[r.weights_from].metrics
 
 
+@pytest.fixture
+def dictated(monkeypatch):
+    """A run with a target of 0.8 whose fits turn out as told: (validation loss, validation accuracy, test accuracy)."""
+
+    def run(folder, fits, *options):
+        judged = iter([{"loss": loss, "accuracy": validation} for loss, validation, _ in fits])
+        tested = iter([test for *_, test in fits])
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "reference", lambda c: None)
+            patch.setattr(loop, "find_target", lambda c, dataset: 0.8)
+            patch.setattr(loop, "judge", lambda *_: next(judged))
+            measured = loop.classification_metrics
+            patch.setattr(loop, "classification_metrics", lambda *x: measured(*x) | {"accuracy": next(tested)})
+            asks = ("trainer.max_steps=1", f"budget.rounds={len(fits) - 1}", "budget.stop.at=validation")
+            return run_here(folder, *asks, *options)
+
+    return run
+
+
+def test_best_so_far_is_the_best_of_all_rounds_and_not_better_than_the_last(tmp_path, dictated):
+    run = dictated(tmp_path, [(1, 0, 0), (3, 0, 0), (2, 0, 0), (0.5, 0, 0)], "trainer.start=best")
+    assert [r.weights_from for r in run.records()] == [0, 0, 0, 3]
+
+
+def test_a_fit_that_is_thrown_away_does_not_stop_the_run(tmp_path, dictated):
+    run = dictated(tmp_path, [(1, 0.5, 0), (2, 0.9, 0), (3, 0.9, 0)], "trainer.start=best")
+    assert len(run.records()) == 3 and run.info()["stopped"] == "the budget is used up"
+
+
+@pytest.mark.parametrize("at", ["validation", "test"])
+def test_a_run_stops_by_the_accuracy_it_names_and_not_by_the_other(tmp_path, dictated, at):
+    fits = [(1, 0.9, 0.5), (1, 0.5, 0.9), (1, 0.5, 0.5)]
+    run = dictated(tmp_path, fits if at == "test" else [fits[1], fits[0], fits[2]], f"budget.stop.at={at}")
+    assert len(run.records()) == 2
+    assert run.info()["stopped"] == f"the full-data reference is reached on {at} (80.00%)"
+
+
 @pytest.mark.parametrize("initial, epochs", [(300, 2), (600, 1)])  # 8 steps: an epoch of 5 and a part, or a part of 10
 def test_early_stopping_judges_the_weights_of_an_epoch_that_max_steps_cut_short(tmp_path, initial, epochs):
     stopping = ("trainer.max_steps=8", "trainer.early_stopping.patience=50", "budget.rounds=0")
@@ -205,6 +243,22 @@ def test_warm_starts_resume_to_the_same_records(tmp_path, start, monkeypatch):
     assert not (resumed.folder / "weights").exists()
 
 
+def test_the_weights_a_round_started_from_are_kept_until_its_record_is_written(tmp_path, monkeypatch):
+    options = ("trainer.start=previous", "trainer.max_steps=5", "budget.rounds=2")
+    whole = run_here(tmp_path / "whole", *options)
+
+    def append(store, record, append=RunStore.append):
+        if record.round == 1:
+            raise RuntimeError("pulled the plug")
+        append(store, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "append", append)
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            run_here(tmp_path / "broken", *options)
+    assert lines_of(run_here(tmp_path / "broken", *options).folder) == lines_of(whole.folder)
+
+
 def test_the_run_folder_says_what_was_run(tmp_path):
     store = run_here(tmp_path, "strategy=entropy")
     info = store.info()
@@ -218,6 +272,7 @@ def test_the_run_folder_says_what_was_run(tmp_path):
     assert record["metrics"].keys() == {"accuracy", "nll", "ece", "brier", "macro_f1"} | classwise
     assert record["seconds"].keys() == {"fit", "evaluate", "committee", "predict", "select"}
     assert (record["epochs"], record["steps"]) == (1, 20) and record["peak_memory"] > 1e8
+    assert all(sum(r.class_counts) == r.n_labelled for r in store.records())
 
 
 def test_a_strategy_that_fails_its_contract_is_named_with_its_round(tmp_path):

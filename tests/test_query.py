@@ -1,14 +1,17 @@
 """What reaches a strategy: passes, committees, candidates, fixed features, the last layer, and the initial set."""
 
+from collections import defaultdict
+from types import SimpleNamespace
+
 import pytest
 import torch
-from conftest import QUICK, asked, lines_of
+from conftest import QUICK, asked, lines_of, seeded
 from conftest import run_here as run_longer
 from threadpoolctl import threadpool_limits
 
-from al_bench import query
+from al_bench import query, rng
 from al_bench.cli import conf_dir
-from al_bench.data import sources
+from al_bench.data import pool, sources
 from al_bench.errors import UserError
 from al_bench.models import engine
 from al_bench.store import RunStore
@@ -28,6 +31,12 @@ def spy(view, k, rng):
     return top_k(torch.zeros(view.n_pool), k, rng)
 
 
+@needs(embeddings=True)
+def embeds(view, k, rng):
+    SEEN.append(view)
+    return top_k(torch.zeros(view.n_pool), k, rng)
+
+
 @needs(passes=True)
 def compares(view, k, rng):
     SEEN.append(view)
@@ -40,9 +49,25 @@ def mine(function, **settings):
     ]
 
 
+def backwards(view, k, rng):
+    return torch.arange(k).flip(0)
+
+
+def digits(c):
+    return sources.load(c.dataset, sources.find(c.dataset, None, "unused"), c.seed)
+
+
 @pytest.fixture(autouse=True)
 def forget():
     SEEN.clear()
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """What query.look is given, call by call."""
+    calls, real = [], query.look
+    monkeypatch.setattr(query, "look", lambda *args: calls.append(args) or real(*args))
+    return calls
 
 
 def test_a_strategy_is_given_what_it_asks_for_and_nothing_else(tmp_path):
@@ -63,6 +88,56 @@ def test_a_strategy_is_given_what_it_asks_for_and_nothing_else(tmp_path):
     assert view.log_probs_PSC.shape == (n_pool, 3, 10) and view.emb_PD is view.features_PF is view.head_bias_C is None
 
 
+def test_row_i_of_the_view_is_image_i(tmp_path, looked):
+    run_here(tmp_path, *mine(spy, candidates=50, members=2), "budget.rounds=1", "trainer.precision=32-true")
+    ((_, _, nets, images, features_NF, labels, positions_P, _, _),), (view,) = looked, SEEN
+    idx_P, labelled_L = labels.unlabelled_P[positions_P], labels.labelled_L
+    with torch.inference_mode():
+        (logits_PC, emb_PD), (others_PC, _) = [net.eval()(images[idx_P]) for net in nets]
+        (logits_LC, emb_LD), (others_LC, _) = [net.eval()(images[labelled_L]) for net in nets]
+    torch.testing.assert_close(view.log_probs_PSC, torch.stack([logits_PC, others_PC], 1).log_softmax(2))
+    torch.testing.assert_close(view.labelled_log_probs_LC.exp(), (logits_LC.softmax(1) + others_LC.softmax(1)) / 2)
+    torch.testing.assert_close(view.emb_PD, emb_PD)
+    torch.testing.assert_close(view.labelled_emb_LD, emb_LD)
+    torch.testing.assert_close(emb_PD @ view.head_weight_CD.T + view.head_bias_C, logits_PC)
+    assert torch.equal(view.features_PF, features_NF[idx_P])
+    assert torch.equal(view.labelled_features_LF, features_NF[labelled_L])
+    assert torch.equal(view.labelled_labels_L, labels.labels_L)
+
+
+def test_labelled_embeddings_without_labelled_predictions_keep_the_order_of_acquisition(tmp_path, looked):
+    run_here(tmp_path, *mine(embeds), "budget.rounds=1", "trainer.precision=32-true")
+    ((_, _, nets, images, _, labels, *_),), (view,) = looked, SEEN
+    with torch.inference_mode():
+        _, emb_LD = nets[0].eval()(images[labels.labelled_L])
+    torch.testing.assert_close(view.labelled_emb_LD, emb_LD)
+    assert view.labelled_log_probs_LC is None
+
+
+def test_the_answer_is_bought_in_its_order_from_the_candidates(tmp_path):
+    run = run_here(tmp_path, *mine(backwards, candidates=12), "budget.rounds=1")
+    dataset, oracle = digits(run.config)
+    first = pool.start(dataset.train_idx, oracle, run.config.budget, 0)
+    shown = first.unlabelled_P[query.candidates(run.config, len(first.unlabelled_P), 0)]
+    assert run.records()[0].acquired == shown[:10].flip(0).tolist()
+
+
+def test_every_draw_of_a_round_is_of_that_round_and_every_draw_of_a_member_is_its_own(tmp_path, monkeypatch):
+    rounds, number = defaultdict(set), rng._number
+
+    def log(seed, purpose, round):
+        rounds[purpose].add(round)
+        return number(seed, purpose, round)
+
+    monkeypatch.setattr(rng, "_number", log)
+    asks = mine(compares, candidates=30, members=2, passes=2)
+    run_here(tmp_path, *asks, "budget.rounds=2", "trainer.augment=flip")
+    trained, chosen = ("weights", "fit", "batches", "augment"), ("candidates", "dropout", "select")
+    expected = {p: {0, 1, 2} for p in trained} | {p: {0, 1} for p in chosen}
+    expected |= {f"{p} of member 1": {0, 1} for p in (*trained, "dropout")}
+    assert {p: rounds[p] for p in expected} == expected
+
+
 def test_features_by_the_model_are_its_embeddings_at_unit_length(tmp_path):
     run_here(tmp_path, *mine(spy), "features=model", "budget.rounds=1")
     (view,) = SEEN
@@ -73,7 +148,7 @@ def test_features_by_the_model_are_its_embeddings_at_unit_length(tmp_path):
 def test_principal_components_are_those_of_a_plain_decomposition():
     """Distances in as many components as there are pixels are distances of pixels."""
     c = asked("features.width=64")
-    dataset, _ = sources.load(c.dataset, sources.find(c.dataset, None, "unused"), 0)
+    dataset, _ = digits(c)
     parts_NF = engine.principal_components(dataset, 64)[:50].double()
     pixels_NF = dataset.images[:50].flatten(1).double() / 255
     torch.testing.assert_close(torch.cdist(parts_NF, parts_NF), torch.cdist(pixels_NF, pixels_NF), atol=1e-3, rtol=0)
@@ -118,14 +193,24 @@ def test_passes_and_members_change_neither_the_fit_nor_the_test(tmp_path):
         assert first["acquired"] != plain["acquired"]
 
 
-def test_members_are_different_nets_and_the_first_is_the_one_that_is_tested(tmp_path):
-    run_here(tmp_path / "a", *mine(compares, members=3), "budget.rounds=1")
-    run_here(tmp_path / "b", *mine(spy), "budget.rounds=1")
-    committee, alone = SEEN
-    assert committee.log_probs_PSC.shape[1] == 3
-    assert torch.equal(committee.log_probs_PSC[:, 0], alone.log_probs_PSC[:, 0])
-    a, b, c = committee.log_probs_PSC.unbind(1)
-    assert (a - b).abs().max() > 0.1 and (b - c).abs().max() > 0.1
+def test_the_first_member_is_the_net_that_is_tested_and_each_other_is_built_trained_and_thinned_on_its_own(
+    tmp_path, looked
+):
+    run_here(tmp_path, *mine(spy, members=3, passes=2), "budget.rounds=1")
+    ((c, _, nets, images, _, labels, positions_P, _, _),), (view,) = looked, SEEN
+    assert [len(net.history) for net in nets] == [1, 1, 1]
+    dataset, _ = digits(c)
+    pool_PSC, labelled_LSC = [], []
+    for member, net in enumerate(nets):
+        alone = engine.build(c, dataset, 0, member)
+        engine.fit(c, alone, images, labels, 0, member)
+        assert all(torch.equal(*pair) for pair in zip(net.parameters(), alone.parameters(), strict=True))
+        stream = rng.stream(0, f"dropout of member {member}" if member else "dropout", 0)
+        passes = engine.dropout_passes(c.trainer, alone, images, 2, stream)
+        for idx, seen in ((labels.unlabelled_P[positions_P], pool_PSC), (labels.labelled_L, labelled_LSC)):
+            seen.append(engine.predict(c.trainer, alone, images, idx, passes=passes).log_probs_PSC)
+    torch.testing.assert_close(view.log_probs_PSC, torch.cat(pool_PSC, 1))
+    torch.testing.assert_close(view.labelled_log_probs_LC.exp(), torch.cat(labelled_LSC, 1).exp().mean(1))
 
 
 @pytest.mark.parametrize("ask", [("strategy.passes=3",), ("strategy.members=2",)])
@@ -195,6 +280,13 @@ def test_the_initial_set_can_be_chosen_without_a_label_and_is_shared_by_all_stra
     assert plain["checksum"] != runs[0]["checksum"]
 
 
+def test_an_initial_set_is_chosen_by_the_features_of_the_images_it_is_chosen_from():
+    features_NF = torch.arange(60.0)[:, None]
+    features_NF[57] = 1000
+    choose = query.cold_start(asked("budget.start=k_center"), SimpleNamespace(n_classes=2), features_NF)
+    assert 57 in choose(torch.arange(20, 60), 2, seeded())
+
+
 @pytest.mark.parametrize("name", sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml")))
 def test_every_strategy_runs_end_to_end_and_again_the_same(tmp_path, name):
     """The real loop on real images: passes, committees, features and all."""
@@ -209,19 +301,6 @@ def test_passes_and_members_for_a_strategy_that_looks_at_no_predictions_are_refu
     for ask in ("passes", "members"):
         with pytest.raises(UserError, match=f"strategy {name} looks at no predictions: strategy.{ask} .*=null"):
             run_here(tmp_path, f"strategy={name}", f"strategy.{ask}=3")
-
-
-def test_labelled_images_are_predicted_by_the_passes_and_members_that_predict_the_pool(tmp_path, monkeypatch):
-    """With the labelled images as the pool, both are the same numbers."""
-    calls = []
-    real = query._predict
-    monkeypatch.setattr(query, "_predict", lambda *args: calls.append(args) or real(*args))
-    run_here(tmp_path, *mine(spy, passes=3, members=2), "budget.rounds=1")
-    (view,) = SEEN
-    (c, nets, images, _, embeddings, round), (_, _, _, labelled_L, _, _) = calls
-    log_probs_LSC, _ = real(c, nets, images, labelled_L, embeddings, round)
-    assert log_probs_LSC.shape == (20, 6, 10)
-    torch.testing.assert_close(view.labelled_log_probs_LC.exp(), log_probs_LSC.exp().mean(1))
 
 
 def test_features_count_as_another_configuration_only_where_they_are_used(tmp_path):
