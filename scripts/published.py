@@ -125,8 +125,8 @@ def costs(studies: Iterable[Study]) -> str:
     )
     where = "; ".join(f"{n} runs on {machine}" for machine, n in machines.most_common())
     return (
-        f"{table}\n\nAll runs one after the other: {total / 3600:.1f} hours. {where}. Other programs shared the cores, "
-        "now more, now less: between strategies compare the counts, and seconds only within a row."
+        f"{table}\n\nAll runs one after the other: {total / 3600:.1f} hours. {where}. Seconds depend on what "
+        "else used the cores at the time: between strategies compare the counts."
     )
 
 
