@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import itertools
+import json
 import multiprocessing
 import os
 import re
@@ -77,6 +78,7 @@ def write(root: Path, target: float | None = None) -> Path:
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / ".lock"):  # of sweeps of one study that end together
+            made_of = results.stamp(root)
             studies = verdict.studies(results.find(root), target)
             for old in (folder / "figures").glob("*.p*"):
                 old.unlink()
@@ -85,6 +87,7 @@ def write(root: Path, target: float | None = None) -> Path:
             write_atomically(folder / "summary.md", as_markdown(studies))
             write_atomically(folder / "summary.tex", as_latex(studies))
             write_atomically(folder / "index.html", page(root, studies, folder / "figures"))
+            write_atomically(folder / results.STAMP, json.dumps(made_of) + "\n")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}).") from None
     return folder / "index.html"

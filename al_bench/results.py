@@ -23,6 +23,7 @@ from al_bench.errors import UserError
 from al_bench.store import NOT_COMPARED, UNSTRESSED, flat, write_atomically
 
 SWEEPS = "sweeps.json"  # in the study's folder
+STAMP = "stamp.json"  # in the report's folder
 FINISHED, FAILED, RUNNING, INTERRUPTED, MISSING, UNREADABLE = (
     "finished", "failed", "running", "interrupted", "missing", "unreadable",
 )  # fmt: skip
@@ -77,14 +78,33 @@ def find(root: Path) -> list[Run]:
     """
     if not root.is_dir():
         raise UserError(f"There is no folder {root}. Name one that holds runs: results/my_study.")
-    top = Path(os.path.abspath(root))  # links are followed, and a run's place is where it is seen
-    files = [top / p for name in ("run.json", "rounds.jsonl") for p in glob(f"**/{name}", root_dir=top, recursive=True)]
+    top = Path(os.path.abspath(root))  # a run's place is where it is seen, behind a link too
+    files = [top / p for p in below(top, "run.json", "rounds.jsonl")]
     folders = sorted({p.parent for p in files if re.fullmatch(r"seed=\d+", p.parent.name) and len(p.parts) > 7})
     if not folders:
         raise UserError(f"{root} holds no runs. Name a folder that holds some: results, or results/my_study.")
     never = {run for study in {folder.parents[4] for folder in folders} for run in asked(study)} - set(folders)
     missing = sorted(run for run in never if run.is_relative_to(top))
     return [*map(read, folders), *(Run(**identity_of(folder)) for folder in missing)]
+
+
+def below(root: Path, *names: str) -> list[str]:
+    """The paths of all files of these names, relative to root; links are followed."""
+    return sorted(path for name in names for path in glob(f"**/{name}", root_dir=root, recursive=True))
+
+
+def stamp(root: Path) -> dict[str, int]:
+    """When each run below root last changed its state, and each study the list of its runs. Of what is read next."""
+    return {path: (root / path).stat().st_mtime_ns for path in below(root, "run.json", SWEEPS)}
+
+
+def is_current(report: Path) -> bool:
+    """Whether this report was made of all that lies beside it now."""
+    try:
+        made_of = json.loads((report / STAMP).read_text())
+        return (report / "index.html").exists() and made_of == stamp(report.parent)
+    except (OSError, ValueError):
+        return False
 
 
 def read(folder: Path) -> Run:

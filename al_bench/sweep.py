@@ -1,6 +1,6 @@
 """A sweep: compose every job, leave out what is finished, launch the rest, say how each ended.
 
-Nothing here imports torch: a sweep that is finished writes its report and returns.
+Nothing here imports torch: a sweep that is finished returns at once.
 """
 
 import functools
@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from al_bench import config
 from al_bench.errors import UserError
-from al_bench.results import note_asked
+from al_bench.results import is_current, note_asked
 from al_bench.store import RunStore, stopped_by_sigterm
 
 Job = list[str]  # the overrides of one run, as they would be typed
@@ -160,11 +160,14 @@ def why_missing(store: RunStore) -> str | None:
 
 
 def report_on(study: Path) -> str | None:
-    """Write the study's report. Returns what went wrong."""
-    from al_bench import report
-
+    """Write the study's report, unless nothing has changed since. Returns what went wrong."""
     try:
-        print(f"Report: {report.write(study)}")
+        page = study / "report" / "index.html"
+        if not is_current(page.parent):
+            from al_bench import report
+
+            page = report.write(study)
+        print(f"Report: {page}")
     except UserError as error:
         return str(error)
     except Exception as error:

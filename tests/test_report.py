@@ -594,16 +594,38 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         report.write(tmp_path)
 
 
-def test_a_sweep_makes_the_report_anew_and_says_what_went_wrong(tmp_path, monkeypatch):
+def test_a_sweep_makes_the_report_anew_where_anything_has_changed_and_says_what_went_wrong(tmp_path, monkeypatch):
     folder, study = write_run(tmp_path, "margin"), tmp_path / "study"
-    write_run(tmp_path)
+    last = write_run(tmp_path)
     assert sweep.report_on(study) is None
-    page = study / "report" / "summary.md"
-    assert "margin" in page.read_text()
+    summary = study / "report" / "summary.md"
+    assert "margin" in summary.read_text()
+    summary.write_text("old")
+    assert sweep.report_on(study) is None and summary.read_text() == "old"
     shutil.rmtree(folder)
-    assert sweep.report_on(study) is None and "margin" not in page.read_text()
+    assert sweep.report_on(study) is None and summary.read_text() != "old" and "margin" not in summary.read_text()
+    summary.write_text("old")
+    results.note_asked(study, [folder])
+    assert sweep.report_on(study) is None and summary.read_text() != "old"
     monkeypatch.setattr(report, "write", lambda study: 1 / 0)
+    os.utime(last / "run.json", (0, 0))
     assert "division by zero" in sweep.report_on(study)
+
+
+def test_a_run_that_ends_while_the_report_is_drawn_is_in_the_next(tmp_path, monkeypatch):
+    last, study = write_run(tmp_path), tmp_path / "study"
+    draw = report.page
+
+    def meanwhile(*args):
+        os.utime(last / "run.json", (0, 0))
+        return draw(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "page", meanwhile)
+        report.write(study)
+    assert not results.is_current(study / "report")
+    report.write(study)
+    assert results.is_current(study / "report")
 
 
 def test_reports_of_sweeps_that_end_together_wait_for_each_other(tmp_path):
