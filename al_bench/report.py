@@ -74,7 +74,7 @@ def write(root: Path, target: float | None = None) -> Path:
     if target is not None and not 0 < target < 1:
         raise UserError(f"--target {target}: an accuracy between 0 and 1, such as 0.9.")
     folder = root / "report"
-    results.find(root)  # where there is no run, there is no folder to make
+    results.folders(root)  # where there is no run, there is no folder to make
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / ".lock"):  # of sweeps of one study that end together

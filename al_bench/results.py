@@ -76,16 +76,22 @@ def find(root: Path) -> list[Run]:
 
     With state "missing" those that a sweep asked for and that never began. Raises UserError where there is none.
     """
+    begun = folders(root)
+    never = {run for study in {folder.parents[4] for folder in begun} for run in asked(study)} - set(begun)
+    missing = sorted(run for run in never if run.is_relative_to(os.path.abspath(root)))
+    return [*map(read, begun), *(Run(**identity_of(folder)) for folder in missing)]
+
+
+def folders(root: Path) -> list[Path]:
+    """Of every run below root that has begun, unread. Raises UserError where there is none."""
     if not root.is_dir():
         raise UserError(f"There is no folder {root}. Name one that holds runs: results/my_study.")
     top = Path(os.path.abspath(root))  # a run's place is where it is seen, behind a link too
     files = [top / p for p in below(top, "run.json", "rounds.jsonl")]
-    folders = sorted({p.parent for p in files if re.fullmatch(r"seed=\d+", p.parent.name) and len(p.parts) > 7})
-    if not folders:
+    found = sorted({p.parent for p in files if re.fullmatch(r"seed=\d+", p.parent.name) and len(p.parts) > 7})
+    if not found:
         raise UserError(f"{root} holds no runs. Name a folder that holds some: results, or results/my_study.")
-    never = {run for study in {folder.parents[4] for folder in folders} for run in asked(study)} - set(folders)
-    missing = sorted(run for run in never if run.is_relative_to(top))
-    return [*map(read, folders), *(Run(**identity_of(folder)) for folder in missing)]
+    return found
 
 
 def below(root: Path, *names: str) -> list[str]:

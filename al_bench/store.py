@@ -322,12 +322,11 @@ def reference(c: Config) -> tuple[dict[str, float], str]:
             f"budget.stop.at={c.budget.stop.at.name} needs the full-data reference, and {folder} holds no finished one "
             f"for seed={c.seed}. Train it first: the same command with budget=full."
         )
-    other = ("strategy.", "budget.", "features.")  # what makes no difference where all is labelled
     differ = {}
     for run in done:
         theirs = _as_asked(run / "config.yaml")
-        free = NOT_COMPARED | {k for k in ours | theirs if k.startswith(other) and k != "budget.validation"}
-        differ[run] = [k for k in sorted(ours | theirs) if k not in free and ours.get(k) != theirs.get(k)]
+        compared = [k for k in sorted(ours | theirs) if k not in NOT_COMPARED and matters_where_all_is_labelled(k)]
+        differ[run] = [k for k in compared if ours.get(k) != theirs.get(k)]
     nearest, keys = min(differ.items(), key=lambda item: len(item[1]))
     if keys:
         raise UserError(
@@ -341,6 +340,11 @@ def reference(c: Config) -> tuple[dict[str, float], str]:
         "validation": validation["accuracy"] if validation else float("nan"),
     }
     return accuracy, read_json(nearest / "run.json")["dataset"]["checksum"]
+
+
+def matters_where_all_is_labelled(key: str) -> bool:
+    """Of the budget the validation images alone: they are no labels to train on."""
+    return key == "budget.validation" or not key.startswith(("strategy.", "budget.", "features."))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from al_bench import results, stats
 from al_bench.results import FINISHED, Cell, Run
 from al_bench.stats import Comparison, Efficiency
+from al_bench.store import matters_where_all_is_labelled
 
 RANDOM, CONTROL = "random", "random_control"
 ALPHA = 0.05
@@ -144,9 +145,7 @@ def usable_references(full: list[Run], runs: list[Run]) -> tuple[list[Run], list
 
 
 def without_budget(run: Run) -> dict[str, Any]:
-    """All but the budget; its validation images are no labels to train on, so they stay."""
-    recipe = results.recipe(run)
-    return {k: v for k, v in recipe.items() if not k.startswith("budget.") or k == "budget.validation"}
+    return {k: v for k, v in results.recipe(run).items() if matters_where_all_is_labelled(k)}
 
 
 def common_labels(runs: list[Run]) -> tuple[np.ndarray, list[str]]:

@@ -188,8 +188,9 @@ def test_what_a_run_took_by_hand(tmp_path):
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         lines = list(map(json.loads, (folder / "rounds.jsonl").read_text().splitlines()))
         seconds = {"fit": 2.0, "evaluate": 0.5, "committee": 1.0, "predict": 0.5, "select": 1.0}
-        extra = [{"steps": 100, "n_candidates": n, "seconds": seconds, "epochs": 5} for n in (50, 40, 0)]
-        extra = [more | {"n_val": n_val} for more in extra]
+        extra = [
+            {"steps": 100, "n_candidates": n, "seconds": seconds, "epochs": 5, "n_val": n_val} for n in (50, 40, 0)
+        ]
         whole = [json.dumps(line | more) + "\n" for line, more in zip(lines, extra, strict=True)]
         (folder / "rounds.jsonl").write_text("".join(whole))
         return results.read(folder)
