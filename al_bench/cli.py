@@ -37,6 +37,8 @@ def main() -> None:
     sys.path.append(os.getcwd())  # a user's own strategies, for the console script as for `python -m`
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:  # no key=value, so none of Hydra's
         sys.exit(importlib.import_module(f"al_bench.{COMMANDS[sys.argv[1]]}").main(sys.argv[2:]))
+    if sys.argv[1:2] and re.fullmatch(r"\w+", sys.argv[1]):
+        sys.exit(f"al_bench: {sys.argv[1]} is neither a command ({', '.join(COMMANDS)}) nor a setting (key=value).")
     log = logging.getLogger("al_bench")
     log.addHandler(screen := logging.StreamHandler(sys.stdout))
     screen.setLevel(logging.INFO)

@@ -210,6 +210,13 @@ def test_a_misspelt_model_or_option_is_named_with_its_near_misses(name, options,
             use(timm_config(name, **options))
 
 
+@pytest.mark.parametrize("value", ["abc", -0.1, 7, None])
+def test_an_option_of_a_small_net_is_a_share(value):
+    for make, key in ((nets.small_cnn, "bn_momentum"), (nets.bayesian_cnn, "dropout")):
+        with pytest.raises(UserError, match=f"model.options.{key}={value}: a number from 0 to 1."):
+            make(ModelConfig(options={key: value}), data())
+
+
 @pytest.mark.parametrize("asked", [{"pretrained": True}, {"weights": "/nowhere.pth"}])
 def test_nets_without_weights_of_their_own_refuse_them(asked):
     for make, name in ((nets.small_cnn, "small_cnn"), (nets.bayesian_cnn, "bcnn")):

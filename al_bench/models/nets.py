@@ -199,6 +199,9 @@ def _own(net: type[SimpleCNN], c: ModelConfig, dataset: Dataset) -> nn.Module:
             f"model.pretrained={c.pretrained}, model.weights={c.weights}: model={c.name} is trained from nothing. "
             "Pretrained weights are for model=timm."
         )
+    for key, value in c.options.items():
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise UserError(f"model.options.{key}={value}: a number from 0 to 1.")
     try:
         return net(dataset, **c.options)
     except TypeError as error:
