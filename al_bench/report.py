@@ -178,12 +178,14 @@ def how(s: Study) -> list[str]:
     words = [
         f"Paired with random by seed. Mean accuracy over labels: area under the curve from {s.labels_R[0]:,} to "
         f"{s.labels_R[-1]:,} labels, divided by its width. 95% intervals: BCa bootstrap over seeds from "
-        f"{stats.BOOTSTRAP_FROM} pairs on, Student's t below."
+        f"{stats.BOOTSTRAP_FROM} pairs on, Student's t below; of labels saved, Student's t of their logarithms."
     ]
     if s.target is not None:
+        by_random = ", the highest whole per cent that random reaches with every seed"
         words.append(
-            f"Target: {s.target:.1%}. Labels to the target: first crossing; labels saved: 1 - labels / random's labels "
-            "at the interpolated crossings of the running maximum, geometric mean over the pairs that both reach it."
+            f"Target: {s.target:.1%}{by_random if s.target == verdict.reached_by_all(s) else ''}. Labels to the "
+            "target: the first label count trained that has it; labels saved: 1 - labels / random's labels at the "
+            "interpolated crossings of the running maximum, geometric mean over the pairs that both reach it."
         )
     return words
 

@@ -111,7 +111,7 @@ def study(cell: Cell, there: list[Run], full: list[Run], target: float | None) -
     labels_R, notes = common_labels(runs)
     order = sorted(runs if len(labels_R) else [], key=lambda r: (r.strategy != RANDOM, r.strategy, r.seed))
     by_strategy = {name: [r for r in order if r.strategy == name] for name in dict.fromkeys(r.strategy for r in order)}
-    notes = [*differences(runs), *notes]
+    notes = [*validation_labels(runs), *differences(runs), *notes]
     s = Study(cell, by_strategy, labels_R, target, references, {}, [*left_out, *others], notes)
     if by_strategy and RANDOM not in by_strategy:
         s.notes.append("No finished run of random sampling: there is nothing to compare the strategies with.")
@@ -186,6 +186,11 @@ def why_not(run: Run) -> str | None:
     state = "finished without a round" if run.state == FINISHED else f"{run.state}{rounds}"
     torn = "; the last line of rounds.jsonl was cut short" if run.torn else ""
     return f"{state}{torn}{': ' + run.why if run.why else ''}"
+
+
+def validation_labels(runs: list[Run]) -> list[str]:
+    n = runs[0].config.get("budget.validation", 0) if runs else 0
+    return [f"Each run has {n:,} labels more, for validation, which are not counted here."] if n else []
 
 
 def differences(runs: list[Run]) -> list[str]:

@@ -7,13 +7,16 @@ Writes results/digits/ and its part of README.md.
 
 import published
 
+from al_bench import results
+
 OUT = published.ROOT / "results" / "digits"
 
 
 def main() -> None:
     arms = "strategy=random,random_control,margin,entropy,bald,badge,coreset"
     published.sweep(arms, "seed=range(10)", "study=digits")
-    study = published.keep(published.RUNS / "digits", OUT, ("learning_curves", "difference_to_random"))
+    published.sweep("budget=full", "seed=range(10)", "study=digits")
+    study = published.keep(results.find(published.RUNS / "digits"), OUT, ("learning_curves", "difference_to_random"))
     published.fill(published.ROOT / "README.md", digits=published.words(study))
     published.fill(OUT / "README.md", costs=published.costs([study]))
 

@@ -13,7 +13,8 @@ from statistics import fmean
 import published
 from matplotlib.ticker import MaxNLocator
 
-from al_bench import plots, report, stats, verdict
+from al_bench import plots, report, results, stats, verdict
+from al_bench.stats import Comparison, Efficiency
 from al_bench.verdict import CONTROL, RANDOM, Study
 
 OUT = published.ROOT / "results" / "frozen_features"
@@ -48,6 +49,8 @@ def main() -> None:
         n = bought(dataset, budget)
         labels = [f"budget={budget}", f"budget.initial={n}", f"budget.query={n}"]
         published.sweep(*common, *data[dataset], *labels, f"strategy={','.join(strategies(dataset, budget))}")
+    for dataset in data:
+        published.sweep(*common, *data[dataset], "budget=full")
     write(cells)
 
 
@@ -63,10 +66,11 @@ def strategies(dataset: str, budget: str) -> list[str]:
 
 def write(cells: list[tuple[str, str]]) -> None:
     studies: dict[str, dict[str, Study]] = {dataset: {} for dataset, _ in cells}
+    runs = results.find(published.RUNS / "frozen_features")
     for dataset, budget in cells:
-        folder = published.RUNS / "frozen_features" / dataset / "tf_efficientnet_lite0-frozen" / budget
+        ours = [run for run in runs if run.cell.dataset == dataset and run.cell.budget in (budget, "full")]
         dropped = ("acquired", "class_counts", "per_class")
-        studies[dataset][budget] = published.keep(folder, OUT / f"{dataset}-{budget}", FIGURES, dropped)
+        studies[dataset][budget] = published.keep(ours, OUT / f"{dataset}-{budget}", FIGURES, dropped)
     overviews = {}
     for dataset, found in studies.items():
         draw(OUT / f"{dataset}.png", found)
@@ -111,7 +115,7 @@ def draw(path: Path, studies: dict[str, Study]) -> None:
 def overview(studies: dict[str, Study]) -> str:
     """Every strategy at every budget, the best on average first, in Markdown."""
 
-    def gain(name: str) -> float:
+    def mean_gain(name: str) -> float:
         return fmean(s.against[name].area.mean for s in studies.values() if name in s.against)
 
     heads = ["", *(f"{budget}: {s.labels_R[0]:,} to {s.labels_R[-1]:,} labels" for budget, s in studies.items())]
@@ -119,13 +123,16 @@ def overview(studies: dict[str, Study]) -> str:
         [RANDOM, *(f"{s.area(RANDOM).mean():.1%}" for s in studies.values())],
         [report.md(CONTROL), *map(noise, studies.values())],
     ]
-    for name in sorted(compared(studies), key=gain, reverse=True):
+    for name in sorted(compared(studies), key=mean_gain, reverse=True):
         rows.append([report.md(name), *(cell(s, name) for s in studies.values())])
     targets = ", ".join(f"{s.target:.0%} ({budget})" for budget, s in studies.items() if s.target is not None)
+    s = next(iter(studies.values()))
     words = (
-        "random: its mean accuracy over the labels. The others: points more than that, with 95% intervals, paired by "
-        "seed; bold: significant (Wilcoxon, Holm, p < 0.05). Then the labels saved on the way to an accuracy of "
-        f"{targets}, where it is reached with every seed. {report.md(CONTROL)} is a second random arm: the noise. "
+        f"random: its mean accuracy over the labels (with all {s.references[0].labels_R[-1]:,} labels: {s.full:.1%}). "
+        "The others: points more than that, with 95% intervals, paired by seed; bold: significant (Wilcoxon, p < 0.05 "
+        "after Holm's correction over the strategies of the column, so that an interval by itself can be clear of 0 "
+        "without it). Then the share of random's labels saved on the way to an accuracy of "
+        f"{targets}, where every seed reaches it. {report.md(CONTROL)} is a second random arm: the noise. "
         "Empty: not run."
     )
     return f"{report.markdown_rows(heads, rows)}\n\n{words}"
@@ -134,17 +141,21 @@ def overview(studies: dict[str, Study]) -> str:
 def cell(s: Study, name: str) -> str:
     if name not in s.against:
         return ""
-    r = verdict.row(s, name)
-    points = verdict.points(r["minus_random"])
-    points = f"**{points}**" if r["significant"] else points
-    saved = r["labels_saved"]
-    labels = "" if saved is None else f"; {abs(saved):.0%} {'fewer' if saved >= 0 else 'more'} labels"
-    return f"{points}{verdict.interval(r['minus_random_low'], r['minus_random_high'])}{labels}"
+    a = s.against[name]
+    return gain(a.area, a.efficiency, a.significant)
 
 
 def noise(s: Study) -> str:
-    difference = stats.compare(s.area(CONTROL), s.area(RANDOM))
-    return f"{verdict.points(difference.mean)}{verdict.interval(difference.low, difference.high)}"
+    return gain(stats.compare(s.area(CONTROL), s.area(RANDOM)), verdict.savings(s, CONTROL, s.seeds(CONTROL)))
+
+
+def gain(area: Comparison, e: Efficiency, significant: bool = False) -> str:
+    points = f"**{verdict.points(area.mean)}**" if significant else verdict.points(area.mean)
+    words = f"{points}{verdict.interval(area.low, area.high)}"
+    if e.n_pairs == e.n:
+        saved, low, high = e.savings
+        words += f"; saves {100 * saved:{verdict.PER_CENT}}%{verdict.interval(low, high, verdict.PER_CENT)}"
+    return words
 
 
 def section(name: str, s: Study) -> str:

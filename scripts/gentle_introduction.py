@@ -13,7 +13,7 @@ from pathlib import Path
 import check_results
 import published
 
-from al_bench import stats
+from al_bench import results, stats
 from al_bench.verdict import Study, interval, points
 
 OUT = published.ROOT / "results" / "gentle_introduction"
@@ -31,8 +31,9 @@ def main() -> None:
     published.sweep(f"experiment={FAIR}", root, seeds, "strategy=random,margin,badge")
     published.sweep(f"experiment={FAIR}", root, seeds, "budget=full")
     figures = ("full_accuracy", "full_loss", "pool-0-entropy", "retraining-0-entropy", "validation-0-entropy")
-    faithful = published.keep(published.RUNS / FAITHFUL, OUT / "as_published", figures)
-    fair = published.keep(published.RUNS / FAIR, OUT / "fair", ("learning_curves", "difference_to_random"))
+    faithful = published.keep(results.find(published.RUNS / FAITHFUL), OUT / "as_published", figures)
+    curves = ("learning_curves", "difference_to_random")
+    fair = published.keep(results.find(published.RUNS / FAIR), OUT / "fair", curves)
     checks = check_results.as_list("gentle_introduction/as_published")
     costs = published.costs([faithful, fair])
     verdict = f"{published.words(fair)}\n\n{to_the_full_data(fair)}"

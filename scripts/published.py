@@ -5,7 +5,6 @@ records.jsonl holds a line a round as rounds.jsonl does, with its run's dataset,
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -15,10 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from al_bench import report, results, verdict
+import pandas as pd
+
+from al_bench import plots, report, verdict
 from al_bench.config import function
 from al_bench.results import Run
-from al_bench.store import as_file_name
 from al_bench.strategies import needs_of
 from al_bench.verdict import Study
 
@@ -39,26 +39,29 @@ def sweep(*overrides: str) -> None:
 
 
 def keep(
-    folder: Path, out: Path, figures: Iterable[str], dropped: Iterable[str] = (), target: float | None = None
+    runs: list[Run], out: Path, figures: Iterable[str], dropped: Iterable[str] = (), target: float | None = None
 ) -> Study:
-    """Write the report of a finished comparison and take from it what is committed: records, summary, figures.
+    """Write what is committed of a finished comparison: records, summary, figures, as its report has them.
 
-    folder: its runs, of one data set and budget, with the same seeds for all strategies; else nothing is written.
+    runs: of one data set and budget, with the same seeds for all strategies, and on the full data; else nothing is
+    written.
     """
-    studies = verdict.studies(results.find(folder), target)
+    studies = verdict.studies(runs, target)
     if len(studies) != 1:
-        sys.exit(f"{folder} holds {len(studies)} comparisons, not one: {', '.join(str(s.cell) for s in studies)}")
+        sys.exit(f"{len(studies)} comparisons, not one: {', '.join(str(s.cell) for s in studies)}")
     (s,) = studies
+    drawings = {name: rest for name, *rest in (*report.drawings(s), *report.in_detail(s))}
     seeds = {strategy: s.seeds(strategy) for strategy in s.runs}
     if s.left_out or len(set(map(tuple, seeds.values()))) != 1:
         sys.exit(f"{s.cell} is not complete: {s.left_out or seeds}")
-    page = report.write(folder, target)
     out.mkdir(parents=True, exist_ok=True)
     (out / "records.jsonl").write_text("".join(records(s, {"history", "peak_memory", *dropped})))
-    for table in ("summary.csv", "summary.md"):
-        shutil.copy(page.parent / table, out)
-    for figure in (f"{figure}{ending}" for figure in figures for ending in (".png", ".pdf")):
-        shutil.copy(page.parent / "figures" / as_file_name(f"{'-'.join(s.cell)}-{figure}"), out / figure)
+    pd.DataFrame(verdict.summary([s])).to_csv(out / "summary.csv", index=False)
+    (out / "summary.md").write_text(report.as_markdown([s]))
+    for name in figures:
+        title, caption, draw = drawings[name]
+        draw(figure := plots.new_figure())
+        report.save(figure, out, name, title, caption)
     return s
 
 
@@ -100,14 +103,13 @@ def fill(path: Path, **parts: str) -> None:
 
 def costs(studies: Iterable[Study]) -> str:
     """What the runs of each strategy took, in medians, and on which machine, in Markdown."""
-    runs = [run for s in studies for run in s.all_runs]
     heads = [
         "data and budget", "strategy", "runs", "samples trained", "images predicted", "fit s", "predict s", "select s",
         "whole run s", "outside the three",
     ]  # fmt: skip
     rows = []
-    of_run = {run: cost(run) for run in runs}
-    for cell, strategy in dict.fromkeys((run.cell, run.strategy) for run in runs):
+    of_run = {run: cost(run) for s in studies for run in s.all_runs}  # a reference of several studies counts once
+    for cell, strategy in dict.fromkeys((run.cell, run.strategy) for run in of_run):
         ours = [c for run, c in of_run.items() if (run.cell, run.strategy) == (cell, strategy)]
         middle = {k: median(c[k] for c in ours) for k in ours[0]}
         rows.append(
@@ -120,7 +122,7 @@ def costs(studies: Iterable[Study]) -> str:
     machines = Counter(
         f"{start['cpu']}, {start['cores']} cores, {start['threads']} threads a run, {start['device']}, "
         f"{start['precision']}, torch {start['versions']['torch']}, commit {(start['git'] or 'unknown')[:7]}"
-        for run in runs
+        for run in of_run
         for start in run.info["starts"][-1:]
     )
     where = "; ".join(f"{n} runs on {machine}" for machine, n in machines.most_common())

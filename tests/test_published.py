@@ -51,10 +51,12 @@ def made_up(**changes):
     rows = [
         {
             "strategy": name,
+            "budget": "100+1x100",
             "seed": seed,
             "round": r,
             "n_labelled": n,
             "accuracy": a,
+            "seconds": {"select": {"batchbald": 6.0, "power_bald": 1.0}.get(name, 0.1)},
             "acquired": bought[seed] * (r == 0),
         }
         for name, (accuracy, bought) in (MADE_UP | changes).items()
@@ -65,8 +67,8 @@ def made_up(**changes):
 
 
 def test_the_bands_of_repeated_mnist_by_hand():
-    found = {band.what: band for band in check_results.repeated_mnist(made_up())}
-    assert {what: band.value for what, band in found.items()} == pytest.approx(
+    found = check_results.repeated_mnist(made_up())
+    assert {band.what: band.value for band in found} == pytest.approx(
         {
             "batchbald - random in its worst seed, mean accuracy over labels": 93 - 87,
             "power_bald - random in its worst seed, mean accuracy over labels": 93 - 87,
@@ -78,13 +80,28 @@ def test_the_bands_of_repeated_mnist_by_hand():
             "copies among what batchbald bought": 0,
             "power_bald to 90%, median": 100,
             "random to 90%, median": 200,
+            "batchbald to 90%, median": 100,
+            "random at 100 labels": 81,
+            "random at 200 labels": 91,
+            "bald at 100 labels": 74,
+            "bald at 200 labels": 82,
+            "batchbald at 100 labels": 90,
+            "batchbald at 200 labels": 95,
             "power_bald - bald at 100 labels": 90 - 74,
             "power_bald - batchbald at 100 labels, either way": 0,
             "power_bald - bald at 200 labels": 95 - 82,
             "power_bald - batchbald at 200 labels, either way": 0,
+            "power_bald - random at 200 labels": 95 - 91,
+            "batchbald's seconds to select, of power_bald's": 6,
         }
     )
-    assert {band.n for band in found.values()} == {2} and all(str(band).startswith("pass") for band in found.values())
+    assert {band.n for band in found} == {2}
+    assert [(band.what, band.source) for band in found if str(band).startswith("miss")] == [
+        ("random to 90%, median", check_results.PAPER_FULL),
+        ("random at 100 labels", check_results.PAPER_FULL),
+        ("bald at 100 labels", check_results.PAPER_FULL),
+        ("batchbald at 200 labels", check_results.PAPER_FULL),
+    ]
 
 
 def test_the_bands_of_the_article_by_hand():
@@ -146,13 +163,13 @@ def test_the_readme_has_the_numbers_of_every_budget():
             points = f"{100 * row['minus_random']:+z.1f}"
             assert cells[row["strategy"]][column].startswith(f"**{points}** [" if row["significant"] else f"{points} [")
             if not np.isnan(saved := row["labels_saved"]):
-                words = f"; {abs(saved):.0%} {'fewer' if saved >= 0 else 'more'} labels"
-                assert cells[row["strategy"]][column].endswith(words)
+                low, high = 100 * row["labels_saved_low"], 100 * row["labels_saved_high"]
+                assert cells[row["strategy"]][column].endswith(f"; saves {100 * saved:z.0f}% [{low:z.0f}, {high:z.0f}]")
 
 
 def test_a_complete_comparison_is_kept_whole_and_an_incomplete_one_not_at_all(tmp_path):
     two_arms(tmp_path)
-    s = published.keep(tmp_path, tmp_path / "out", ["learning_curves"], dropped=["acquired", "per_class"])
+    s = published.keep(results.find(tmp_path), tmp_path / "out", ["learning_curves"], dropped=["acquired", "per_class"])
     lines = list(map(json.loads, (tmp_path / "out" / "records.jsonl").read_text().splitlines()))
     assert len(lines) == 2 * 6 * 3 and not {"history", "acquired"} & set().union(*lines)
     assert lines[0]["metrics"].keys() == {"accuracy", "ece", "worst_class"}
@@ -165,13 +182,13 @@ def test_a_complete_comparison_is_kept_whole_and_an_incomplete_one_not_at_all(tm
 
     write_run(tmp_path, "margin", 6)
     with pytest.raises(SystemExit, match="not complete"):
-        published.keep(tmp_path, tmp_path / "other", [])
+        published.keep(results.find(tmp_path), tmp_path / "other", [])
     write_run(tmp_path, "random", 6, state="failed", error="out of memory")
     with pytest.raises(SystemExit, match="not complete"):
-        published.keep(tmp_path, tmp_path / "other", [])
+        published.keep(results.find(tmp_path), tmp_path / "other", [])
     write_run(tmp_path, budget="other")
-    with pytest.raises(SystemExit, match="holds 2 comparisons"):
-        published.keep(tmp_path, tmp_path / "other", [])
+    with pytest.raises(SystemExit, match="2 comparisons"):
+        published.keep(results.find(tmp_path), tmp_path / "other", [])
     assert not (tmp_path / "other").exists()
 
 

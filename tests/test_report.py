@@ -243,6 +243,21 @@ def test_other_hardware_is_compared_and_said(tmp_path):
     assert "entropy" in found.against
 
 
+def test_validation_labels_are_said_where_there_are_any(tmp_path):
+    two_arms(tmp_path, n=2)
+    assert the_study(tmp_path).notes == []
+    for path in tmp_path.rglob("config.yaml"):
+        path.write_text(path.read_text().replace("budget: {", "budget: {validation: 1024, "))
+    assert the_study(tmp_path).notes == ["Each run has 1,024 labels more, for validation, which are not counted here."]
+
+
+def test_the_words_say_where_the_target_comes_from(tmp_path):
+    two_arms(tmp_path)
+    by_random = "Target: 70.0%, the highest whole per cent that random reaches with every seed. Labels"
+    assert report.how(the_study(tmp_path))[1].startswith(by_random)
+    assert report.how(the_study(tmp_path, target=0.65))[1].startswith("Target: 65.0%. Labels")
+
+
 def test_other_label_counts_are_compared_on_the_common_part(tmp_path):
     two_arms(tmp_path, n=2)
     write_run(tmp_path, "entropy", 0, (0.5, 0.9), labels=(10, 20))
