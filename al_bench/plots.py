@@ -72,10 +72,16 @@ def learning_curves(
     lines = over_labels(ax, curves, "Test accuracy", percent=True, styles=styles, legend=False).get_lines()
     names = list(curves)
     if full is not None and math.isfinite(full):
-        lines = [*lines, ax.axhline(100 * full, **FULL_DATA)]
+        lines = [*lines, _full_data(ax, full)]
         names.append(f"full data ({full:.1%})")
     _legend(ax, lines, names)
     return ax
+
+
+def _full_data(ax: Axes, full: float) -> Line2D:
+    line = ax.axhline(100 * full, **FULL_DATA)
+    ax.autoscale_view(scalex=False)  # else a line just inside the frame lies on it
+    return line
 
 
 def over_labels(
@@ -324,7 +330,7 @@ def retraining_accuracy(ax: Axes, accuracy_R: ArrayLike, full: float | None = No
     """Test accuracy after each training; `full`: that of the full data."""
     lines = _line(ax, np.arange(len(accuracy_R)), 100 * _finite(accuracy_R), style(())["random"])
     if full is not None and math.isfinite(full):
-        lines.append(ax.axhline(100 * full, **FULL_DATA))
+        lines.append(_full_data(ax, full))
         _legend(ax, lines, ["this run", f"full data ({full:.1%})"])
     _dress(ax, "Retraining (0: on the initial set)", "Test accuracy (%)")
     _count_on_x(ax)

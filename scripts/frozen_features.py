@@ -20,7 +20,7 @@ from al_bench.verdict import CONTROL, RANDOM, Study
 OUT = published.ROOT / "results" / "frozen_features"
 STRATEGIES = [
     "random", "random_control", "least_confidence", "margin", "entropy", "power_margin", "falcun", "galaxy", "badge",
-    "alfa_mix", "cal", "coreset", "typiclust", "uncertainty_herding",
+    "alfa_mix", "cal", "coreset", "coreset_unit", "typiclust", "uncertainty_herding",
 ]  # fmt: skip
 LOW_ONLY = ["prob_cover", "drop_query"]  # these take minutes a round where a thousand labels are bought
 ALIKE = {"least_confidence", "margin"}  # with two classes they choose what entropy does; in their place:

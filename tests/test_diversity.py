@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -98,6 +99,16 @@ def test_k_center_takes_the_ends_of_a_line_by_hand():
     # From the labelled 0: 10 is farthest; then 4 (4 from 0), then 7 (3 from 4 and 10), then 2 (2 from 0 and 4).
     view = view_of(torch.tensor([[1.0], [2.0], [4.0], [7.0], [10.0]]), torch.tensor([[0.0]]))
     assert k_center(view, 4, seeded()).tolist() == [4, 2, 3, 1]
+
+
+def test_on_the_unit_circle_a_long_embedding_is_no_outlier():
+    # Labelled: east. As they are, the long one is farthest (9); at length 1, west (2), then north (root 2).
+    view = view_of(torch.tensor([[10.0, 0.1], [-0.5, 0.0], [0.0, 0.3], [2.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    assert k_center(view, 1, seeded()).tolist() == [0]
+    assert k_center(view, 3, seeded(), unit=True).tolist() == [1, 2, 0]
+    assert k_center(replace(view, labelled_emb_LD=torch.zeros(0, 2)), 4, seeded(), unit=True).unique().tolist() == [
+        0, 1, 2, 3,
+    ]  # fmt: skip
 
 
 def test_k_center_covers_as_well_as_scikit_activemls_and_within_twice_the_best_radius():

@@ -144,6 +144,13 @@ def test_a_curve_is_the_mean_and_its_band_the_t_interval():
     assert words(ax.figure).endswith("margin full data (95.7%)")
 
 
+def test_the_full_data_is_not_drawn_on_the_frame():
+    # Curves from 50 to 80: their frame alone would end at 81.5.
+    ax = drawn(plots.learning_curves, {"margin": ([100, 300], [[0.5, 0.8], [0.5, 0.8]])}, full=0.814)
+    low, high = ax.get_ylim()
+    assert high - 81.4 == pytest.approx(0.05 * (81.4 - 50)) and low == pytest.approx(50 - 0.05 * (81.4 - 50))
+
+
 def test_one_seed_has_a_curve_and_no_band():
     ax = drawn(plots.learning_curves, {"margin": (LABELS, [[0.5, 0.6, 0.7]])})
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [50, 60, 70])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from math import inf, isqrt
 
 import torch
+import torch.nn.functional as F
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
@@ -66,14 +67,18 @@ def nearest(x_ND: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @needs(predictions=False, embeddings=True)
-def k_center(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
+def k_center(view: PoolView, k: int, rng: torch.Generator, *, unit: bool = False) -> Tensor:
     """Again and again the image farthest from its nearest centre (Sener & Savarese, 2018, Algorithm 1).
 
     The labelled images are the first centres; without any, the first pick is random. The paper's costlier robust
-    version, a mixed integer programme that may leave outliers uncovered, is not built.
+    version, a mixed integer programme that may leave outliers uncovered, is not built. The paper takes embeddings as
+    they are; unit: at length 1, so that a long one is not far from all others.
     """
-    x_PD, norm_P = view.emb_PD, sq_norms(view.emb_PD)
-    dist_P = nearest(x_PD, view.labelled_emb_LD)[0]
+    x_PD, labelled_LD = view.emb_PD, view.labelled_emb_LD
+    if unit:
+        x_PD, labelled_LD = (F.normalize(x.float(), dim=1) for x in (x_PD, labelled_LD))
+    norm_P = sq_norms(x_PD)
+    dist_P = nearest(x_PD, labelled_LD)[0]
     width = min(len(x_PD), AHEAD, max(1, strategies.CHUNK // len(x_PD)))
     picked: list[int] = []
     ahead: dict[int, Tensor] = {}
