@@ -26,10 +26,10 @@ ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "results" / "runs"  # not committed
 
 
-def sweep(*overrides: str) -> None:
-    """From nothing, or from where it was stopped. Ends this program where a run fails."""
+def sweep(*overrides: str, runs: Path = RUNS) -> None:
+    """From nothing, or from where it was stopped, into the folder `runs`. Ends this program where a run fails."""
     command = [sys.executable, "-m", "al_bench", "-m", "hydra/launcher=local", *overrides]
-    process = subprocess.Popen([*command, f"results_dir={RUNS.relative_to(ROOT)}"], cwd=ROOT)
+    process = subprocess.Popen([*command, f"results_dir={runs.relative_to(ROOT)}"], cwd=ROOT)
     try:
         code = process.wait()
     except KeyboardInterrupt:  # it had the same Ctrl-C, and leaves its runs in order
