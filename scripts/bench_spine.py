@@ -2,6 +2,7 @@
 
     python scripts/bench_spine.py --out results/bench_spine.json
     python scripts/bench_spine.py --zip train.zip --out ...      and the time to decode an archive of cats and dogs
+    python scripts/bench_spine.py --only precision --out results/bench_precision.json     float32 against bf16 autocast
 
 The bare loop is the article's CNN with the same autocast, memory format and batch sizes, on images that already lie in
 memory as normalised floats; ours are 20,000 uint8 images, so reading and converting them is part of our time. The two
@@ -132,6 +133,26 @@ def ratios(repeats: int, seconds: float) -> list[dict]:
     return rows
 
 
+def precisions(repeats: int, seconds: float) -> list[dict]:
+    """Images per second of engine.fit in float32 and in bf16, taking turns: which of them trainer.precision=auto
+    should be on this processor."""
+    dataset, pool = data()
+    rows = []
+    for name, *model in (["small_cnn", "model=small_cnn"], ["resnet18", "model=timm", "model.name=resnet18"]):
+
+        def fit(precision: str, steps: int, model: list[str] = model) -> float:
+            recipe = (*model, "model.pretrained=false", "trainer.batch_size=32", f"trainer.max_steps={steps}")
+            return our_fit(settings(*recipe, f"trainer.precision={precision}"), dataset, pool)
+
+        steps = int(seconds * fit("32-true", 3) / 32) + 3
+        pairs = [(fit("bf16-mixed", steps), fit("32-true", steps)) for _ in range(repeats)]
+        rows.append({
+            "what": f"train {name}", "bf16": median(b for b, _ in pairs), "float32": median(f for _, f in pairs),
+            "ratio": median(b / f for b, f in pairs), "ratios": sorted(b / f for b, f in pairs),
+        })  # fmt: skip
+    return rows
+
+
 def decode_seconds(archive: str) -> dict:
     with tempfile.TemporaryDirectory() as cache:
         c = settings("dataset=dogs_vs_cats", f"dataset.root={archive}", f"cache_dir={cache}")
@@ -164,12 +185,17 @@ def main() -> None:
     ask.add_argument("--repeats", type=int, default=7)
     ask.add_argument("--seconds", type=float, default=4.0, help="about how long each measurement lasts")
     ask.add_argument("--threads", type=int, default=torch.get_num_threads(), help="one is steadier on a busy machine")
-    ask.add_argument("--only", choices=["ratios", "start"])
+    ask.add_argument("--only", choices=["ratios", "start", "precision"])
     a = ask.parse_args()
 
     torch.set_num_threads(a.threads)
     found: dict = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "threads": a.threads}
-    if a.only != "start":
+    if a.only == "precision":
+        able = getattr(torch.cpu, "get_capabilities", dict)()
+        found["multiplies bf16"] = sorted(name for name, there in able.items() if "bf16" in name and there is True)
+        found["precision"] = precisions(a.repeats, a.seconds)
+        print(json.dumps(found, indent=1))
+    if a.only in (None, "ratios"):
         found |= {"repeats": a.repeats, "throughput": ratios(a.repeats, a.seconds)}
         table = Table("images per second", "al_bench", "bare loop", "ratio", "(lowest, highest)")
         for row in found["throughput"]:
@@ -177,7 +203,7 @@ def main() -> None:
             table.add_row(row["what"], f"{row['ours']:,.0f}", f"{row['bare']:,.0f}", f"{row['ratio']:.2f}",
                           f"({low:.2f}, {high:.2f})")  # fmt: skip
         Console().print(table)
-    if a.only != "ratios":
+    if a.only in (None, "start"):
         found["start"] = start_seconds(min(a.repeats, 3))
         print("  ".join(f"{name} {seconds:.1f} s" for name, seconds in found["start"].items()))
     if a.zip:

@@ -370,7 +370,7 @@ def _device(t: TrainerConfig) -> torch.device:
 def _precision(t: TrainerConfig) -> str:
     """auto: bf16 autocast where the hardware multiplies matrices in bf16, float32 elsewhere.
 
-    avx512_bf16 alone is not that: measured without AMX, timm's nets trained in bf16 at half the speed of float32.
+    A CPU's avx512_bf16 without AMX is not that: bf16 gains nothing there (results/bench_precision.json).
     """
     if t.precision not in PRECISIONS:
         raise UserError(f"trainer.precision={t.precision}: there are {', '.join(PRECISIONS)}.")
