@@ -96,12 +96,12 @@ def gentle_introduction(rounds: pd.DataFrame) -> list[Band]:
     """The article's full data and, once it is there, its loop. That may end before its last round, near the full data,
     or never come near it: either will do, unless it ends before 9,000 labels."""
     full, loop = (rounds[(rounds["budget"] == "full") == is_full] for is_full in (True, False))
-    n_thrown_away = (loop["weights_from"] != loop["round"]).groupby(loop["seed"]).sum()
-    name, n = "gentle_introduction/as_published", loop["seed"].nunique()
-    at_5000 = loop[loop["n_labelled"] == 5000]["accuracy"].mean()
-    at_all = Band(name, "full data", full["accuracy"].mean(), "%", ARTICLE, full["seed"].nunique(), low=86.5, high=89.5)
+    name, n_full, n = "gentle_introduction/as_published", full["seed"].nunique(), loop["seed"].nunique()
+    at_all = Band(name, "full data", full["accuracy"].mean(), "%", ARTICLE, n_full, low=86.5, high=89.5)
     if loop.empty:
         return [at_all]
+    n_thrown_away = (loop["weights_from"] != loop["round"]).groupby(loop["seed"]).sum()
+    at_5000 = loop[loop["n_labelled"] == 5000]["accuracy"].mean()
     return [
         at_all,
         Band(name, "5,000 labels", at_5000, "%", ARTICLE, n, low=75, high=83),

@@ -56,8 +56,9 @@ def keep(
         sys.exit(f"{s.cell} is not complete: {s.left_out or seeds}")
     out.mkdir(parents=True, exist_ok=True)
     (out / "records.jsonl").write_text("".join(records(s, {"history", "peak_memory", *dropped})))
-    pd.DataFrame(verdict.summary([s])).to_csv(out / "summary.csv", index=False)
-    (out / "summary.md").write_text(report.as_markdown([s]))
+    if len(s.labels_R) > 1:  # the full data alone is no curve
+        pd.DataFrame(verdict.summary([s])).to_csv(out / "summary.csv", index=False)
+        (out / "summary.md").write_text(report.as_markdown([s]))
     for name in figures:
         title, caption, draw = drawings[name]
         draw(figure := plots.new_figure())

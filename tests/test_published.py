@@ -129,7 +129,7 @@ def test_the_committed_checks_are_those_of_the_committed_records():
     assert (ROOT / "results" / "checks.txt").read_text().splitlines() == found
 
 
-KEPT = sorted(path.parent for path in (ROOT / "results").glob("**/records.jsonl") if "runs" not in path.parts)
+KEPT = sorted(path.parent for path in (ROOT / "results").glob("**/summary.csv"))
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
@@ -226,6 +226,37 @@ def test_what_a_run_took_by_hand(tmp_path):
     assert embeddings["predicted"] == 90 + 10 + 20 + 21
     continued = published.cost(run_of("margin", "uncertainty.margin", starts=2))
     assert (continued["predicted"], continued["whole"], continued["outside"]) == (90 + 21, 15, 0)
+
+
+def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypatch):
+    page, runs = tmp_path / "gentle_introduction" / "README.md", tmp_path / "gentle_introduction" / "runs"
+    monkeypatch.setattr(gentle_introduction, "OUT", page.parent)
+    monkeypatch.setattr(gentle_introduction, "RUNS", runs)
+    monkeypatch.setattr(check_results, "RESULTS", tmp_path)
+    monkeypatch.setattr(published, "costs", lambda studies: "hours")  # what they took is not in made-up runs
+    page.parent.mkdir()
+    parts = ("checks", "figures", "costs", "verdict", "costs_of_verdict")
+    page.write_text("".join(f"<!-- {part} -->\n<!-- /{part} -->\n" for part in parts))
+
+    def pictures():
+        found = re.findall(r"\((.+\.png)\)", page.read_text())
+        assert all((page.parent / name).exists() for name in found)
+        return [Path(name).stem for name in found]
+
+    full = {"budget": "full", "labels": (500,), "study": "gentle_introduction"}
+    for seed, accuracy in enumerate((0.88, 0.89, 0.87)):
+        write_run(runs, "entropy", seed, (accuracy,), **full)
+    write_run(runs, "entropy", 0, state="interrupted", study="gentle_introduction")
+    gentle_introduction.write_faithful()
+    assert "full data: 88.0 %, n = 3" in page.read_text() and not pictures()
+
+    fair = {"study": "gentle_introduction_fair"}
+    two_arms(runs, n=2, **fair)
+    for seed in (0, 1):
+        write_run(runs, "random", seed, (0.9,), **full | fair)
+    write_run(runs, "random", 2, state="interrupted", **fair)
+    gentle_introduction.write_fair(2)
+    assert "n = 2 pairs" in page.read_text() and pictures() == ["learning_curves", "difference_to_random"]
 
 
 def test_what_is_missing_to_the_full_data_is_paired_by_seed(tmp_path):
