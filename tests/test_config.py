@@ -51,11 +51,11 @@ def test_the_fair_protocol_has_fresh_weights_fixed_steps_and_six_label_counts():
     assert [c.budget.initial + r * c.budget.query for r in range(c.budget.rounds + 1)][-1] == 10_800
     assert (c.trainer.start, c.trainer.max_steps, c.trainer.early_stopping.patience) == (
         config.Weights.fresh,
-        2000,
+        1000,
         None,
     )
     assert (c.budget.rounds, c.budget.validation, c.budget.stop.at) == (5, 0, None)
-    assert images_trained(c.trainer, 800, 0) == images_trained(c.trainer, 10_800, 5) == 128_000
+    assert images_trained(c.trainer, 800, 0) == images_trained(c.trainer, 10_800, 5) == 64_000
 
 
 def test_a_plan_counts_every_prediction_of_the_pool():
