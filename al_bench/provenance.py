@@ -62,13 +62,19 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this package lies in, with a + where files differ; None for an installed wheel."""
+    """The commit of the checkout this package lies in, None for an installed wheel; with a + where al_bench/ or conf/,
+    on which a run depends, differ from it."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
+
+    def git(*words: str) -> str:
+        asked = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+        return asked.stdout.strip()
+
     try:
-        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        return subprocess.run(ask, capture_output=True, text=True, timeout=10).stdout.strip() or None
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}{'+' if git('status', '--porcelain', '--', 'al_bench', 'conf') else ''}" if commit else None
     except (OSError, subprocess.TimeoutExpired):
         return None
 

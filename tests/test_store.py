@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from conftest import asked
 
+from al_bench import provenance
 from al_bench.errors import UserError
 from al_bench.store import RoundRecord, RunStore, as_file_name, reference, run_folder, write_atomically
 
@@ -261,3 +262,26 @@ def test_an_atomic_write_leaves_the_old_content_when_it_fails(tmp_path):
 
 def test_run_json_is_readable_json(store):
     assert json.loads((store.folder / "run.json").read_text())["starts"][0]["python"] == sys.version.split()[0]
+
+
+def test_a_commit_is_marked_where_code_or_configuration_differ_and_nowhere_else(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", "-C", tmp_path, *identity, *words], check=True, capture_output=True, text=True)
+
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "al_bench" / "provenance.py"))
+    assert provenance._git_commit() is None
+    for name in ("al_bench/loop.py", "conf/config.yaml", "results/run.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD").stdout.strip()
+    (tmp_path / "results" / "run.json").write_text("2")
+    assert provenance._git_commit() == commit
+    (tmp_path / "al_bench" / "mine.py").touch()
+    assert provenance._git_commit() == f"{commit}+"
+    (tmp_path / "al_bench" / "mine.py").unlink()
+    (tmp_path / "conf" / "config.yaml").write_text("2")
+    assert provenance._git_commit() == f"{commit}+"
