@@ -17,13 +17,13 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from al_bench import config
 from al_bench.errors import UserError
 from al_bench.store import RunStore
 
-FREE = ("hydra", "strategy.", "model.optimizer.", "model.options.")  # keys that may be anything
+FREE = ("hydra", "model.optimizer.", "model.options.")  # keys that may be anything
 COMMANDS = {"check": "conformance", "report": "report", "status": "status"}  # each a module with a main
 
 
@@ -99,20 +99,42 @@ def one(c: config.Config) -> None:
 def near_misses(arguments: list[str]) -> str:
     """For each misspelt group, option or key among the arguments, the nearest that exist."""
     own = get_args_parser().parse_known_args(arguments)[0].config_dir
-    groups: dict[str, list[str]] = {}
+    if own and not Path(own).is_dir():
+        return f"--config-dir {own}: there is no such folder."
+    groups: dict[str, dict[str, Path]] = {}
     for file in sorted(file for folder in (conf_dir(), own) if folder for file in Path(folder).glob("*/*.yaml")):
-        groups.setdefault(file.parent.name, []).append(file.stem)
-    keys = {*groups, *config.keys()}
+        groups.setdefault(file.parent.name, {})[file.stem] = file
+    keys = sorted({*groups, *config.keys()})
+    chosen = ["random"]
     hints = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if argument.startswith(("-", "+", "~")) or not value or key.startswith(FREE):
+        if argument.startswith(("-", "+", "~")) or not value:
             continue
+        words = [word for word in re.split(r"[,\s]+", value) if re.fullmatch(r"\w+", word)]
+        if key == "strategy":
+            chosen = [word for word in words if word in groups[key]]
         if key in groups:
-            tries = [(v, groups[key]) for v in re.split(r"[,\s]+", value) if re.fullmatch(r"\w+", v)]
-        else:
-            tries = [(key, sorted(keys))]
-        for word, known in tries:
-            if word not in known and (near := difflib.get_close_matches(word, known, n=3, cutoff=0.5)):
-                hints.append(f"{word!r}: did you mean {' or '.join(near)}?")
+            hints += [hint for word in words if (hint := near(word, list(groups[key])))]
+            if key == "model" and not groups[key].keys() >= set(words):
+                hints.append("Nets of timm: model=timm model.name=...")
+        elif key.startswith("strategy."):
+            hints += [hint for name in chosen if (hint := no_option(key, name, groups["strategy"][name]))]
+        elif not key.startswith(FREE) and (hint := near(key, keys)):
+            hints.append(hint)
     return "\n".join(hints)
+
+
+def near(word: str, known: list[str]) -> str | None:
+    found = [] if word in known else difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"{word!r}: did you mean {' or '.join(found)}?" if found else None
+
+
+def no_option(key: str, strategy: str, file: Path) -> str | None:
+    """Which settings a strategy's file has, where this key is none of them."""
+    settings = {"passes", "members", "candidates", *(OmegaConf.load(file) or {})}
+    if key.split(".")[1] in settings:
+        return None
+    return (
+        f"strategy={strategy} has no {key}: it has {', '.join(sorted(settings - {'name', '_target_', '_partial_'}))}."
+    )

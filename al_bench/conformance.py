@@ -29,7 +29,7 @@ from yaml import YAMLError
 
 from al_bench import strategies
 from al_bench.cli import conf_dir
-from al_bench.conformance_inputs import FIELDS_OF, Case, cases, large, take
+from al_bench.conformance_inputs import Case, cases, large, take
 from al_bench.errors import UserError
 from al_bench.strategies import PoolView, Strategy, needs_of, select
 
@@ -50,32 +50,13 @@ def choose(
 ) -> Tensor:
     """The checked choice from a case, or from the view given for it, with the generator seeded by `stream`."""
     view = case.view(needs_of(strategy)) if view is None else view
-    missed: set[str] = set()
-
-    def watched(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
-        return strategy(watch(view, missed), k, rng)
-
-    watched.needs = needs_of(strategy)  # type: ignore[attr-defined]
     try:
-        return select(watched, "", view, case.size.k, torch.Generator().manual_seed(stream), 0)
+        return select(strategy, "", view, case.size.k, torch.Generator().manual_seed(stream), 0)
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, UserError) and error.__cause__ else error
+        cause = error.__cause__ if isinstance(error.__cause__, ValueError) else error
         if may_refuse and is_refusal(strategy, cause):
             raise Refused(str(cause)) from error
-        raise Broken(f"{explain(strategy, cause, missed)} Input: {case}, k={case.size.k}, seed {stream}.") from error
-
-
-def watch(view: PoolView, missed: set[str]) -> PoolView:
-    """The same view, noting which fields are looked at and are None."""
-
-    class Watched(PoolView):
-        def __getattribute__(self, name: str) -> Any:
-            value = super().__getattribute__(name)
-            if value is None:
-                missed.add(name)
-            return value
-
-    return Watched(**vars(view))
+        raise Broken(f"{explain(strategy, cause)} Input: {case}, k={case.size.k}, seed {stream}.") from error
 
 
 def is_refusal(strategy: Strategy, error: BaseException) -> bool:
@@ -89,15 +70,11 @@ def is_refusal(strategy: Strategy, error: BaseException) -> bool:
     )
 
 
-def explain(strategy: Strategy, error: BaseException, missed: set[str]) -> str:
-    """What went wrong, as a sentence: an undeclared field, a wrong answer, or an exception and its line."""
+def explain(strategy: Strategy, error: BaseException) -> str:
+    """What went wrong, as a sentence: what `select` says of it, or an exception and its line."""
     if isinstance(error, UserError):
         said = str(error).removeprefix("strategy , round 0: ")
         return said[0].upper() + said[1:]
-    absent = [(need, name) for need, names in FIELDS_OF.items() for name in names if name in missed]
-    if absent and isinstance(error, AttributeError | TypeError):
-        need, name = absent[0]
-        return f"It uses view.{name} without declaring it: put @needs({need}=True) above it."
     own = [place for module, _, _, place in frames(error) if module.split(".")[0] == package_of(strategy)]
     return f"It raised {type(error).__name__}: {str(error).strip().rstrip('.')} ({own[-1] if own else 'in a library'})."
 

@@ -11,15 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from al_bench.strategies import Needs, PoolView, Size
-
-FIELDS_OF = {  # what each need brings; labelled_labels_L is always there
-    "predictions": ["log_probs_PSC"],
-    "embeddings": ["emb_PD", "labelled_emb_LD"],
-    "labelled": ["labelled_log_probs_LC"],
-    "features": ["features_PF", "labelled_features_LF"],
-    "head": ["head_weight_CD", "head_bias_C"],
-}
+from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size
 
 
 def make_view(size: Size, seed: int, kind: str = "random") -> PoolView:

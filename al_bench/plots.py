@@ -69,19 +69,7 @@ def learning_curves(
 
     curves: strategy -> (labels_R, accuracy_SR).
     """
-    lines = over_labels(ax, curves, "Test accuracy", percent=True, styles=styles, legend=False).get_lines()
-    names = list(curves)
-    if full is not None and math.isfinite(full):
-        lines = [*lines, _full_data(ax, full)]
-        names.append(f"full data ({full:.1%})")
-    _legend(ax, lines, names)
-    return ax
-
-
-def _full_data(ax: Axes, full: float) -> Line2D:
-    line = ax.axhline(100 * full, **FULL_DATA)
-    ax.autoscale_view(scalex=False)  # else a line just inside the frame lies on it
-    return line
+    return over_labels(ax, curves, "Test accuracy", True, styles, full)
 
 
 def over_labels(
@@ -90,19 +78,31 @@ def over_labels(
     ylabel: str,
     percent: bool = False,
     styles: Mapping[str, Look] | None = None,
-    legend: bool = True,
+    full: float | None = None,
 ) -> Axes:
     """Any metric, mean and 95% t interval of the mean over seeds. curves: strategy -> (labels_R, value_SR)."""
     looks, scale = styles or style(curves), 100 if percent else 1
+    handles, names, seen = [], list(curves), []
     for name, (labels_R, value_SR) in curves.items():
         mean_R, low_R, high_R = scale * t_interval(value_SR)
-        _line(ax, labels_R, mean_R, looks[name])
+        handles += _line(ax, labels_R, mean_R, looks[name])
         ax.fill_between(labels_R, low_R, high_R, color=looks[name]["color"], **_band(len(looks)))
+        seen += [*scale * _finite(value_SR).ravel()]
+    if full is not None and math.isfinite(full):
+        handles.append(_full_data(ax, scale * full))
+        names.append(f"full data ({full:.1%})")
+        seen.append(scale * full)
+    _cut_bands(ax, seen, 0.25)
     _dress(ax, "Training labels", f"{ylabel} (%)" if percent else ylabel)
     _count_on_x(ax)
-    if legend:
-        _legend(ax, ax.get_lines(), curves)
+    _legend(ax, handles, names)
     return ax
+
+
+def _full_data(ax: Axes, full: float) -> Line2D:
+    line = ax.axhline(full, **FULL_DATA)
+    ax.autoscale_view(scalex=False)  # else a line just inside the frame lies on it
+    return line
 
 
 def save_learning_curve(path: Path, n_labelled: Sequence[int], accuracy: Sequence[float], name: str) -> None:
@@ -132,10 +132,20 @@ def difference_to_random(
         low_R, high_R = (100 * _finite(edge_R) for edge_R in noise)
         handles.append(ax.fill_between(labels_R, low_R, high_R, **NOISE))
         names.append("random against random")
+    _cut_bands(ax, [0, *(100 * m for mean_R, _, _ in differences.values() for m in mean_R)], 1, least=5)
     _dress(ax, "Training labels", "Accuracy minus random's\n(percentage points)")
     _count_on_x(ax)
     _legend(ax, handles, names)
     return ax
+
+
+def _cut_bands(ax: Axes, values: ArrayLike, room: float, least: float = 0.0) -> None:
+    """The axis ends `room` of the values' span beyond them: the band of two seeds can be many times wider."""
+    values = _finite(values)
+    values = values[np.isfinite(values)]
+    if values.size and (room := max(room * np.ptp(values), least)):
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(max(bottom, values.min() - room), min(top, values.max() + room))
 
 
 def t_interval(value_SR: ArrayLike, level: float = 0.95) -> NDArray[np.float64]:
@@ -330,7 +340,7 @@ def retraining_accuracy(ax: Axes, accuracy_R: ArrayLike, full: float | None = No
     """Test accuracy after each training; `full`: that of the full data."""
     lines = _line(ax, np.arange(len(accuracy_R)), 100 * _finite(accuracy_R), style(())["random"])
     if full is not None and math.isfinite(full):
-        lines.append(_full_data(ax, full))
+        lines.append(_full_data(ax, 100 * full))
         _legend(ax, lines, ["this run", f"full data ({full:.1%})"])
     _dress(ax, "Retraining (0: on the initial set)", "Test accuracy (%)")
     _count_on_x(ax)

@@ -1,5 +1,6 @@
 """When, where and by which versions something was run. Nothing here imports torch."""
 
+import ast
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -28,31 +29,84 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def own_code(settings: dict[str, Any]) -> dict[str, str] | None:
-    """The files outside this package that hold a strategy's functions, and their checksum; None where there are none.
+def strategy_code(settings: dict[str, Any]) -> dict[str, str] | None:
+    """Which functions a strategy's settings name, and the checksum of their code; None where they name none.
 
-    settings: a strategy's; every dotted path among them counts.
+    settings: every dotted path among them counts. Code: the function and what it uses of its own file, without
+    docstrings, so another strategy in that file is no change.
     """
-    files = {file for value in settings.values() if isinstance(value, str) and (file := _file_of(value))}
-    if not files:
+    places = [_place(value) for value in settings.values() if isinstance(value, str)]
+    code = {f"{name} in {file.name}": _definition(file, name) for file, name in filter(None, places)}
+    if not code:
         return None
-    contents = "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files))
     return {
-        "files": ", ".join(sorted(file.name for file in files)),
-        "checksum": hashlib.sha256(contents.encode()).hexdigest(),
+        "files": ", ".join(sorted(code)),
+        "checksum": hashlib.sha256("\n".join(code[key] for key in sorted(code)).encode()).hexdigest(),
     }
 
 
-def _file_of(path: str) -> Path | None:
-    """Of the module in a dotted path, which a class may follow."""
-    while path := path.rpartition(".")[0]:
-        try:
-            spec = importlib.util.find_spec(path)
-        except (ImportError, ValueError):  # a class is no package
-            continue
-        file = Path(spec.origin) if spec and spec.origin else None
-        return file if file and file.is_file() and Path(__file__).parent not in file.resolve().parents else None
-    return None
+def _place(path: str) -> tuple[Path, str] | None:
+    """The file and the name in it that a dotted path leads to. Imports nothing."""
+    top, *names = path.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if not spec or not names:
+        return None
+    if not spec.submodule_search_locations:
+        file = Path(spec.origin or "")
+    else:
+        folder = Path(next(iter(spec.submodule_search_locations)))
+        while names and (folder / names[0]).is_dir():
+            folder, names = folder / names[0], names[1:]
+        file = folder / "__init__.py"
+        if names and (folder / f"{names[0]}.py").is_file():
+            file, names = folder / f"{names[0]}.py", names[1:]
+    return (file, names[0]) if names and file.is_file() else None
+
+
+def _definition(file: Path, name: str) -> str:
+    """The lines that define a name, and in turn what those use of the same file; all lines where it is not found."""
+    source = file.read_text()
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:
+        return source
+    defining: dict[str, list[ast.stmt]] = {}
+    for statement in statements:
+        for bound in _bound(statement):
+            defining.setdefault(bound, []).append(statement)
+    todo, used = [name], set()
+    while todo:
+        for statement in defining.get(todo.pop(), []):
+            if statement not in used:
+                used.add(statement)
+                todo += [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    if not used:
+        return source
+    wanted = {line for statement in used for line in _lines(statement)}
+    return "\n".join(text for line, text in enumerate(source.splitlines(), 1) if line in wanted)
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """The names of the module that a statement gives a meaning."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    nodes = list(ast.walk(statement))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {(node.asname or node.name).split(".")[0] for node in nodes if isinstance(node, ast.alias)}
+    return names | {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def _lines(statement: ast.stmt) -> set[int]:
+    """Its line numbers, decorators included, docstrings not."""
+    decorators = [node.lineno for node in getattr(statement, "decorator_list", [])]
+    lines = set(range(min([statement.lineno, *decorators]), statement.end_lineno + 1))
+    for node in ast.walk(statement):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node, clean=False) is not None:
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return lines
 
 
 def _cpu_name() -> str:

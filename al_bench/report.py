@@ -2,7 +2,8 @@
 
     python -m al_bench.report results/my_study            (or: al-bench report results/my_study)
 
-Written into <folder>/report/: index.html (self-contained), summary.csv, .md and .tex, figures/*.png and *.pdf.
+Written into <folder>/report/: index.html (self-contained), verdict.txt, summary.csv, .md and .tex, figures/*.png and
+*.pdf.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from al_bench.store import as_file_name, write_atomically
 from al_bench.verdict import CONTROL, RANDOM, Across, Study
 
 SHEETS = 12  # contact sheets on a page, to keep it light
+LEFT_OUT = 5  # runs named on the screen
 COLUMNS = {  # of the tables that people read: column of verdict.summary -> heading
     "strategy": "strategy",
     "n_seeds": "seeds",
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"al_bench: {error}", file=sys.stderr)
         return 1
-    print(f"Report: {page}")
+    print(f"Report: {page}\n{(page.parent / results.VERDICT).read_text()}", end="")
     return 0
 
 
@@ -84,6 +86,7 @@ def write(root: Path, target: float | None = None) -> Path:
                 old.unlink()
             rows = pd.DataFrame(verdict.summary(studies))
             rows.to_csv(folder / "summary.csv", index=False)
+            write_atomically(folder / results.VERDICT, as_text(studies))
             write_atomically(folder / "summary.md", as_markdown(studies))
             write_atomically(folder / "summary.tex", as_latex(studies))
             write_atomically(folder / "index.html", page(root, studies, folder / "figures"))
@@ -131,6 +134,17 @@ def readable(s: Study, r: dict[str, Any]) -> dict[str, str]:
         else:
             cells[heading] = str(value)
     return cells
+
+
+def as_text(studies: list[Study]) -> str:
+    """The verdict of each study, what is to be known of it and what it leaves out, a line each."""
+    lines = []
+    for s in studies:
+        left_out = [f"Left out: {who}: {why}" for who, why in s.left_out[:LEFT_OUT]]
+        if (more := len(s.left_out) - LEFT_OUT) > 0:
+            left_out.append(f"Left out: {more} more, which the page names.")
+        lines += [f"{s.cell}:", *(f"  {words}" for words in (*verdict.sentences(s), *s.notes, *left_out))]
+    return "\n".join([*lines, ""])
 
 
 def as_markdown(studies: list[Study]) -> str:
@@ -184,8 +198,9 @@ def how(s: Study) -> list[str]:
         by_random = ", the highest whole per cent that random reaches with every seed"
         words.append(
             f"Target: {s.target:.1%}{by_random if s.target == verdict.reached_by_all(s) else ''}. Labels to the "
-            "target: the first label count trained that has it; labels saved: 1 - labels / random's labels at the "
-            "interpolated crossings of the running maximum, geometric mean over the pairs that both reach it."
+            "target: the first label count trained that has it, the median by nearest rank; labels saved: 1 - labels / "
+            "random's labels at the interpolated crossings of the running maximum, geometric mean over the pairs that "
+            "both reach it."
         )
     return words
 
@@ -255,12 +270,13 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
         )  # fmt: skip
     if s.against and s.target is not None:
         rows = {
-            name: tuple(stats.quartiles(s.labels_to_target(x, "envelope", a.seeds))[1] for x in (RANDOM, name))
+            name: tuple(float(np.median(s.labels_to_target(x, "envelope", a.seeds))) for x in (RANDOM, name))
             for name, a in s.against.items()
         }
         yield (
             "labels_to_target", f"Labels to {s.target:.1%}",
-            "Median over the pairs of seeds, where the running maximum crosses it, interpolated.",
+            "Median over the pairs of seeds, where the running maximum crosses it, interpolated. An arrow: not reached "
+            "by half of them.",
             lambda f: plots.labels_to_target(f.subplots(), rows, s.target, s.labels_R[-1], looks),
         )  # fmt: skip
     if (accuracy_MSR := paired(s, names)) is not None:

@@ -20,10 +20,10 @@ import orjson
 import yaml
 
 from al_bench.errors import UserError
-from al_bench.store import NOT_COMPARED, UNSTRESSED, flat, write_atomically
+from al_bench.store import NOT_COMPARED, UNSTRESSED, flat, unlike, write_atomically
 
 SWEEPS = "sweeps.json"  # in the study's folder
-STAMP = "stamp.json"  # in the report's folder
+STAMP, VERDICT = "stamp.json", "verdict.txt"  # in the report's folder
 FINISHED, FAILED, RUNNING, INTERRUPTED, MISSING, UNREADABLE = (
     "finished", "failed", "running", "interrupted", "missing", "unreadable",
 )  # fmt: skip
@@ -108,7 +108,8 @@ def is_current(report: Path) -> bool:
     """Whether this report was made of all that lies beside it now."""
     try:
         made_of = json.loads((report / STAMP).read_text())
-        return (report / "index.html").exists() and made_of == stamp(report.parent)
+        there = all((report / name).exists() for name in ("index.html", VERDICT))
+        return there and made_of == stamp(report.parent)
     except (OSError, ValueError):
         return False
 
@@ -234,7 +235,7 @@ def odd_ones(runs: list[Run]) -> dict[Run, str]:
     usual = most_common(as_text(recipe(run)) for run in runs) if runs else None
     by_strategy = {name: [r for r in runs if r.strategy == name] for name in {r.strategy for r in runs}}
     settings = {name: most_common(as_text(own_settings(r)) for r in ours) for name, ours in by_strategy.items()}
-    code = {name: most_common(checksum(r.info, "strategy_code") for r in ours) for name, ours in by_strategy.items()}
+    code = {name: usual_code(ours) for name, ours in by_strategy.items()}
     by_seed = {seed: [run.info for run in runs if run.seed == seed] for seed in {run.seed for run in runs}}
     found = {}
     for run in runs:
@@ -245,8 +246,8 @@ def odd_ones(runs: list[Run]) -> dict[Run, str]:
         elif as_text(own_settings(run)) != settings[run.strategy]:
             others = json.loads(settings[run.strategy])
             found[run] = f"other settings than most runs of {run.strategy}: {difference(own_settings(run), others)}"
-        elif checksum(run.info, "strategy_code") != code[run.strategy]:
-            found[run] = f"another version of its code than most runs of {run.strategy} (checksum of its file)"
+        elif checksum(run.info, "strategy_code") not in (None, code[run.strategy]):
+            found[run] = f"another version of its code than other runs of {run.strategy}: delete it and run it again"
         elif checksum(run.info, "dataset") != data:
             found[run] = f"other images than most runs of seed {run.seed} (dataset checksum)"
         elif checksum(run.info, "initial_set") != start:
@@ -254,12 +255,21 @@ def odd_ones(runs: list[Run]) -> dict[Run, str]:
     return found
 
 
+def usual_code(runs: list[Run]) -> str | None:
+    """The checksum of the strategy's code that most runs have; of equally common ones the latest."""
+    latest_first = sorted(
+        runs, key=lambda run: [start.get("time", "") for start in run.info.get("starts", [])], reverse=True
+    )
+    known = [code for run in latest_first if (code := checksum(run.info, "strategy_code"))]
+    return most_common(known) if known else None
+
+
 def as_text(config: dict[str, Any]) -> str:
     return json.dumps(config, sort_keys=True, default=str)
 
 
 def difference(config: dict[str, Any], usual: dict[str, Any]) -> str:
-    keys = [k for k in sorted(config.keys() | usual.keys()) if config.get(k) != usual.get(k)]
+    keys = unlike(config, usual)
     words = [f"{k}={config.get(k)} (others {usual.get(k)})" for k in keys[:5]]
     return ", ".join(words + ["..."] * (len(keys) > 5))
 
@@ -275,7 +285,8 @@ def circumstances(runs: list[Run]) -> dict[str, Counter[str]]:
         of_run: dict[str, dict[str, None]] = {}
         for start in run.info.get("starts", []):  # a run that was continued may have changed machines
             versions = {f"version of {k}": v for k, v in start.get("versions", {}).items()}
-            there = {name: start.get(name) for name in ("cpu", "device", "precision", "threads", "python", "git")}
+            there = {name: start.get(name) for name in ("cpu", "device", "precision", "threads", "python")}
+            there["git"] = re.sub(r"^(\w{7})\w+", r"\1", start.get("git") or "unknown")
             for name, value in (versions | there).items():
                 of_run.setdefault(name, {})[str(value)] = None
         for name, values in of_run.items():

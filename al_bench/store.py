@@ -1,7 +1,7 @@
 """The run folder: the record is the checkpoint.
 
     config.yaml     the configuration as asked; another one is refused
-    run.json        state, checksums of the data, the initial set and a strategy of one's own, versions and hardware
+    run.json        state, checksums of the data, the initial set and the strategy's code, versions and hardware
     rounds.jsonl    one line a finished round, on disk before the next round starts; resuming replays `acquired`
     run.log         what the screen showed
     weights/        only for trainer.start=previous|best, only what the next round needs
@@ -34,7 +34,7 @@ from yaml import YAMLError
 
 from al_bench.config import Config, LoggerConfig, StressorConfig, keys
 from al_bench.errors import UserError
-from al_bench.provenance import circumstances, now, own_code
+from al_bench.provenance import circumstances, now, strategy_code
 
 if TYPE_CHECKING:
     from al_bench.data import Dataset
@@ -86,9 +86,12 @@ class RunStore:
         self.at_end = ExitStack()  # what has to be closed when the folder is left, however that comes
 
     def finished(self) -> bool:
-        """Raises UserError where the folder holds rounds of another configuration."""
+        """Raises UserError where another configuration, or another version of the strategy, has this folder."""
         self._refuse_another_configuration()
-        return self.info().get("state") == "finished"
+        if self.info().get("state") != "finished":
+            return False
+        self._refuse_another(strategy_code=self._strategy_code())
+        return True
 
     def info(self) -> dict[str, Any]:
         path = self.folder / "run.json"
@@ -126,7 +129,9 @@ class RunStore:
                 log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
                 raise SystemExit(TERMINATED if getattr(end, "code", None) == TERMINATED else 130) from None
             except UserError as error:
-                log.debug(str(error))
+                log.debug(
+                    traceback.format_exc() if error.__cause__ else str(error)
+                )  # a user's own code may be the cause
                 self._leave("failed", str(error))
                 raise
             except Exception as error:
@@ -143,7 +148,7 @@ class RunStore:
                 raise
 
     def identify(self, dataset: "Dataset", labels: "Pool") -> None:
-        """Write down which data and which initial set this is. Raises UserError where the run began on others."""
+        """Write down which data, initial set and strategy this is. Raises UserError where the run began with others."""
         facts = {
             "dataset": {
                 "name": dataset.name, "checksum": dataset.checksum, "classes": list(dataset.class_names),
@@ -151,17 +156,9 @@ class RunStore:
             },
             "initial_set": {"n": len(labels.labelled_L), "checksum": _checksum(labels.labelled_L.tolist())},
             "validation_set": {"n": len(labels.validation_V), "checksum": _checksum(labels.validation_V.tolist())},
+            "strategy_code": self._strategy_code(),
         }  # fmt: skip
-        if code := own_code(self.config.strategy):
-            facts["strategy_code"] = code
-        for name, fact in facts.items():
-            there = self.info().get(name, fact)
-            if there["checksum"] != fact["checksum"]:
-                raise UserError(
-                    f"{self.folder} began with another {name.replace('_', ' ')}: {fact.get('files', 'the data')} "
-                    "changed since. Bring the old state back, give these runs a name of their own (study=...), or "
-                    "delete the folder."
-                )
+        self._refuse_another(**facts)
         self.note(**facts)
 
     def note_hardware(self, **facts: Any) -> None:
@@ -233,13 +230,29 @@ class RunStore:
         free = NOT_COMPARED | (
             {k for k in here if k.startswith("features.")} if self.info().get("features") is None else set()
         )
-        differ = [k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k) and k not in free]
+        differ = [k for k in unlike(there, here) if k not in free]
         if differ:
             lines = "\n".join(f"  {k}: there {there.get(k)!r}, asked {here.get(k)!r}" for k in differ)
             raise UserError(
                 f"{self.folder} was made by another configuration:\n{lines}\n"
-                "Ask for the same again, give these runs a name of their own (study=...), or delete the folder."
+                f"Ask for the same again, give these runs a name of their own ({apart(self.config, differ)}), or "
+                "delete the folder."
             )
+
+    def _strategy_code(self) -> dict[str, str] | None:
+        """None on the full data, where no strategy chooses."""
+        return None if self.config.budget.initial is None else strategy_code(self.config.strategy)
+
+    def _refuse_another(self, **facts: dict[str, Any] | None) -> None:
+        info = self.info()
+        for name, fact in facts.items():
+            there = info.get(name)  # absent before the first start, and in runs older than the fact
+            if there and fact and there["checksum"] != fact["checksum"]:
+                raise UserError(
+                    f"{self.folder} began with another {name.replace('_', ' ')}: {fact.get('files', 'the data')} "
+                    "changed since. Bring the old state back, give these runs a name of their own (study=...), or "
+                    "delete the folder."
+                )
 
     def _drop_torn_line(self) -> None:
         data = self.rounds_path.read_bytes() if self.rounds_path.exists() else b""
@@ -301,6 +314,13 @@ def run_folder(c: Config) -> Path:
     stress = [f"{key}={value:g}" for key, value in asdict(c.stressor).items() if value != usual[key]]
     names = [c.study, "+".join([c.dataset.name, *stress]), model, budget, c.strategy["name"]]
     return Path(c.results_dir).expanduser().joinpath(*map(as_file_name, names), f"seed={c.seed}")
+
+
+def apart(c: Config, differ: list[str]) -> str:
+    """The setting that gives a run a folder of its own beside one that differs in these keys."""
+    if all(key.startswith("strategy.") for key in differ):  # in one study, so that the two are compared
+        return f"strategy.name='{c.strategy['name']}_${{{differ[0]}}}'"
+    return "study=..."
 
 
 def as_file_name(name: str) -> str:
@@ -391,6 +411,11 @@ def flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
     return {
         k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
     }
+
+
+def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The keys in which two flat configurations differ."""
+    return [k for k in sorted(one.keys() | other.keys()) if one.get(k) != other.get(k)]
 
 
 UNSTRESSED = flat(asdict(StressorConfig()), "stressor")  # what a config.yaml from before there were stressors means

@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from al_bench import config
 from al_bench.errors import UserError
-from al_bench.results import is_current, note_asked
-from al_bench.store import RunStore, stopped_by_sigterm
+from al_bench.results import VERDICT, is_current, note_asked
+from al_bench.store import RunStore, apart, flat, stopped_by_sigterm, unlike
 
 Job = list[str]  # the overrides of one run, as they would be typed
 
@@ -134,10 +134,11 @@ def sort_out(
             store = RunStore(c)
             if store.finished():
                 there.add(store.folder)
-            elif todo.setdefault(store.folder, (job, store))[1].config != c:
+            elif (other := todo.setdefault(store.folder, (job, store))[1].config) != c:
+                differ = unlike(*(flat(OmegaConf.structured(each)) for each in (other, c)))
                 raise UserError(
                     f"{name}: another run of this sweep has the same folder, {store.folder}. "
-                    "Give each a name of its own (study=...)."
+                    f"Give each a name of its own: {apart(c, differ)}."
                 )
         except UserError as error:
             print(f"al_bench: {error}", file=sys.stderr)
@@ -160,14 +161,14 @@ def why_missing(store: RunStore) -> str | None:
 
 
 def report_on(study: Path) -> str | None:
-    """Write the study's report, unless nothing has changed since. Returns what went wrong."""
+    """Write the study's report, unless nothing has changed since, and print it. Returns what went wrong."""
     try:
         page = study / "report" / "index.html"
         if not is_current(page.parent):
             from al_bench import report
 
             page = report.write(study)
-        print(f"Report: {page}")
+        print(f"Report: {page}\n{(page.parent / VERDICT).read_text()}", end="")
     except UserError as error:
         return str(error)
     except Exception as error:

@@ -127,13 +127,14 @@ def overview(studies: dict[str, Study]) -> str:
         rows.append([report.md(name), *(cell(s, name) for s in studies.values())])
     targets = ", ".join(f"{s.target:.0%} ({budget})" for budget, s in studies.items() if s.target is not None)
     s = next(iter(studies.values()))
+    full = s.references[0]
     words = (
-        f"random: its mean accuracy over the labels (with all {s.references[0].labels_R[-1]:,} labels: {s.full:.1%}). "
-        "The others: points more than that, with 95% intervals, paired by seed; bold: significant (Wilcoxon, p < 0.05 "
-        "after Holm's correction over the strategies of the column, so that an interval by itself can be clear of 0 "
-        "without it). Then the share of random's labels saved on the way to an accuracy of "
-        f"{targets}, where every seed reaches it. {report.md(CONTROL)} is a second random arm: the noise. "
-        "Empty: not run."
+        f"random: its mean accuracy over the labels (with all {full.labels_R[-1]:,} labels, in the same "
+        f"{full.config['trainer.max_steps']} steps: {s.full:.1%}). The others, the best on average first: points more "
+        "than that, with 95% intervals, paired by seed; bold: significant (Wilcoxon, p < 0.05 after Holm's correction "
+        "over the strategies of the column, so that an interval by itself can be clear of 0 without it). Then the "
+        f"share of random's labels saved (negative: it takes more) on the way to an accuracy of {targets}, where every "
+        f"seed reaches it. {report.md(CONTROL)} is a second random arm: the noise. Empty: not run."
     )
     return f"{report.markdown_rows(heads, rows)}\n\n{words}"
 

@@ -137,6 +137,12 @@ def test_near_misses_of_what_was_typed():
     )
     assert near_misses(["trainer.bach_size=3"]).startswith("'trainer.bach_size': did you mean trainer.batch_size")
     assert near_misses(["strategy=entropy", "model.optimizer.lr=0.1", "model.options.depth=3"]) == ""
+    has = "has no strategy.btea: it has beta, candidates, how, members, passes, score."
+    assert near_misses(["strategy=power_margin", "strategy.btea=2"]) == f"strategy=power_margin {has}"
+    both = near_misses(["-m", "strategy=random,power_margin", "strategy.beta=2", "strategy.passes=3"])
+    assert both == "strategy=random has no strategy.beta: it has candidates, members, passes."
+    assert near_misses(["model=resnet18"]) == "Nets of timm: model=timm model.name=..."
+    assert near_misses(["--config-dir", "nowhere", "strategy=mine"]) == "--config-dir nowhere: there is no such folder."
     assert near_misses(["strategy=entropy", "trainer.max_steps=5", "+model.options.drop_rate=0.1"]) == ""
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from al_bench import conformance, strategies
 from al_bench.cli import conf_dir
 from al_bench.conformance import RULES, choose, load, main, verdict
-from al_bench.conformance_inputs import FIELDS_OF, KINDS, Case, make_view
-from al_bench.strategies import Needs, PoolView, Size, by_chunks, needs, top_k
+from al_bench.conformance_inputs import KINDS, Case, make_view
+from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size, by_chunks, needs, top_k
 from al_bench.strategies.random import random_sampling
 from al_bench.strategies.uncertainty import entropy, entropy_score
 

@@ -151,6 +151,16 @@ def test_the_full_data_is_not_drawn_on_the_frame():
     assert high - 81.4 == pytest.approx(0.05 * (81.4 - 50)) and low == pytest.approx(50 - 0.05 * (81.4 - 50))
 
 
+def test_the_band_of_two_seeds_does_not_flatten_the_curve():
+    # Two seeds, 10 points apart: 12.7 * 5 points to either side. The values span 50 to 80, and the full data is at 95.
+    ax = drawn(plots.learning_curves, {"margin": ([100, 300], [[0.5, 0.7], [0.6, 0.8]])}, full=0.95)
+    assert ax.get_ylim() == pytest.approx((50 - 45 / 4, 95 + 45 / 4))
+    ax = drawn(plots.difference_to_random, [100, 300], {"margin": ([0.01, 0.02], [-0.5, -0.6], [0.5, 0.6])})
+    assert ax.get_ylim() == pytest.approx((-5, 7))
+    ax = drawn(plots.difference_to_random, [100, 300], {"margin": ([0.1, -0.1], [-0.5, -0.6], [0.5, 0.6])})
+    assert ax.get_ylim() == pytest.approx((-30, 30))
+
+
 def test_one_seed_has_a_curve_and_no_band():
     ax = drawn(plots.learning_curves, {"margin": (LABELS, [[0.5, 0.6, 0.7]])})
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [50, 60, 70])

@@ -36,7 +36,7 @@ strategy: {{name: {strategy}, option: {option}}}
 def write_run(
     root, strategy="random", seed=0, accuracy=(0.5, 0.6, 0.7), *, labels=LABELS, state="finished", study="study",
     data="a", start="s", cpu="one", steps=100, error=None, dataset="digits", budget="10+2x10", features=None,
-    option=1, code=None,
+    option=1, code=None, time="2026-01-01",
 ):  # fmt: skip
     """A run folder as al_bench writes it, with these accuracies."""
     folder = root / study / dataset / "small_cnn" / budget / strategy / f"seed={seed}"
@@ -44,7 +44,7 @@ def write_run(
     info = {
         "state": state, "error": error, "dataset": {"checksum": data, "classes": ["x", "y"]},
         "initial_set": {"checksum": f"{start}{seed}"}, "features": features,
-        "starts": [{"cpu": cpu, "versions": {"torch": "2"}}],
+        "starts": [{"time": time, "cpu": cpu, "versions": {"torch": "2"}}],
     } | ({"strategy_code": {"checksum": code}} if code else {})  # fmt: skip
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "config.yaml").write_text(
@@ -186,7 +186,7 @@ def test_sweeps_that_start_together_all_note_what_they_ask_for(tmp_path):
         ({"steps": 50}, r"trainer\.max_steps=50 \(others 100\)"),
         ({"data": "b"}, "other images"),
         ({"start": "t"}, "another initial set"),
-        ({"code": "b"}, "another version of its code than most runs of entropy"),
+        ({"code": "b"}, "another version of its code than other runs of entropy: delete it and run it again"),
         ({"state": "failed", "error": "boom"}, "failed after 3 rounds: boom"),
         ({"state": "interrupted", "accuracy": (0.5,)}, "interrupted after 1 rounds"),
     ],
@@ -194,12 +194,22 @@ def test_sweeps_that_start_together_all_note_what_they_ask_for(tmp_path):
 def test_what_does_not_belong_is_left_out_and_said(tmp_path, odd, words):
     two_arms(tmp_path, n=3)
     write_run(tmp_path, "entropy", 1, **{"accuracy": (0.5, 0.6, 0.7), **odd})
-    write_run(tmp_path, "entropy", 0)
-    write_run(tmp_path, "entropy", 2)
+    write_run(tmp_path, "entropy", 0, code="a")
+    write_run(tmp_path, "entropy", 2, code="a")
     found = the_study(tmp_path)
     ((who, why),) = found.left_out
     assert who == "entropy, seed 1" and re.search(words, why)
     assert found.seeds("entropy") == [0, 2]
+
+
+def test_of_two_versions_of_a_strategy_the_later_counts_and_runs_from_before_it_was_noted_stay(tmp_path):
+    two_arms(tmp_path, n=3)
+    write_run(tmp_path, "entropy", 0, code="old", time="2026-01-01")
+    write_run(tmp_path, "entropy", 1, code="new", time="2026-01-02")
+    write_run(tmp_path, "entropy", 2)
+    found = the_study(tmp_path)
+    assert [who for who, _ in found.left_out] == ["entropy, seed 0"]
+    assert found.seeds("entropy") == [1, 2]
 
 
 def test_keys_that_only_say_where_or_how_it_is_shown_do_not_matter(tmp_path):
@@ -501,6 +511,19 @@ def no_key(name, key):
         (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     return change
+
+
+def test_the_screen_shows_the_verdict_and_names_a_few_of_the_runs_left_out(tmp_path, capsys):
+    two_arms(tmp_path, n=7)
+    for seed in range(7, 14):
+        write_run(tmp_path, "margin", seed, steps=50)
+    assert report.main([str(tmp_path)]) == 0
+    page, cell, call, *rest = capsys.readouterr().out.splitlines()
+    assert page == f"Report: {tmp_path}/report/index.html" and cell == "study / digits / small_cnn / 10+2x10:"
+    assert call.startswith("  margin is better than random: needs ") and "n = 7 pairs, p = 0.016" in call
+    *named, more = [line for line in rest if "Left out" in line]
+    assert len(named) == 5 and all(re.match(r"  Left out: margin, seed \d+: another configuration", n) for n in named)
+    assert more == "  Left out: 2 more, which the page names."
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import pytest
 from conftest import asked
 
 from al_bench import provenance
+from al_bench.cli import conf_dir
 from al_bench.errors import UserError
+from al_bench.provenance import strategy_code
 from al_bench.store import RoundRecord, RunStore, as_file_name, reference, run_folder, write_atomically
 
 
@@ -98,6 +100,10 @@ def test_a_start_that_finished_no_round_may_be_corrected(tmp_path):
     with pytest.raises(UserError, match="no good"), wrong.at_work():
         raise UserError("no good")
     assert wrong.info()["state"] == "failed" and wrong.info()["error"] == "no good"
+    assert "Traceback" not in (wrong.folder / "run.log").read_text()
+    with pytest.raises(UserError, match="no good"), wrong.at_work():
+        raise UserError("no good") from ValueError("in a strategy of one's own")
+    assert "ValueError: in a strategy of one's own" in (wrong.folder / "run.log").read_text()
     right = RunStore(asked(f"results_dir={tmp_path}"))
     with right.at_work():
         assert right.info()["state"] == "running" and right.info()["error"] is None
@@ -140,21 +146,71 @@ def test_a_reference_with_another_validation_set_is_refused(tmp_path):
         reference(asked(*here, *other, "budget.validation=20"))
 
 
-def test_a_strategy_of_ones_own_that_changed_between_two_starts_is_refused(store, tmp_path, monkeypatch):
+PICKS = """
+import torch
+
+FACTOR = 2
+def other(x): return 0
+def helper(x): return FACTOR * x
+@torch.no_grad()
+def pick(view, k, rng):
+    "Picks."
+    return helper(k)
+class A:
+    pick = None
+"""
+
+
+def test_a_strategys_code_is_the_function_and_what_it_uses_of_its_file(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "mine_noted.py").write_text("class A:\n    pick = None\n")
-    store.identify(Facts(), Facts())
-    assert "strategy_code" not in store.info()  # al_bench's own: the commit says which
-    for target in ("mine_noted.A.pick", "mine_noted.pick"):
-        store.config.strategy["_target_"] = target
+
+    def code(text, **settings):
+        (tmp_path / "mine_noted.py").write_text(text)
+        return strategy_code({"name": "pick", "beta": 1.0} | (settings or {"_target_": "mine_noted.pick"}))
+
+    there = code(PICKS)
+    assert there["files"] == "pick in mine_noted.py"
+    for same in (("Picks.", "Picks well."), ("return 0", "return 1"), ("FACTOR = 2", "FACTOR = 2\nNEW = 1")):
+        assert code(PICKS.replace(*same)) == there
+    for change in (("= 2", "= 3"), ("FACTOR *", "FACTOR +"), ("helper(k)", "k"), ("@torch.no_grad()", "")):
+        assert code(PICKS.replace(*change)) != there
+    assert code(PICKS, _target_="mine_noted.A.pick")["files"] == "A in mine_noted.py"
+    assert code("from x import *", _target_="mine_noted.pick") != code("from y import *", _target_="mine_noted.pick")
+    assert code(PICKS, _target_="nowhere.pick") is None
+
+    ours = {"_target_": "al_bench.strategies.bayesian.stochastic_batch"}
+    alone, scored = code(PICKS, **ours), code(PICKS, **ours, score="mine_noted.helper")
+    assert alone["files"] == "stochastic_batch in bayesian.py"
+    assert scored["files"] == "helper in mine_noted.py, stochastic_batch in bayesian.py"
+    assert code(PICKS.replace("2", "3"), **ours, score="mine_noted.helper") != scored
+
+
+def test_every_strategy_here_has_code_of_its_own():
+    codes = {}
+    for name in (file.stem for file in (conf_dir() / "strategy").glob("*.yaml")):
+        settings = dict(asked(f"strategy={name}").strategy)
+        codes.setdefault((strategy_code(settings) or {}).get("checksum"), set()).add(settings["_target_"])
+    assert None not in codes and all(len(targets) == 1 for targets in codes.values())
+
+
+def test_a_strategy_that_changed_between_two_starts_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_noted.py").write_text(PICKS)
+    c = asked(f"results_dir={tmp_path}", "strategy=entropy", "strategy._target_=mine_noted.pick")
+    store = RunStore(c)
+    with store.at_work():
+        store.append(record(0))
         store.identify(Facts(), Facts())
         store.identify(Facts(), Facts())
-    assert store.info()["strategy_code"]["files"] == "mine_noted.py"
-    store.config.strategy |= {"_target_": "al_bench.strategies.bayesian.stochastic_batch", "score": "mine_noted.score"}
-    store.identify(Facts(), Facts())  # a function it is given counts as well
-    (tmp_path / "mine_noted.py").write_text("class A:\n    pick = 1\n")
-    with pytest.raises(UserError, match=r"began with another strategy code: mine_noted\.py changed since"):
+    assert store.finished()
+    (tmp_path / "mine_noted.py").write_text(PICKS.replace("FACTOR *", "FACTOR +"))
+    changed = r"began with another strategy code: pick in mine_noted\.py changed since"
+    with pytest.raises(UserError, match=changed):
         store.identify(Facts(), Facts())
+    with pytest.raises(UserError, match=changed):
+        store.finished()  # not taken for a run of the new version
+    c.budget.initial = None
+    store.identify(Facts(), Facts())  # on the full data no strategy chooses
 
 
 @pytest.mark.parametrize("damage", [b"<<<<<<< HEAD\nseed: 0\n", b"\xff", b"- 1\n", b"seed: [\n"])

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from al_bench import rng
 from al_bench.errors import UserError
 from al_bench.strategies import Needs, PoolView, needs, needs_of, select, top_k
+from al_bench.strategies.bayesian import bald
 from al_bench.strategies.random import random_control, random_sampling
 from al_bench.strategies.uncertainty import (
     entropy,
@@ -167,7 +168,7 @@ def test_the_random_control_has_nothing_of_the_random_arm_but_its_stream():
         (torch.arange(2), r"3 positions, and returned torch.int64 \[2\]"),
         (torch.arange(3)[:, None], r"returned torch.int64 \[3, 1\]"),
         ([0, 1, 2], "returned list"),
-        (torch.tensor([1, 4, 1]), "1 positions twice"),
+        (torch.tensor([1, 4, 1]), "2 different positions, and 3 are wanted"),
         (torch.tensor([0, 1, 9]), "outside the pool of 9"),
         (torch.tensor([-1, 0, 1]), "outside the pool of 9"),
         (torch.tensor([torch.nan] * 9), "9 of 9 scores are NaN"),
@@ -183,6 +184,32 @@ def test_a_strategy_that_answers_wrongly_is_named_with_the_round(answer, complai
             seeded(),
             4,
         )
+
+
+def unpacks(view, k, rng):
+    first, second = view.n_pool, k, rng
+    return torch.tensor([first, second])
+
+
+def undeclared(view, k, rng):
+    return top_k(view.emb_PD.norm(dim=1), k, rng)
+
+
+def of_no_field(view, k, rng):
+    return k.nothing
+
+
+def test_a_mistake_in_a_strategys_own_code_is_told_with_its_place_or_its_remedy():
+    view = PoolView(9, 2, random_log_probs(9, 1, 2))
+    line = unpacks.__code__.co_firstlineno + 1
+    with pytest.raises(UserError, match=rf"too many values to unpack.* \(test_strategies\.py, line {line}\)\.$"):
+        select(partial(unpacks), "mine", view, 3, seeded(), 0)
+    with pytest.raises(UserError, match=r"it uses view\.emb_PD without declaring it: put @needs\(embeddings=True\)"):
+        select(undeclared, "mine", view, 3, seeded(), 0)
+    with pytest.raises(AttributeError, match="nothing"):
+        select(of_no_field, "mine", view, 3, seeded(), 0)
+    with pytest.raises(UserError, match=r"trained from other weights\)\.$"):  # ours: the sentence says it all
+        select(bald, "bald", view, 3, seeded(), 0)
 
 
 @pytest.mark.parametrize("field", ["log_probs_PSC", "emb_PD", "labelled_emb_LD"])

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -85,7 +86,18 @@ def no_account(monkeypatch, tmp_path):
 
 
 def wandb_records(folder: Path) -> list[list]:
-    """For each .wandb file, in order of time, its records: a LevelDB log of protocol buffers."""
+    """For each .wandb file, in order of time, its records. The last is of a run that ended: W&B's process may still be
+    writing it."""
+    end = time.monotonic() + 20
+    while True:
+        files = wandb_files(folder)
+        if "exit" in {record.WhichOneof("record_type") for record in files[-1]} or time.monotonic() > end:
+            return files
+        time.sleep(0.1)
+
+
+def wandb_files(folder: Path) -> list[list]:
+    """A LevelDB log of protocol buffers each."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     files = []
@@ -96,6 +108,8 @@ def wandb_records(folder: Path) -> list[list]:
                 at += left
                 continue
             _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+            if at + 7 + length > len(data):  # not all of it is written yet, or never was
+                break
             whole += data[at + 7 : at + 7 + length]
             at += 7 + length
             if kind in (1, 4):  # whole, or the last of its parts

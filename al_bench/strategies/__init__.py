@@ -6,8 +6,10 @@ F width of the fixed features. It sees tensors alone, on the CPU; what it needs 
 """
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -40,6 +42,15 @@ class PoolView:
     labelled_features_LF: Tensor | None = None
     head_weight_CD: Tensor | None = None  # logits = emb_PD @ head_weight_CD.T + head_bias_C
     head_bias_C: Tensor | None = None
+
+
+FIELDS_OF = {  # what each need brings; labelled_labels_L is always there
+    "predictions": ["log_probs_PSC"],
+    "embeddings": ["emb_PD", "labelled_emb_LD"],
+    "labelled": ["labelled_log_probs_LC"],
+    "features": ["features_PF", "labelled_features_LF"],
+    "head": ["head_weight_CD", "head_bias_C"],
+}
 
 
 @dataclass(frozen=True)
@@ -152,10 +163,19 @@ def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Gen
         return torch.empty(0, dtype=torch.int64)
     check_view(view, where)
     check_memory(strategy, view, k, where)
+    missed: set[str] = set()
     try:
-        positions = strategy(view, k, rng)
+        positions = strategy(watched(view, missed), k, rng)
     except ValueError as error:
-        raise UserError(f"{where}: {error}.") from error
+        raise UserError(f"{where}: {error}{line_of(strategy, error)}.") from error
+    except (AttributeError, TypeError) as error:
+        undeclared = [(need, name) for need, names in FIELDS_OF.items() for name in names if name in missed]
+        if not undeclared:
+            raise
+        need, name = undeclared[0]
+        raise UserError(
+            f"{where}: it uses view.{name} without declaring it: put @needs({need}=True) above it."
+        ) from error
     if not isinstance(positions, Tensor) or positions.dtype != torch.int64 or positions.shape != (k,):
         got = (
             f"{positions.dtype} {list(positions.shape)}" if isinstance(positions, Tensor) else type(positions).__name__
@@ -163,9 +183,33 @@ def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Gen
         raise UserError(f"{where}: it has to return an int64 tensor of {k} positions, and returned {got}.")
     if not 0 <= int(positions.min()) <= int(positions.max()) < view.n_pool:
         raise UserError(f"{where}: it returned a position outside the pool of {view.n_pool}.")
-    if len(positions.unique()) < k:
-        raise UserError(f"{where}: it returned {k - len(positions.unique())} positions twice.")
+    if (n := len(positions.unique())) < k:
+        raise UserError(f"{where}: it returned {n} different positions, and {k} are wanted.")
     return positions
+
+
+def watched(view: PoolView, missed: set[str]) -> PoolView:
+    """The same view, noting which fields are looked at and are None."""
+
+    class Watched(PoolView):
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if value is None:
+                missed.add(name)
+            return value
+
+    return Watched(**vars(view))
+
+
+def line_of(strategy: Strategy, error: Exception) -> str:
+    """Where in a user's own file an error came up, as " (mine.py, line 7)"; nothing for the strategies here."""
+    code = getattr(getattr(strategy, "func", strategy), "__code__", None)
+    if code is None or Path(__file__).parent in Path(code.co_filename).parents:
+        return ""
+    lines = [
+        line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == code.co_filename
+    ]
+    return f" ({Path(code.co_filename).name}, line {lines[-1]})" if lines else ""
 
 
 def check_view(view: PoolView, where: str) -> None:
