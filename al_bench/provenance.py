@@ -1,6 +1,7 @@
 """When, where and by which versions something was run. Nothing here imports torch."""
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -36,7 +37,7 @@ def strategy_code(settings: dict[str, Any]) -> dict[str, str] | None:
     docstrings, so another strategy in that file is no change.
     """
     places = [_place(value) for value in settings.values() if isinstance(value, str)]
-    code = {f"{name} in {file.name}": _definition(file, name) for file, name in filter(None, places)}
+    code = {f"{name} in {file.name}": _definition(file.read_text(), name) for file, name in filter(None, places)}
     if not code:
         return None
     return {
@@ -66,9 +67,9 @@ def _place(path: str) -> tuple[Path, str] | None:
     return (file, names[0]) if names and file.is_file() else None
 
 
-def _definition(file: Path, name: str) -> str:
+@functools.lru_cache  # a sweep asks for each of its runs
+def _definition(source: str, name: str) -> str:
     """The lines that define a name, and in turn what those use of the same file; all lines where it is not found."""
-    source = file.read_text()
     try:
         statements = ast.parse(source).body
     except SyntaxError:

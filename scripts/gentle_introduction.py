@@ -8,13 +8,14 @@ again, it goes on. Writes results/gentle_introduction/.
 """
 
 import argparse
+from statistics import fmean
 
 import check_results
 import published
 
-from al_bench import results, stats
+from al_bench import report, results, stats
 from al_bench.results import Run
-from al_bench.verdict import Study, interval, points
+from al_bench.verdict import Study, interval, last_round, points
 
 OUT = published.ROOT / "results" / "gentle_introduction"
 RUNS = OUT / "runs"
@@ -60,7 +61,7 @@ def write_faithful() -> None:
 
 def write_fair(n_seeds: int) -> None:
     s = published.keep([run for run in finished(FAIR) if run.seed < n_seeds], OUT / "fair", CURVES)
-    verdict = [as_markdown("fair", CURVES), published.words(s), to_the_full_data(s)]
+    verdict = [as_markdown("fair", CURVES), published.words(s), to_the_full_data(s), learned(s)]
     published.fill(OUT / "README.md", verdict="\n\n".join(verdict), costs_of_verdict=published.costs([s]))
 
 
@@ -81,6 +82,18 @@ def to_the_full_data(s: Study) -> str:
         gap = stats.compare(s.curve(name)[:, -1], [full[seed] for seed in s.seeds(name)])
         lines.append(f"- {name}: {points(gap.mean)} points{interval(gap.low, gap.high)}, n = {gap.n} pairs")
     return "\n".join(lines)
+
+
+def learned(s: Study) -> str:
+    """How much of what each strategy bought the nets could learn: their accuracy on it while they were trained."""
+    shares = []
+    for name, runs in s.runs.items():
+        last_fits = [results.histories(run)[last_round(s, run)] for run in runs]
+        shares.append(f"{report.md(name)} {fmean(epochs[-1]['accuracy'] for epochs in last_fits):.0%}")
+    return (
+        f"Accuracy on the training images during the fit at {s.labels_R[-1]:,} labels, with dropout, mean over seeds: "
+        f"{', '.join(shares)}."
+    )
 
 
 if __name__ == "__main__":

@@ -256,6 +256,7 @@ def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypat
         write_run(runs, "random", seed, (0.9,), **full | fair)
     write_run(runs, "random", 2, state="interrupted", **fair)
     gentle_introduction.write_fair(2)
+    assert "with dropout, mean over seeds: random 90%, margin 90%." in page.read_text()
     assert "n = 2 pairs" in page.read_text() and pictures() == ["learning_curves", "difference_to_random"]
 
 
