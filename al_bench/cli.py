@@ -105,13 +105,13 @@ def near_misses(arguments: list[str]) -> str:
     for file in sorted(file for folder in (conf_dir(), own) if folder for file in Path(folder).glob("*/*.yaml")):
         groups.setdefault(file.parent.name, {})[file.stem] = file
     keys = sorted({*groups, *config.keys()})
-    chosen = ["random"]
+    chosen: list[str] = []
     hints = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if argument.startswith(("-", "+", "~")) or not value:
             continue
-        words = [word for word in re.split(r"[,\s]+", value) if re.fullmatch(r"\w+", word)]
+        words = [word for word in re.split(r"[,\s]+", value) if re.fullmatch(r"[\w.]+", word)]
         if key == "strategy":
             chosen = [word for word in words if word in groups[key]]
         if key in groups:
@@ -133,7 +133,7 @@ def near(word: str, known: list[str]) -> str | None:
 def no_option(key: str, strategy: str, file: Path) -> str | None:
     """Which settings a strategy's file has, where this key is none of them."""
     settings = {"passes", "members", "candidates", *(OmegaConf.load(file) or {})}
-    if key.split(".")[1] in settings:
+    if key.split(".")[1] in settings or "defaults" in settings:  # those bring more
         return None
     return (
         f"strategy={strategy} has no {key}: it has {', '.join(sorted(settings - {'name', '_target_', '_partial_'}))}."

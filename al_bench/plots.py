@@ -132,7 +132,7 @@ def difference_to_random(
         low_R, high_R = (100 * _finite(edge_R) for edge_R in noise)
         handles.append(ax.fill_between(labels_R, low_R, high_R, **NOISE))
         names.append("random against random")
-    _cut_bands(ax, [0, *(100 * m for mean_R, _, _ in differences.values() for m in mean_R)], 1, least=5)
+    _cut_bands(ax, [0, *(100 * m for mean_R, _, _ in differences.values() for m in mean_R)], 1, least=10)
     _dress(ax, "Training labels", "Accuracy minus random's\n(percentage points)")
     _count_on_x(ax)
     _legend(ax, handles, names)

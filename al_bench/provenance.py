@@ -10,6 +10,7 @@ import platform
 import re
 import socket
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,49 +31,66 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def strategy_code(settings: dict[str, Any]) -> dict[str, str] | None:
+def strategy_version(settings: dict[str, Any]) -> dict[str, str] | None:
     """Which functions a strategy's settings name, and the checksum of their code; None where they name none.
 
-    settings: every dotted path among them counts. Code: the function and what it uses of its own file, without
-    docstrings, so another strategy in that file is no change.
+    settings: every dotted path among them counts. Code: the lines of the function and of what it uses of its own file,
+    docstrings aside, so another strategy in that file is no change.
     """
-    places = [_place(value) for value in settings.values() if isinstance(value, str)]
-    code = {f"{name} in {file.name}": _definition(file.read_text(), name) for file, name in filter(None, places)}
-    if not code:
+    places = {place for value in _leaves(settings) if isinstance(value, str) and (place := _place(value))}
+    if not places:
         return None
+    code = sorted((f"{name} in {file.name}", _definition(_source(file), name)) for file, name in places)
     return {
-        "files": ", ".join(sorted(code)),
-        "checksum": hashlib.sha256("\n".join(code[key] for key in sorted(code)).encode()).hexdigest(),
+        "files": ", ".join(place for place, _ in code),
+        "checksum": hashlib.sha256("\n".join(text for _, text in code).encode()).hexdigest(),
     }
+
+
+def _leaves(settings: Any) -> Iterator[Any]:
+    if isinstance(settings, dict | list):
+        for value in settings.values() if isinstance(settings, dict) else settings:
+            yield from _leaves(value)
+    else:
+        yield settings
 
 
 def _place(path: str) -> tuple[Path, str] | None:
     """The file and the name in it that a dotted path leads to. Imports nothing."""
     top, *names = path.split(".")
     try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
+        spec = importlib.util.find_spec(top) if names else None
+        if not spec:
+            return None
+        if not spec.submodule_search_locations:
+            file = Path(spec.origin or "")
+            return (file, names[0]) if file.suffix == ".py" and file.is_file() else None
+        return next(filter(None, (_below(Path(folder), names) for folder in spec.submodule_search_locations)), None)
+    except (ImportError, ValueError, OSError):  # no module's name, or no file's
         return None
-    if not spec or not names:
-        return None
-    if not spec.submodule_search_locations:
-        file = Path(spec.origin or "")
-    else:
-        folder = Path(next(iter(spec.submodule_search_locations)))
-        while names and (folder / names[0]).is_dir():
-            folder, names = folder / names[0], names[1:]
-        file = folder / "__init__.py"
-        if names and (folder / f"{names[0]}.py").is_file():
-            file, names = folder / f"{names[0]}.py", names[1:]
-    return (file, names[0]) if names and file.is_file() else None
 
 
-@functools.lru_cache  # a sweep asks for each of its runs
+def _below(folder: Path, names: list[str]) -> tuple[Path, str] | None:
+    """In a package's folder."""
+    first, *rest = names
+    if (folder / f"{first}.py").is_file():
+        return (folder / f"{first}.py", rest[0]) if rest else None
+    if rest and (folder / first).is_dir():
+        return _below(folder / first, rest)
+    return (folder / "__init__.py", first) if (folder / "__init__.py").is_file() else None
+
+
+@functools.cache  # as it was when this process first asked: what it imported does not change either
+def _source(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
+@functools.lru_cache
 def _definition(source: str, name: str) -> str:
     """The lines that define a name, and in turn what those use of the same file; all lines where it is not found."""
     try:
         statements = ast.parse(source).body
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         return source
     defining: dict[str, list[ast.stmt]] = {}
     for statement in statements:
@@ -87,26 +105,28 @@ def _definition(source: str, name: str) -> str:
     if not used:
         return source
     wanted = {line for statement in used for line in _lines(statement)}
-    return "\n".join(text for line, text in enumerate(source.splitlines(), 1) if line in wanted)
+    return "\n".join(text for line, text in enumerate(source.split("\n"), 1) if line in wanted)
 
 
 def _bound(statement: ast.stmt) -> set[str]:
-    """The names of the module that a statement gives a meaning."""
+    """The names of the module that a statement gives a meaning, or may change."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {statement.name}
     nodes = list(ast.walk(statement))
-    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
     names |= {(node.asname or node.name).split(".")[0] for node in nodes if isinstance(node, ast.alias)}
     return names | {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 def _lines(statement: ast.stmt) -> set[int]:
-    """Its line numbers, decorators included, docstrings not."""
+    """Its line numbers, decorators included, docstrings on lines of their own not."""
     decorators = [node.lineno for node in getattr(statement, "decorator_list", [])]
     lines = set(range(min([statement.lineno, *decorators]), statement.end_lineno + 1))
     for node in ast.walk(statement):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node, clean=False) is not None:
-            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+            docstring, *rest = node.body
+            if docstring.lineno > node.lineno and (not rest or rest[0].lineno > docstring.end_lineno):
+                lines -= set(range(docstring.lineno, docstring.end_lineno + 1))
     return lines
 
 

@@ -252,7 +252,8 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
 
     curves = {name: (s.labels_R, s.curve(name)) for name in names}
     yield (
-        "learning_curves", "Learning curves", f"Mean and 95% interval of the mean; seeds: {seeds}.",
+        "learning_curves", "Learning curves",
+        f"Mean and 95% interval of the mean, cut at the frame where wide; seeds: {seeds}.",
         lambda f: plots.learning_curves(f.subplots(), curves, s.full, looks),
     )  # fmt: skip
     if s.against:
@@ -265,7 +266,7 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
         )
         yield (
             "difference_to_random", "Difference to random",
-            f"Paired by seed, pointwise 95% intervals that resample whole curves.{words}",
+            f"Paired by seed, pointwise 95% intervals that resample whole curves, cut at the frame where wide.{words}",
             lambda f: plots.difference_to_random(f.subplots(), s.labels_R, differences, band, looks),
         )  # fmt: skip
     if s.against and s.target is not None:
@@ -425,7 +426,7 @@ def interactive(s: Study) -> str:
     looks = plots.style(name for name in s.runs if name != CONTROL) | {CONTROL: {"color": "#999999"}}
     figure = go.Figure()
     for name in s.runs:
-        mean_R, low_R, high_R = 100 * plots.t_interval(s.curve(name))
+        mean_R, low_R, high_R = 100 * plots.t_interval(s.curve(name)).clip(0, 1)
         colour = looks[name]["color"]
         common = {"legendgroup": name, "line_color": "#000000" if colour == "black" else colour}
         shown = html.escape(name)  # plotly reads a part of HTML in names

@@ -228,14 +228,14 @@ def own_settings(run: Run) -> dict[str, Any]:
 def odd_ones(runs: list[Run]) -> dict[Run, str]:
     """The runs that cannot be compared with the others of their cell, each with the reason.
 
-    Another configuration than most have, other settings or code than most of the same strategy, or other images or
-    another initial set than most of the same seed. Where two are equally common, random's is the usual one.
+    Another configuration than most have, other settings than most of the same strategy, other code than its latest run,
+    or other images or another initial set than most of the same seed. Where two are equally common, random's is usual.
     """
     runs = sorted(runs, key=lambda run: run.strategy != "random")
     usual = most_common(as_text(recipe(run)) for run in runs) if runs else None
     by_strategy = {name: [r for r in runs if r.strategy == name] for name in {r.strategy for r in runs}}
     settings = {name: most_common(as_text(own_settings(r)) for r in ours) for name, ours in by_strategy.items()}
-    code = {name: usual_code(ours) for name, ours in by_strategy.items()}
+    version = {name: latest_version(ours) for name, ours in by_strategy.items()}
     by_seed = {seed: [run.info for run in runs if run.seed == seed] for seed in {run.seed for run in runs}}
     found = {}
     for run in runs:
@@ -246,8 +246,10 @@ def odd_ones(runs: list[Run]) -> dict[Run, str]:
         elif as_text(own_settings(run)) != settings[run.strategy]:
             others = json.loads(settings[run.strategy])
             found[run] = f"other settings than most runs of {run.strategy}: {difference(own_settings(run), others)}"
-        elif checksum(run.info, "strategy_code") not in (None, code[run.strategy]):
-            found[run] = f"another version of its code than other runs of {run.strategy}: delete it and run it again"
+        elif checksum(run.info, "strategy_version") not in (None, version[run.strategy]):
+            found[run] = (
+                f"another version of its code than the latest run of {run.strategy}: delete it and run it again"
+            )
         elif checksum(run.info, "dataset") != data:
             found[run] = f"other images than most runs of seed {run.seed} (dataset checksum)"
         elif checksum(run.info, "initial_set") != start:
@@ -255,13 +257,15 @@ def odd_ones(runs: list[Run]) -> dict[Run, str]:
     return found
 
 
-def usual_code(runs: list[Run]) -> str | None:
-    """The checksum of the strategy's code that most runs have; of equally common ones the latest."""
-    latest_first = sorted(
-        runs, key=lambda run: [start.get("time", "") for start in run.info.get("starts", [])], reverse=True
-    )
-    known = [code for run in latest_first if (code := checksum(run.info, "strategy_code"))]
-    return most_common(known) if known else None
+def latest_version(runs: list[Run]) -> str | None:
+    """The checksum of the code of the strategy's run that was started last; of those that noted it."""
+    known = [
+        (start.get("time", ""), code)
+        for run in runs
+        if (code := checksum(run.info, "strategy_version"))
+        for start in run.info.get("starts", [])[-1:]
+    ]
+    return max(known)[1] if known else None
 
 
 def as_text(config: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ from yaml import YAMLError
 
 from al_bench.config import Config, LoggerConfig, StressorConfig, keys
 from al_bench.errors import UserError
-from al_bench.provenance import circumstances, now, strategy_code
+from al_bench.provenance import circumstances, now, strategy_version
 
 if TYPE_CHECKING:
     from al_bench.data import Dataset
@@ -86,12 +86,9 @@ class RunStore:
         self.at_end = ExitStack()  # what has to be closed when the folder is left, however that comes
 
     def finished(self) -> bool:
-        """Raises UserError where another configuration, or another version of the strategy, has this folder."""
-        self._refuse_another_configuration()
-        if self.info().get("state") != "finished":
-            return False
-        self._refuse_another(strategy_code=self._strategy_code())
-        return True
+        """Raises UserError where the folder holds rounds of another configuration or version of the strategy."""
+        self._refuse_another_recipe()
+        return self.info().get("state") == "finished"
 
     def info(self) -> dict[str, Any]:
         path = self.folder / "run.json"
@@ -112,7 +109,7 @@ class RunStore:
             ) from None
         with self._locked(), self._logged(), stopped_by_sigterm(), self.at_end:
             self._drop_torn_line()
-            self._refuse_another_configuration()
+            self._refuse_another_recipe()
             try:
                 if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
                     # The id is of this run alone; its name another has, too, in another folder or after a deletion.
@@ -156,7 +153,7 @@ class RunStore:
             },
             "initial_set": {"n": len(labels.labelled_L), "checksum": _checksum(labels.labelled_L.tolist())},
             "validation_set": {"n": len(labels.validation_V), "checksum": _checksum(labels.validation_V.tolist())},
-            "strategy_code": self._strategy_code(),
+            "strategy_version": self._strategy_version(),
         }  # fmt: skip
         self._refuse_another(**facts)
         self.note(**facts)
@@ -222,7 +219,7 @@ class RunStore:
         except OSError:
             log.error(f"The state could not be written to {self.folder}/run.json.")
 
-    def _refuse_another_configuration(self) -> None:
+    def _refuse_another_recipe(self) -> None:
         path = self.folder / "config.yaml"
         if not (path.exists() and self.records()):
             return
@@ -238,19 +235,21 @@ class RunStore:
                 f"Ask for the same again, give these runs a name of their own ({apart(self.config, differ)}), or "
                 "delete the folder."
             )
+        self._refuse_another(strategy_version=self._strategy_version())
 
-    def _strategy_code(self) -> dict[str, str] | None:
+    def _strategy_version(self) -> dict[str, str] | None:
         """None on the full data, where no strategy chooses."""
-        return None if self.config.budget.initial is None else strategy_code(self.config.strategy)
+        return None if self.config.budget.initial is None else strategy_version(self.config.strategy)
 
     def _refuse_another(self, **facts: dict[str, Any] | None) -> None:
         info = self.info()
         for name, fact in facts.items():
             there = info.get(name)  # absent before the first start, and in runs older than the fact
             if there and fact and there["checksum"] != fact["checksum"]:
+                own = "strategy.name" if name == "strategy_version" else "study"
                 raise UserError(
                     f"{self.folder} began with another {name.replace('_', ' ')}: {fact.get('files', 'the data')} "
-                    "changed since. Bring the old state back, give these runs a name of their own (study=...), or "
+                    f"changed since. Bring the old state back, give these runs a name of their own ({own}=...), or "
                     "delete the folder."
                 )
 
@@ -319,7 +318,7 @@ def run_folder(c: Config) -> Path:
 def apart(c: Config, differ: list[str]) -> str:
     """The setting that gives a run a folder of its own beside one that differs in these keys."""
     if all(key.startswith("strategy.") for key in differ):  # in one study, so that the two are compared
-        return f"strategy.name='{c.strategy['name']}_${{{differ[0]}}}'"
+        return f"strategy.name='{'_'.join([c.strategy['name'], *(f'${{{key}}}' for key in differ)])}'"
     return "study=..."
 
 

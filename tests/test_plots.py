@@ -156,7 +156,7 @@ def test_the_band_of_two_seeds_does_not_flatten_the_curve():
     ax = drawn(plots.learning_curves, {"margin": ([100, 300], [[0.5, 0.7], [0.6, 0.8]])}, full=0.95)
     assert ax.get_ylim() == pytest.approx((50 - 45 / 4, 95 + 45 / 4))
     ax = drawn(plots.difference_to_random, [100, 300], {"margin": ([0.01, 0.02], [-0.5, -0.6], [0.5, 0.6])})
-    assert ax.get_ylim() == pytest.approx((-5, 7))
+    assert ax.get_ylim() == pytest.approx((-10, 12))
     ax = drawn(plots.difference_to_random, [100, 300], {"margin": ([0.1, -0.1], [-0.5, -0.6], [0.5, 0.6])})
     assert ax.get_ylim() == pytest.approx((-30, 30))
 

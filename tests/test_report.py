@@ -17,7 +17,7 @@ import torch
 from conftest import command
 from PIL import Image
 
-from al_bench import pictures, report, results, stats, status, sweep, verdict
+from al_bench import pictures, plots, report, results, stats, status, sweep, verdict
 from al_bench.data import Dataset
 from al_bench.errors import UserError
 
@@ -45,7 +45,7 @@ def write_run(
         "state": state, "error": error, "dataset": {"checksum": data, "classes": ["x", "y"]},
         "initial_set": {"checksum": f"{start}{seed}"}, "features": features,
         "starts": [{"time": time, "cpu": cpu, "versions": {"torch": "2"}}],
-    } | ({"strategy_code": {"checksum": code}} if code else {})  # fmt: skip
+    } | ({"strategy_version": {"checksum": code}} if code else {})  # fmt: skip
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "config.yaml").write_text(
         CONFIG.format(study=study, seed=seed, strategy=json.dumps(strategy), steps=steps, option=option)
@@ -186,7 +186,7 @@ def test_sweeps_that_start_together_all_note_what_they_ask_for(tmp_path):
         ({"steps": 50}, r"trainer\.max_steps=50 \(others 100\)"),
         ({"data": "b"}, "other images"),
         ({"start": "t"}, "another initial set"),
-        ({"code": "b"}, "another version of its code than other runs of entropy: delete it and run it again"),
+        ({"code": "b"}, "another version of its code than the latest run of entropy: delete it and run it again"),
         ({"state": "failed", "error": "boom"}, "failed after 3 rounds: boom"),
         ({"state": "interrupted", "accuracy": (0.5,)}, "interrupted after 1 rounds"),
     ],
@@ -194,8 +194,8 @@ def test_sweeps_that_start_together_all_note_what_they_ask_for(tmp_path):
 def test_what_does_not_belong_is_left_out_and_said(tmp_path, odd, words):
     two_arms(tmp_path, n=3)
     write_run(tmp_path, "entropy", 1, **{"accuracy": (0.5, 0.6, 0.7), **odd})
-    write_run(tmp_path, "entropy", 0, code="a")
-    write_run(tmp_path, "entropy", 2, code="a")
+    write_run(tmp_path, "entropy", 0, code="a", time="2026-01-02")
+    write_run(tmp_path, "entropy", 2, code="a", time="2026-01-02")
     found = the_study(tmp_path)
     ((who, why),) = found.left_out
     assert who == "entropy, seed 1" and re.search(words, why)
@@ -203,13 +203,27 @@ def test_what_does_not_belong_is_left_out_and_said(tmp_path, odd, words):
 
 
 def test_of_two_versions_of_a_strategy_the_later_counts_and_runs_from_before_it_was_noted_stay(tmp_path):
-    two_arms(tmp_path, n=3)
-    write_run(tmp_path, "entropy", 0, code="old", time="2026-01-01")
-    write_run(tmp_path, "entropy", 1, code="new", time="2026-01-02")
-    write_run(tmp_path, "entropy", 2)
+    two_arms(tmp_path, n=5)
+    for seed, time in enumerate(("2026-01-01", "2026-01-03", "2026-01-02")):
+        write_run(tmp_path, "entropy", seed, code="old", time=time)
+    write_run(tmp_path, "entropy", 3, code="new", time="2026-01-04")
+    write_run(tmp_path, "entropy", 4, time="2026-01-05")
     found = the_study(tmp_path)
-    assert [who for who, _ in found.left_out] == ["entropy, seed 0"]
-    assert found.seeds("entropy") == [1, 2]
+    assert [who for who, _ in found.left_out] == ["entropy, seed 0", "entropy, seed 1", "entropy, seed 2"]
+    assert found.seeds("entropy") == [3, 4]
+
+
+def test_what_half_of_the_pairs_never_reach_is_an_arrow(tmp_path):
+    for seed, reached in enumerate((0.8, 0.6)):
+        write_run(tmp_path, "random", seed, (0.5, 0.6, 0.7))
+        write_run(tmp_path, "margin", seed, (0.5, 0.6, reached))
+    drawn = {name: draw for name, _, _, draw in report.drawings(the_study(tmp_path, 0.65))}
+    drawn["labels_to_target"](figure := plots.new_figure())
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.texts] == ["> 30"]
+    assert [line.get_xdata()[0] for line in ax.get_lines() if line.get_markerfacecolor() == "white"] == pytest.approx(
+        [25]
+    )
 
 
 def test_keys_that_only_say_where_or_how_it_is_shown_do_not_matter(tmp_path):

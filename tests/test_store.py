@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import asked
 from al_bench import provenance
 from al_bench.cli import conf_dir
 from al_bench.errors import UserError
-from al_bench.provenance import strategy_code
+from al_bench.provenance import strategy_version
 from al_bench.store import RoundRecord, RunStore, as_file_name, reference, run_folder, write_atomically
 
 
@@ -161,54 +162,98 @@ class A:
 """
 
 
-def test_a_strategys_code_is_the_function_and_what_it_uses_of_its_file(tmp_path, monkeypatch):
+@pytest.fixture
+def version(tmp_path, monkeypatch):
+    """What is noted of a strategy's settings once these files are there."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def code(text, **settings):
-        (tmp_path / "mine_noted.py").write_text(text)
-        return strategy_code({"name": "pick", "beta": 1.0} | (settings or {"_target_": "mine_noted.pick"}))
+    def of(files: str | dict[str, str], **settings):
+        for name, text in ({"mine_noted.py": files} if isinstance(files, str) else files).items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        provenance._source.cache_clear()
+        return strategy_version({"name": "pick", "beta": 1.0} | (settings or {"_target_": "mine_noted.pick"}))
 
-    there = code(PICKS)
+    return of
+
+
+def test_a_strategys_version_is_the_function_and_what_it_uses_of_its_file(version):
+    there = version(PICKS)
     assert there["files"] == "pick in mine_noted.py"
     for same in (("Picks.", "Picks well."), ("return 0", "return 1"), ("FACTOR = 2", "FACTOR = 2\nNEW = 1")):
-        assert code(PICKS.replace(*same)) == there
-    for change in (("= 2", "= 3"), ("FACTOR *", "FACTOR +"), ("helper(k)", "k"), ("@torch.no_grad()", "")):
-        assert code(PICKS.replace(*change)) != there
-    assert code(PICKS, _target_="mine_noted.A.pick")["files"] == "A in mine_noted.py"
-    assert code("from x import *", _target_="mine_noted.pick") != code("from y import *", _target_="mine_noted.pick")
-    assert code(PICKS, _target_="nowhere.pick") is None
+        assert version(PICKS.replace(*same)) == there
+    for change in (
+        ("= 2", "= 3"), ("FACTOR *", "FACTOR +"), ("helper(k)", "k"), ("@torch.no_grad()", ""),
+        ("def other", "FACTOR += 1\ndef other"), ("= 2", "= 2\f"), ("return FACTOR", "'one line'; return FACTOR"),
+    ):  # fmt: skip
+        assert version(PICKS.replace(*change)) != there
+    one_line = "def pick(view, k, rng): 'Picks.'; return {}"
+    assert version(one_line.format(1)) != version(one_line.format(2))
+    assert version(PICKS, _target_="mine_noted.A.pick")["files"] == "A in mine_noted.py"
+    for source in ("from {} import *", "def {}(: no Python"):  # not found: all of the file
+        assert version(source.format("x")) != version(source.format("y"))
 
+
+def test_every_dotted_path_of_a_strategys_settings_counts(version):
     ours = {"_target_": "al_bench.strategies.bayesian.stochastic_batch"}
-    alone, scored = code(PICKS, **ours), code(PICKS, **ours, score="mine_noted.helper")
-    assert alone["files"] == "stochastic_batch in bayesian.py"
-    assert scored["files"] == "helper in mine_noted.py, stochastic_batch in bayesian.py"
-    assert code(PICKS.replace("2", "3"), **ours, score="mine_noted.helper") != scored
+    assert version(PICKS, **ours)["files"] == "stochastic_batch in bayesian.py"
+    for given in ("mine_noted.helper", [{"_target_": "mine_noted.helper"}]):
+        scored = version(PICKS, **ours, score=given)
+        assert scored["files"] == "helper in mine_noted.py, stochastic_batch in bayesian.py"
+        assert version(PICKS.replace("2", "3"), **ours, score=given) != scored
+    for other in (
+        "nowhere.pick",
+        "math.sqrt",
+        "array.npy",
+        "mine_noted",
+        "torch." + 300 * "x",
+        "",
+        ".",
+        "1.5",
+        "a b.c",
+    ):
+        assert version(PICKS, **ours, other=other) == version(PICKS, **ours), other
+
+
+def test_the_file_is_the_one_that_python_would_import(version):
+    version({"pack_a/inner/mine.py": PICKS, "pack_b/__init__.py": PICKS, "pack_b/mine.py": PICKS, "pack_b/mine/x": ""})
+    assert strategy_version({"_target_": "pack_a.inner.mine.pick"})["files"] == "pick in mine.py"  # a namespace package
+    assert strategy_version({"_target_": "pack_b.pick"})["files"] == "pick in __init__.py"
+    assert (
+        strategy_version({"_target_": "pack_b.mine.pick"})["files"] == "pick in mine.py"
+    )  # not the folder of its name
+    assert strategy_version({"_target_": "pack_b.mine"}) is None  # a module is no function
 
 
 def test_every_strategy_here_has_code_of_its_own():
     codes = {}
     for name in (file.stem for file in (conf_dir() / "strategy").glob("*.yaml")):
         settings = dict(asked(f"strategy={name}").strategy)
-        codes.setdefault((strategy_code(settings) or {}).get("checksum"), set()).add(settings["_target_"])
+        codes.setdefault((strategy_version(settings) or {}).get("checksum"), set()).add(settings["_target_"])
     assert None not in codes and all(len(targets) == 1 for targets in codes.values())
 
 
-def test_a_strategy_that_changed_between_two_starts_is_refused(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "mine_noted.py").write_text(PICKS)
+def test_a_strategy_that_changed_between_two_starts_is_refused(tmp_path, version):
+    version(PICKS)
     c = asked(f"results_dir={tmp_path}", "strategy=entropy", "strategy._target_=mine_noted.pick")
     store = RunStore(c)
-    with store.at_work():
-        store.append(record(0))
+    with suppress(KeyboardInterrupt, SystemExit), store.at_work():
         store.identify(Facts(), Facts())
+        store.append(record(0))
+        raise KeyboardInterrupt
+    assert not store.finished()
+    with store.at_work():
         store.identify(Facts(), Facts())
     assert store.finished()
-    (tmp_path / "mine_noted.py").write_text(PICKS.replace("FACTOR *", "FACTOR +"))
-    changed = r"began with another strategy code: pick in mine_noted\.py changed since"
+    version(PICKS.replace("FACTOR *", "FACTOR +"))
+    changed = r"began with another strategy version: pick in mine_noted\.py changed since"
     with pytest.raises(UserError, match=changed):
         store.identify(Facts(), Facts())
     with pytest.raises(UserError, match=changed):
         store.finished()  # not taken for a run of the new version
+    store.note(state="interrupted")
+    with pytest.raises(UserError, match=changed):
+        store.finished()  # before any image is loaded
     c.budget.initial = None
     store.identify(Facts(), Facts())  # on the full data no strategy chooses
 

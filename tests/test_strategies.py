@@ -196,14 +196,20 @@ def undeclared(view, k, rng):
 
 
 def of_no_field(view, k, rng):
-    return k.nothing
+    return k.nothing if view.features_PF is None else view.features_PF
+
+
+@torch.no_grad()
+def decorated(view, k, rng):
+    return unpacks(view, k, rng)
 
 
 def test_a_mistake_in_a_strategys_own_code_is_told_with_its_place_or_its_remedy():
     view = PoolView(9, 2, random_log_probs(9, 1, 2))
     line = unpacks.__code__.co_firstlineno + 1
-    with pytest.raises(UserError, match=rf"too many values to unpack.* \(test_strategies\.py, line {line}\)\.$"):
-        select(partial(unpacks), "mine", view, 3, seeded(), 0)
+    for strategy in (partial(unpacks), decorated):
+        with pytest.raises(UserError, match=rf"too many values to unpack.* \(test_strategies\.py, line {line}\)\.$"):
+            select(strategy, "mine", view, 3, seeded(), 0)
     with pytest.raises(UserError, match=r"it uses view\.emb_PD without declaring it: put @needs\(embeddings=True\)"):
         select(undeclared, "mine", view, 3, seeded(), 0)
     with pytest.raises(AttributeError, match="nothing"):

@@ -6,6 +6,7 @@ F width of the fixed features. It sees tensors alone, on the CPU; what it needs 
 """
 
 import inspect
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -163,16 +164,14 @@ def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Gen
         return torch.empty(0, dtype=torch.int64)
     check_view(view, where)
     check_memory(strategy, view, k, where)
-    missed: set[str] = set()
     try:
-        positions = strategy(watched(view, missed), k, rng)
+        positions = strategy(view, k, rng)
     except ValueError as error:
-        raise UserError(f"{where}: {error}{line_of(strategy, error)}.") from error
+        raise UserError(f"{where}: {error}{line_of(error)}.") from error
     except (AttributeError, TypeError) as error:
-        undeclared = [(need, name) for need, names in FIELDS_OF.items() for name in names if name in missed]
-        if not undeclared:
+        if "NoneType" not in str(error) or not (undeclared := looked_at_in_vain(view, error)):
             raise
-        need, name = undeclared[0]
+        need, name = undeclared
         raise UserError(
             f"{where}: it uses view.{name} without declaring it: put @needs({need}=True) above it."
         ) from error
@@ -188,28 +187,28 @@ def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Gen
     return positions
 
 
-def watched(view: PoolView, missed: set[str]) -> PoolView:
-    """The same view, noting which fields are looked at and are None."""
-
-    class Watched(PoolView):
-        def __getattribute__(self, name: str) -> Any:
-            value = super().__getattribute__(name)
-            if value is None:
-                missed.add(name)
-            return value
-
-    return Watched(**vars(view))
-
-
-def line_of(strategy: Strategy, error: Exception) -> str:
-    """Where in a user's own file an error came up, as " (mine.py, line 7)"; nothing for the strategies here."""
-    code = getattr(getattr(strategy, "func", strategy), "__code__", None)
-    if code is None or Path(__file__).parent in Path(code.co_filename).parents:
-        return ""
-    lines = [
-        line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == code.co_filename
+def looked_at_in_vain(view: PoolView, error: Exception) -> tuple[str, str] | None:
+    """(need, field) of a field that is None, and that the functions name in which the error came up."""
+    named = {name for frame, _ in traceback.walk_tb(error.__traceback__) for name in frame.f_code.co_names}
+    absent = [
+        (need, name)
+        for need, names in FIELDS_OF.items()
+        for name in names
+        if name in named and getattr(view, name) is None
     ]
-    return f" ({Path(code.co_filename).name}, line {lines[-1]})" if lines else ""
+    return absent[0] if absent else None
+
+
+def line_of(error: Exception) -> str:
+    """The last line of a user's own file that led to an error, as " (mine.py, line 7)"; nothing where none did."""
+    libraries = [Path(__file__).parents[1], *map(Path, sysconfig.get_paths().values())]
+    lines = [
+        f" ({file.name}, line {line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if (file := Path(frame.f_code.co_filename)).is_file()
+        and not any(folder in file.parents for folder in libraries)
+    ]
+    return lines[-1] if lines else ""
 
 
 def check_view(view: PoolView, where: str) -> None:
