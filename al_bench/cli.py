@@ -105,24 +105,27 @@ def near_misses(arguments: list[str]) -> str:
     for file in sorted(file for folder in (conf_dir(), own) if folder for file in Path(folder).glob("*/*.yaml")):
         groups.setdefault(file.parent.name, {})[file.stem] = file
     keys = sorted({*groups, *config.keys()})
-    chosen: list[str] = []
+    typed = [argument.removeprefix("strategy=") for argument in arguments if argument.startswith("strategy=")]
+    chosen = [word for value in typed for word in names(value) if word in groups["strategy"]]
     hints = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if argument.startswith(("-", "+", "~")) or not value:
             continue
-        words = [word for word in re.split(r"[,\s]+", value) if re.fullmatch(r"[\w.]+", word)]
-        if key == "strategy":
-            chosen = [word for word in words if word in groups[key]]
         if key in groups:
-            hints += [hint for word in words if (hint := near(word, list(groups[key])))]
-            if key == "model" and not groups[key].keys() >= set(words):
+            hints += [hint for word in names(value) if (hint := near(word, list(groups[key])))]
+            if key == "model" and not groups[key].keys() >= set(names(value)):
                 hints.append("Nets of timm: model=timm model.name=...")
         elif key.startswith("strategy."):
             hints += [hint for name in chosen if (hint := no_option(key, name, groups["strategy"][name]))]
         elif not key.startswith(FREE) and (hint := near(key, keys)):
             hints.append(hint)
     return "\n".join(hints)
+
+
+def names(value: str) -> list[str]:
+    """The options of a group that a value asks for."""
+    return [word for word in re.split(r"[,\s]+", value) if re.fullmatch(r"[\w.]+", word)]
 
 
 def near(word: str, known: list[str]) -> str | None:
@@ -132,7 +135,7 @@ def near(word: str, known: list[str]) -> str | None:
 
 def no_option(key: str, strategy: str, file: Path) -> str | None:
     """Which settings a strategy's file has, where this key is none of them."""
-    settings = {"passes", "members", "candidates", *(OmegaConf.load(file) or {})}
+    settings = {*config.Config().strategy, *(OmegaConf.load(file) or {})}  # every strategy's, and its own
     if key.split(".")[1] in settings or "defaults" in settings:  # those bring more
         return None
     return (

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"al_bench: {error}", file=sys.stderr)
         return 1
-    print(f"Report: {page}\n{(page.parent / results.VERDICT).read_text()}", end="")
+    print(results.in_words(page))
     return 0
 
 

@@ -114,6 +114,11 @@ def is_current(report: Path) -> bool:
         return False
 
 
+def in_words(page: Path) -> str:
+    """What the screen shows of a report: where its page lies, and the verdict."""
+    return f"Report: {page}\n{(page.parent / VERDICT).read_text()}".removesuffix("\n")
+
+
 def read(folder: Path) -> Run:
     """One run, as far as it can be read."""
     identity = identity_of(folder)

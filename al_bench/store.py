@@ -126,9 +126,8 @@ class RunStore:
                 log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
                 raise SystemExit(TERMINATED if getattr(end, "code", None) == TERMINATED else 130) from None
             except UserError as error:
-                log.debug(
-                    traceback.format_exc() if error.__cause__ else str(error)
-                )  # a user's own code may be the cause
+                # The cause may be in a user's own code.
+                log.debug(traceback.format_exc() if error.__cause__ else str(error))
                 self._leave("failed", str(error))
                 raise
             except Exception as error:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from al_bench import config
 from al_bench.errors import UserError
-from al_bench.results import VERDICT, is_current, note_asked
+from al_bench.results import in_words, is_current, note_asked
 from al_bench.store import RunStore, apart, flat, stopped_by_sigterm, unlike
 
 Job = list[str]  # the overrides of one run, as they would be typed
@@ -168,7 +168,7 @@ def report_on(study: Path) -> str | None:
             from al_bench import report
 
             page = report.write(study)
-        print(f"Report: {page}\n{(page.parent / VERDICT).read_text()}", end="")
+        print(in_words(page))
     except UserError as error:
         return str(error)
     except Exception as error:
