@@ -34,7 +34,10 @@ def conf_dir() -> Path:
 
 
 def main() -> None:
-    sys.path.append(os.getcwd())  # a user's own strategies, for the console script as for `python -m`
+    try:
+        sys.path.append(os.getcwd())  # a user's own strategies, for the console script as for `python -m`
+    except FileNotFoundError:
+        sys.exit("al_bench: the folder this was started in has been deleted. Go into it again, or into another.")
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:  # no key=value, so none of Hydra's
         sys.exit(importlib.import_module(f"al_bench.{COMMANDS[sys.argv[1]]}").main(sys.argv[2:]))
     if sys.argv[1:2] and re.fullmatch(r"\w+", sys.argv[1]):

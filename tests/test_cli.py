@@ -138,6 +138,14 @@ def test_a_mistake_gets_a_message_and_a_bad_exit_code_before_anything_starts(tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_deleted_working_directory_is_said_to_be_one(tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    done = command(folder, "seed=0", preexec_fn=folder.rmdir)
+    said = "al_bench: the folder this was started in has been deleted. Go into it again, or into another.\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 @pytest.mark.parametrize(
     "mistake, said",
     [
