@@ -242,6 +242,11 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
         ),
         (c.seed < 0, f"seed={c.seed}: a seed is 0 or larger."),
         (b.initial is not None and b.initial < 1, f"budget.initial={b.initial}: at least one label to start from."),
+        (
+            (b.name == "full") != (b.initial is None),
+            f"budget.initial={'null' if b.initial is None else b.initial} with budget.name={b.name or 'null'}: the "
+            "full data, all labelled at once, are budget=full, and nothing else is.",
+        ),
         (b.query < 1, f"budget.query={b.query}: each round buys at least one label."),
         (
             b.rounds is not None and b.rounds < 0,

@@ -20,7 +20,7 @@ import orjson
 import yaml
 
 from al_bench.errors import UserError
-from al_bench.store import NOT_COMPARED, UNSTRESSED, flat, unlike, write_atomically
+from al_bench.store import ELSEWHERE, UNSTRESSED, flat, unlike, write_atomically
 
 SWEEPS = "sweeps.json"  # in the study's folder
 STAMP, VERDICT = "stamp.json", "verdict.txt"  # in the report's folder
@@ -221,7 +221,7 @@ def identity_of(folder: Path) -> dict[str, Any]:
 def recipe(run: Run) -> dict[str, Any]:
     """The part of the configuration that all runs of a cell share."""
     free = ("seed", "strategy.", "features.")
-    return {k: v for k, v in (UNSTRESSED | run.config).items() if not k.startswith(free) and k not in NOT_COMPARED}
+    return {k: v for k, v in (UNSTRESSED | run.config).items() if not k.startswith(free) and k not in ELSEWHERE}
 
 
 def own_settings(run: Run) -> dict[str, Any]:
@@ -234,18 +234,21 @@ def odd_ones(runs: list[Run]) -> dict[Run, str]:
     """The runs that cannot be compared with the others of their cell, each with the reason.
 
     Another configuration than most have, other settings than most of the same strategy, other code than its latest run,
-    or other images or another initial set than most of the same seed. Where two are equally common, random's is usual.
+    other images than most (of the same seed, where copies are made), or another initial set than most of the same seed.
+    Where two are equally common, random's is usual.
     """
     runs = sorted(runs, key=lambda run: run.strategy != "random")
     usual = most_common(as_text(recipe(run)) for run in runs) if runs else None
     by_strategy = {name: [r for r in runs if r.strategy == name] for name in {r.strategy for r in runs}}
     settings = {name: most_common(as_text(own_settings(r)) for r in ours) for name, ours in by_strategy.items()}
     version = {name: latest_version(ours) for name, ours in by_strategy.items()}
+    infos = [run.info for run in runs]
     by_seed = {seed: [run.info for run in runs if run.seed == seed] for seed in {run.seed for run in runs}}
+    copies = bool(runs) and json.loads(usual)["stressor.copies"] > 1  # whose noise is another for each seed
     found = {}
     for run in runs:
-        # By seed: noisy copies of images differ between seeds.
-        data, start = (most_common(checksum(i, name) for i in by_seed[run.seed]) for name in ("dataset", "initial_set"))
+        data = most_common(checksum(info, "dataset") for info in (by_seed[run.seed] if copies else infos))
+        start = most_common(checksum(info, "initial_set") for info in by_seed[run.seed])
         if as_text(recipe(run)) != usual:
             found[run] = f"another configuration: {difference(recipe(run), json.loads(usual))}"
         elif as_text(own_settings(run)) != settings[run.strategy]:
@@ -256,7 +259,7 @@ def odd_ones(runs: list[Run]) -> dict[Run, str]:
                 f"another version of its code than the latest run of {run.strategy}: delete it and run it again"
             )
         elif checksum(run.info, "dataset") != data:
-            found[run] = f"other images than most runs of seed {run.seed} (dataset checksum)"
+            found[run] = f"other images than most runs{f' of seed {run.seed}' if copies else ''} (dataset checksum)"
         elif checksum(run.info, "initial_set") != start:
             found[run] = f"another initial set than most runs of seed {run.seed}"
     return found

@@ -43,11 +43,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("al_bench")
 log.setLevel(logging.DEBUG)  # run.log holds everything; the screen has a level of its own
 
-# Where a run lies and how it is shown; all other keys change what is computed.
+# Where a run lies and how it is shown; all other keys change what a folder's run computes.
 NOT_COMPARED = {
     "results_dir", "study", "cache_dir", "plan", "trainer.progress", "trainer.num_workers",
     *keys(LoggerConfig, "logger."),
 }  # fmt: skip
+
+ELSEWHERE = NOT_COMPARED | {"dataset.root"}  # between runs: the same images, by their checksum, may lie anywhere
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code a shell gives to a process that SIGTERM ended
 
@@ -343,7 +345,7 @@ def reference(c: Config) -> tuple[dict[str, float], str]:
     differ = {}
     for run in done:
         theirs = _as_asked(run / "config.yaml")
-        compared = [k for k in sorted(ours | theirs) if k not in NOT_COMPARED and matters_where_all_is_labelled(k)]
+        compared = [k for k in sorted(ours | theirs) if k not in ELSEWHERE and matters_where_all_is_labelled(k)]
         differ[run] = [k for k in compared if ours.get(k) != theirs.get(k)]
     nearest, keys = min(differ.items(), key=lambda item: len(item[1]))
     if keys:

@@ -170,6 +170,10 @@ def common_labels(runs: list[Run]) -> tuple[np.ndarray, list[str]]:
 def comparable(there: list[Run]) -> tuple[list[Run], list[tuple[str, str]]]:
     """The finished runs that belong together, and all others with the reason. Unfinished ones are never averaged in."""
     left_out = {run: why for run in there if (why := why_not(run))}
+    counted: dict[tuple[str, int], Run] = {}
+    for run in there:
+        if run not in left_out and (first := counted.setdefault((run.strategy, run.seed), run)) is not run:
+            left_out[run] = f"there twice, and counted once: {first.folder}"
     left_out |= results.odd_ones([run for run in there if run not in left_out])
     return [run for run in there if run not in left_out], [(run.name, why) for run, why in left_out.items()]
 

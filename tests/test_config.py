@@ -10,6 +10,7 @@ from al_bench import config, plan
 from al_bench.cli import conf_dir, near_misses
 from al_bench.errors import UserError
 from al_bench.models.engine import images_trained, training_length
+from al_bench.store import run_folder
 from al_bench.strategies import load
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +57,19 @@ def test_the_fair_protocol_has_fresh_weights_fixed_steps_and_six_label_counts():
     )
     assert (c.budget.rounds, c.budget.validation, c.budget.stop.at) == (5, 0, None)
     assert images_trained(c.trainer, 800, 0) == images_trained(c.trainer, 10_800, 5) == 64_000
+
+
+def test_an_experiment_with_all_labels_is_the_full_data_and_nothing_else_is():
+    c = asked("experiment=repeated_mnist", "dataset.root=here")
+    b = c.budget
+    assert (b.initial, b.query, b.rounds, b.validation, b.start) == (20, 10, 18, 1024, config.InitialDraw.balanced)
+    full = asked("experiment=repeated_mnist", "dataset.root=here", "budget=full")
+    assert (full.budget.initial, full.budget.rounds, full.budget.validation) == (None, 0, 1024)
+    assert [run_folder(x).parts[-3] for x in (c, full)] == ["20+18x10", "full"]
+    assert (full.trainer, full.stressor) == (c.trainer, c.stressor)
+    for part in (("budget=full", "budget.initial=50"), ("budget.initial=null",), ("budget.name=full",)):
+        with pytest.raises(UserError, match="the full data, all labelled at once, are budget=full"):
+            asked(*part)
 
 
 def test_a_plan_counts_every_prediction_of_the_pool():

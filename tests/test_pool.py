@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -51,6 +53,8 @@ def test_the_full_budget_labels_everything_but_validation():
     budget = BudgetConfig(initial=None, query=1, rounds=0, validation=10)
     _, start, oracle = started(torch.arange(100) % 2, budget)
     assert len(start.labelled_L) == 80 and len(start.unlabelled_P) == 0 and oracle.n_bought == 90
+    balanced = replace(budget, start=InitialDraw.balanced)
+    assert torch.equal(started(torch.arange(100) % 2, balanced)[1].labelled_L, start.labelled_L)  # nothing to choose
 
 
 def test_a_balanced_draw_takes_as_many_of_each_class_as_it_can():

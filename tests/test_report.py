@@ -26,6 +26,8 @@ CONFIG = """\
 results_dir: results
 study: {study}
 seed: {seed}
+dataset: {{root: {root_of_images}}}
+stressor: {{copies: {copies}}}
 trainer: {{max_steps: {steps}, progress: true}}
 features: {{extractor: pca, width: 64}}
 budget: {{rounds: 2, query: 10}}
@@ -36,7 +38,7 @@ strategy: {{name: {strategy}, option: {option}}}
 def write_run(
     root, strategy="random", seed=0, accuracy=(0.5, 0.6, 0.7), *, labels=LABELS, state="finished", study="study",
     data="a", start="s", cpu="one", steps=100, error=None, dataset="digits", budget="10+2x10", features=None,
-    option=1, code=None, time="2026-01-01",
+    option=1, code=None, time="2026-01-01", images="here", copies=1,
 ):  # fmt: skip
     """A run folder as al_bench writes it, with these accuracies."""
     folder = root / study / dataset / "small_cnn" / budget / strategy / f"seed={seed}"
@@ -48,7 +50,15 @@ def write_run(
     } | ({"strategy_version": {"checksum": code}} if code else {})  # fmt: skip
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "config.yaml").write_text(
-        CONFIG.format(study=study, seed=seed, strategy=json.dumps(strategy), steps=steps, option=option)
+        CONFIG.format(
+            study=study,
+            seed=seed,
+            strategy=json.dumps(strategy),
+            steps=steps,
+            option=option,
+            root_of_images=images,
+            copies=copies,
+        )  # fmt: skip
     )
     lines = [
         {
@@ -200,6 +210,40 @@ def test_what_does_not_belong_is_left_out_and_said(tmp_path, odd, words):
     ((who, why),) = found.left_out
     assert who == "entropy, seed 1" and re.search(words, why)
     assert found.seeds("entropy") == [0, 2]
+
+
+def test_a_run_that_is_there_twice_counts_once(tmp_path):
+    two_arms(tmp_path, n=4)
+    shutil.copytree(tmp_path / "study", tmp_path / "backup" / "study")
+    shutil.rmtree(next((tmp_path / "backup").rglob("random/seed=0")))  # so that it has other seeds besides
+    found = the_study(tmp_path)
+    assert found.against["margin"].area.n == 4 and found.seeds("random") == [0, 1, 2, 3]
+    assert [who for who, _ in found.left_out].count("margin, seed 0") == 1 and len(found.left_out) == 7
+    assert {why for _, why in found.left_out} == {
+        f"there twice, and counted once: {run.folder}" for run in results.find(tmp_path / "backup")
+    }
+
+
+def test_the_same_images_may_lie_in_another_place_on_every_machine(tmp_path):
+    two_arms(tmp_path, n=3)
+    write_run(tmp_path, "random", 3, images="there")
+    write_run(tmp_path, "margin", 3, images="elsewhere")
+    write_run(tmp_path, "random", 0, (0.9,), budget="full", images="there")
+    found = the_study(tmp_path)
+    assert found.left_out == [] and found.against["margin"].seeds == [0, 1, 2, 3] and found.full == 0.9
+
+
+def test_other_images_are_left_out_with_every_seed_but_where_each_seed_has_copies_of_its_own(tmp_path):
+    for copies, study in ((1, "one"), (5, "several")):
+        two_arms(tmp_path / study, n=2, copies=copies)
+        for name in ("random", "margin"):
+            write_run(tmp_path / study, name, 2, data="b", copies=copies)
+    found = the_study(tmp_path / "one")
+    assert found.seeds("margin") == [0, 1]
+    assert found.left_out == [
+        (f"{name}, seed 2", "other images than most runs (dataset checksum)") for name in ("random", "margin")
+    ]
+    assert the_study(tmp_path / "several").seeds("margin") == [0, 1, 2]
 
 
 def test_of_two_versions_of_a_strategy_the_later_counts_and_runs_from_before_it_was_noted_stay(tmp_path):

@@ -64,9 +64,10 @@ def start(
     rest = order[budget.validation :].sort().values
     initial = len(rest) if budget.initial is None else budget.initial
     stream = rng.stream(seed, "initial_set")
-    if cold_start and initial < len(rest):
+    chosen = initial < len(rest)
+    if cold_start and chosen:
         first = cold_start(rest, initial, stream)
-    elif budget.start is InitialDraw.balanced:
+    elif budget.start is InitialDraw.balanced and chosen:
         first = oracle.draw_balanced(rest, initial, stream)
     else:
         first = rest[torch.randperm(len(rest), generator=stream)[:initial]]

@@ -158,6 +158,8 @@ def image_folder(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     train = _by_class(files, home)
     test = _by_class(files, f"{base}test/") if is_split else {}
     class_names = tuple(_subfolders(files, home))
+    if not is_split:
+        _refuse_unnamed_split(c, {part: _subfolders(files, f"{base}{part}/") for part in top})
     _refuse_layout(c, top, class_names, test)
     labels = {name: class_names.index(folder) for name, folder in (train | test).items()}
     return _from_files(c, files, labels, class_names, set(test), model_size, cache_dir)
@@ -172,6 +174,16 @@ def _by_class(files: ImageFiles, above: str) -> dict[str, str]:
     """Each file's class: the first folder below `above`, however deep the file lies in it."""
     below = {name: name.removeprefix(above) for name in files.names if name.startswith(above)}
     return {name: rest.split("/")[0] for name, rest in below.items() if "/" in rest}
+
+
+def _refuse_unnamed_split(c: DatasetConfig, inside: dict[str, list[str]]) -> None:
+    """train/ and val/, or Train/ and Test/, would be taken for two classes."""
+    first, *others = inside.values() or [[]]
+    if others and len(first) > 1 and all(folders == first for folders in others):
+        raise UserError(
+            f"dataset.root={c.root}: {'/ and '.join(inside)}/ hold the same folders ({', '.join(first[:3])}...), so "
+            "they are no classes. Name the parts of a split train/ and test/."
+        )
 
 
 def _refuse_layout(c: DatasetConfig, top: list[str], class_names: tuple[str, ...], test: dict[str, str]) -> None:
