@@ -28,6 +28,7 @@ log = logging.getLogger("al_bench")
 def run(c: Config, store: RunStore) -> None:
     """Run the rounds that `store` does not hold yet, up to one that buys nothing."""
     strategy = load(c.strategy)
+    query.try_options(c, strategy)
     dataset, oracle, labels, features, records = begin(c, store, strategy)
     target = find_target(c, dataset)
     images = engine.on_device(c.trainer, dataset.images)

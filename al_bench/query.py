@@ -12,12 +12,13 @@ from torch import Tensor
 
 from al_bench import rng
 from al_bench.config import Config, InitialDraw, function
+from al_bench.conformance_inputs import Case
 from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.models import engine
 from al_bench.models.classifier import Classifier
-from al_bench.strategies import PoolView, Strategy, needs_of, select
+from al_bench.strategies import PoolView, Size, Strategy, needs_of, select
 from al_bench.strategies.uncertainty import mean_log_probs
 
 # What may choose the initial set: on fixed features, without any label.
@@ -27,6 +28,20 @@ COLD_STARTS = {
     InitialDraw.typiclust: "al_bench.strategies.diversity.typiclust",
     InitialDraw.prob_cover: "al_bench.strategies.coverage.prob_cover",
 }
+
+
+def try_options(c: Config, strategy: Strategy) -> None:
+    """Let one of our strategies choose from a small made-up pool, so that a bad option is told before the first fit.
+
+    A user's own may be right to want more images than are made up.
+    """
+    if not c.strategy["_target_"].startswith("al_bench."):
+        return
+    size = Size(P=12, L=6, S=(c.strategy["passes"] or 1) * (c.strategy["members"] or 1), C=3, D=4, F=4, k=2)
+    try:
+        select(strategy, c.strategy["name"], Case(size).view(needs_of(strategy)), size.k, torch.Generator(), 0)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"strategy {c.strategy['name']}: its options do not fit it ({error}).") from error
 
 
 def prepare(c: Config, strategy: Strategy, dataset: Dataset) -> Tensor | None:

@@ -282,3 +282,24 @@ def test_a_strategy_that_fails_its_contract_is_named_with_its_round(tmp_path):
         run_here(tmp_path, "strategy=entropy", "+strategy.tempo=2")
     with pytest.raises(UserError, match="al_bench.strategies.uncertainty.entrop cannot be loaded"):
         run_here(tmp_path, "strategy._target_=al_bench.strategies.uncertainty.entrop")
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ("power_margin strategy.score=nowhere.typo", "strategy.score=nowhere.typo cannot be loaded"),
+        ("power_margin strategy.score=al_bench.strategies.uncertainty.margin", "power_margin: its options do not fit"),
+        ("power_margin strategy.beta=-1", "power_margin, round 0: beta=-1 has to be above 0"),
+        ("power_margin strategy.beta=much", "power_margin: its options do not fit it .*str"),
+        ("power_bald strategy.passes=5 strategy.how=best", "how=best is none of power, softmax, softrank"),
+        ("uncertainty_herding strategy.uncertainty=nowhere", "strategy.uncertainty=nowhere cannot be loaded"),
+        ("cal strategy.neighbours=2.5", "cal: its options do not fit it"),
+        ("dcom strategy.max_delta=-1", "dcom, round 0: max_delta=-1 has to be above 0"),
+        ("coreset strategy.unit=no", "strategy coreset: .* cannot be loaded .unit=no: true or false"),
+    ],
+)
+def test_an_impossible_option_is_told_before_anything_is_read_or_trained(tmp_path, monkeypatch, options, said):
+    monkeypatch.setattr(sources, "find", None)
+    strategy, *rest = options.split()
+    with pytest.raises(UserError, match=said):
+        run_here(tmp_path, f"strategy={strategy}", *(f"++{option}" for option in rest))

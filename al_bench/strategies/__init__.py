@@ -105,7 +105,11 @@ def load(settings: dict[str, Any]) -> Strategy:
     node = {key: value for key, value in settings.items() if key not in SETTINGS} | {"_partial_": True}
     try:
         strategy = instantiate(node)
-        inspect.signature(strategy.func).bind(None, 1, None, **strategy.keywords)
+        signature = inspect.signature(strategy.func)
+        signature.bind(None, 1, None, **strategy.keywords)
+        for option, parameter in signature.parameters.items():
+            if parameter.annotation is bool and not isinstance(value := strategy.keywords.get(option, False), bool):
+                raise TypeError(f"{option}={value}: true or false")
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"strategy {settings['name']}: {settings['_target_']} cannot be loaded ({reason}).") from error

@@ -7,10 +7,10 @@ the ways in which the images picked so far may turn out to be labelled. All info
 from math import inf, log
 
 import torch
-from hydra.utils import get_method
 from torch import Tensor
 
 from al_bench import strategies
+from al_bench.config import function
 from al_bench.strategies import PoolView, by_chunks, needs, top_k
 from al_bench.strategies.greedy import lazy_greedy
 from al_bench.strategies.uncertainty import entropy_of, pass_probs
@@ -64,11 +64,7 @@ def stochastic_batch(
         raise ValueError(f"how={how} is none of power, softmax, softrank")
     if not 0 < beta < inf:
         raise ValueError(f"beta={beta} has to be above 0 and finite")
-    try:
-        function = get_method(score)
-    except ImportError as error:
-        raise ValueError(f"score={score} is no function that can be imported") from error
-    score_P = by_chunks(function, view.log_probs_PSC).double()
+    score_P = by_chunks(function("strategy.score", score), view.log_probs_PSC).double()
     if not score_P.isfinite().all():
         raise ValueError(f"{score} gave {int((~score_P.isfinite()).sum())} NaN or infinite scores")
     return top_k(gumbel_score(score_P, how, beta, rng), k, rng)

@@ -301,6 +301,8 @@ def dcom(
     anew, from this round's net, and take the coverage in the threshold from balls of radius delta. Labelled images
     count in a ball with their labels. delta None: as in prob_cover. The margin is scaled once, not at every pick.
     """
+    if not 0 < max_delta <= 2:
+        raise ValueError(f"max_delta={max_delta} has to be above 0 and at most 2, the diameter of the unit ball")
     delta = radius(view, delta, purity, rng)
     radius_L, covered_P = labelled_balls(view, delta, max_delta)
     skill = competence(share_covered(covered_P, len(radius_L)))
