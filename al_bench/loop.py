@@ -12,9 +12,9 @@ from torch import Tensor
 
 from al_bench import pictures, query, rng, tracking
 from al_bench.config import Config, Mode, StopConfig, Weights
-from al_bench.data import Dataset, pool, sources
+from al_bench.data import Dataset, sources
 from al_bench.data.oracle import Oracle
-from al_bench.data.pool import Pool
+from al_bench.data.pool import Pool, check_budget, start
 from al_bench.errors import UserError
 from al_bench.metrics import classification_metrics, loss_and_accuracy
 from al_bench.models import engine, nets
@@ -29,7 +29,7 @@ def run(c: Config, store: RunStore) -> None:
     """Run the rounds that `store` does not hold yet, up to one that buys nothing."""
     strategy = load(c.strategy)
     query.try_options(c, strategy)
-    dataset, oracle, labels, features, records = begin(c, store, strategy)
+    dataset, oracle, pool, features, records = begin(c, store, strategy)
     target = find_target(c, dataset)
     images = engine.on_device(c.trainer, dataset.images)
     store.note_hardware(**engine.use_hardware(c.trainer, images))
@@ -45,39 +45,39 @@ def run(c: Config, store: RunStore) -> None:
             classifier = engine.build(c, dataset, round)
             if c.trainer.start is not Weights.fresh and records:
                 engine.load_weights(classifier, store.weights_path(records[-1].weights_from))
-            epochs, steps = engine.fit(c, classifier, images, labels, round)
+            epochs, steps = engine.fit(c, classifier, images, pool, round)
         with timed(seconds, "evaluate"):
-            validation = judge(c, classifier, images, labels)
+            validation = judge(c, classifier, images, pool)
             weights_from = keep_best(c, store, classifier, records, validation, round)
             test = engine.predict(c.trainer, classifier, images, dataset.test_idx)
             metrics = classification_metrics(test.log_probs_PSC[:, 0], dataset.test_labels_V)
         kept = validation if weights_from == round else records[weights_from].validation
-        why = why_stop(c, round, labels, {"test": metrics["accuracy"], "validation": kept and kept["accuracy"]}, target)
+        why = why_stop(c, round, pool, {"test": metrics["accuracy"], "validation": kept and kept["accuracy"]}, target)
         acquired, n_candidates = torch.empty(0, dtype=torch.int64), 0
         if why is None:
-            positions = query.candidates(c, len(labels.unlabelled_P), round)
+            positions = query.candidates(c, len(pool.unlabelled_P), round)
             with timed(seconds, "committee"):
-                committee = query.committee(c, classifier, dataset, images, labels, round)
+                committee = query.committee(c, classifier, dataset, images, pool, round)
             with timed(seconds, "predict"):
-                view = query.look(c, strategy, committee, images, features, labels, positions, dataset.n_classes, round)
+                view = query.look(c, strategy, committee, images, features, pool, positions, dataset.n_classes, round)
             with timed(seconds, "select"):
                 k, stream = min(c.budget.query, view.n_pool), rng.stream(c.seed, "select", round)
                 chosen = positions[select(strategy, c.strategy["name"], view, k, stream, round)]
-                acquired, n_candidates = labels.to_indices(chosen), len(positions)
-        bought = labels.acquire(acquired, oracle)
+                acquired, n_candidates = pool.to_indices(chosen), len(positions)
+        after = pool.acquire(acquired, oracle)
         store.note(stopped=why)
         record = RoundRecord(
-            round, len(labels.labelled_L), c.budget.validation, metrics, validation, acquired.tolist(),
+            round, len(pool.labelled_L), c.budget.validation, metrics, validation, acquired.tolist(),
             weights_from, epochs, steps, classifier.history, seconds, engine.peak_memory(c.trainer), n_candidates,
-            len(labels.foreign_F), labels.labels_L.bincount(minlength=dataset.n_classes).tolist(),
+            len(pool.foreign_F), pool.labels_L.bincount(minlength=dataset.n_classes).tolist(),
         )  # fmt: skip
         store.append(record)
         if c.trainer.start is not Weights.fresh:
             store.keep_weights(weights_from)
         log.info(line(record, records[-1] if records else None))
         records.append(record)
-        labels = bought
-        track(records, partial(tracking.picked, c, classifier, dataset, images, labels, record.n_labelled))
+        pool = after
+        track(records, partial(tracking.picked, c, classifier, dataset, images, pool, record.n_labelled))
 
     finish(c, store, dataset, records, test)
 
@@ -90,16 +90,16 @@ def begin(
         reference(c)  # a missing one is told before images are decoded
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     dataset, oracle = sources.load(c.dataset, source, c.seed, c.stressor, c.cache_dir)
-    pool.check_budget(len(dataset.train_idx), c.budget)
+    check_budget(len(dataset.train_idx), c.budget)
     dataset = engine.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
     features = query.prepare(c, strategy, dataset)
-    labels = pool.start(dataset.train_idx, oracle, c.budget, c.seed, query.cold_start(c, dataset, features))
-    store.identify(dataset, labels)
+    pool = start(dataset.train_idx, oracle, c.budget, c.seed, query.cold_start(c, dataset, features))
+    store.identify(dataset, pool)
     store.note(features=c.features.extractor.name if query.wants_features(c, strategy) else None)
     records = store.records()
     for past in records:
-        labels = labels.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)
-    return dataset, oracle, labels, features, records
+        pool = pool.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)
+    return dataset, oracle, pool, features, records
 
 
 def stops_at_reference(c: Config) -> bool:
@@ -117,11 +117,11 @@ def find_target(c: Config, dataset: Dataset) -> float | None:
     return accuracy[c.budget.stop.at.name]
 
 
-def judge(c: Config, classifier: Classifier, images: Tensor, labels: Pool) -> dict[str, float] | None:
-    if not len(labels.validation_V):
+def judge(c: Config, classifier: Classifier, images: Tensor, pool: Pool) -> dict[str, float] | None:
+    if not len(pool.validation_V):
         return None
-    seen = engine.predict(c.trainer, classifier, images, labels.validation_V)
-    return loss_and_accuracy(seen.log_probs_PSC[:, 0], labels.validation_labels_V)
+    seen = engine.predict(c.trainer, classifier, images, pool.validation_V)
+    return loss_and_accuracy(seen.log_probs_PSC[:, 0], pool.validation_labels_V)
 
 
 def keep_best(
@@ -144,10 +144,8 @@ def keep_best(
     return round
 
 
-def why_stop(
-    c: Config, round: int, labels: Pool, accuracy: dict[str, float | None], target: float | None
-) -> str | None:
-    if not len(labels.unlabelled_P):
+def why_stop(c: Config, round: int, pool: Pool, accuracy: dict[str, float | None], target: float | None) -> str | None:
+    if not len(pool.unlabelled_P):
         return "the pool is empty"
     if c.budget.rounds is not None and round >= c.budget.rounds:
         return "the budget is used up"

@@ -74,13 +74,13 @@ def cold_start(c: Config, dataset: Dataset, features_NF: Tensor | None) -> Calla
 
 
 def committee(
-    c: Config, classifier: Classifier, dataset: Dataset, images: Tensor, labels: Pool, round: int
+    c: Config, classifier: Classifier, dataset: Dataset, images: Tensor, pool: Pool, round: int
 ) -> list[Classifier]:
     """The round's net, and those trained beside it for a strategy with `members`; only the first is tested."""
     others = range(1, c.strategy["members"] or 1)
     nets = [classifier, *(engine.build(c, dataset, round, member) for member in others)]
     for member in others:
-        engine.fit(c, nets[member], images, labels, round, member)
+        engine.fit(c, nets[member], images, pool, round, member)
     return nets
 
 
@@ -98,28 +98,28 @@ def look(
     nets: list[Classifier],
     images: Tensor,
     features_NF: Tensor | None,
-    labels: Pool,
+    pool: Pool,
     positions_P: Tensor,
     n_classes: int,
     round: int,
 ) -> PoolView:
     """What the strategy may see of the pool images at these positions; one pass over them fetches what it needs."""
-    needs, idx_P = needs_of(strategy), labels.to_indices(positions_P)
+    needs, idx_P = needs_of(strategy), pool.to_indices(positions_P)
     by_model = needs.features and features_NF is None
     embeddings = needs.embeddings or by_model
-    seen: dict[str, Any] = {"labelled_labels_L": labels.labels_L}
+    seen: dict[str, Any] = {"labelled_labels_L": pool.labels_L}
     if needs.predictions or embeddings:
         seen["log_probs_PSC"], seen["emb_PD"] = _predict(c, nets, images, idx_P, embeddings, round)
     if needs.labelled:  # by the same nets and passes as the pool: the two are compared
-        log_probs_LSC, seen["labelled_emb_LD"] = _predict(c, nets, images, labels.labelled_L, embeddings, round)
+        log_probs_LSC, seen["labelled_emb_LD"] = _predict(c, nets, images, pool.labelled_L, embeddings, round)
         seen["labelled_log_probs_LC"] = mean_log_probs(log_probs_LSC).float()
     elif embeddings:
-        seen["labelled_emb_LD"] = engine.predict(c.trainer, nets[0], images, labels.labelled_L, True).emb_PD
+        seen["labelled_emb_LD"] = engine.predict(c.trainer, nets[0], images, pool.labelled_L, True).emb_PD
     if by_model:
         seen["features_PF"] = F.normalize(seen["emb_PD"], dim=1)
         seen["labelled_features_LF"] = F.normalize(seen["labelled_emb_LD"], dim=1)
     elif needs.features:
-        seen["features_PF"], seen["labelled_features_LF"] = features_NF[idx_P], features_NF[labels.labelled_L]
+        seen["features_PF"], seen["labelled_features_LF"] = features_NF[idx_P], features_NF[pool.labelled_L]
     if needs.head:
         head = nets[0].net.get_classifier()
         seen["head_weight_CD"] = head.weight.detach().float().cpu()

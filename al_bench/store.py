@@ -145,15 +145,15 @@ class RunStore:
                 self._leave("interrupted" if out_of_time else "failed", repr(error))
                 raise
 
-    def identify(self, dataset: "Dataset", labels: "Pool") -> None:
+    def identify(self, dataset: "Dataset", pool: "Pool") -> None:
         """Write down which data, initial set and strategy this is. Raises UserError where the run began with others."""
         facts = {
             "dataset": {
                 "name": dataset.name, "checksum": dataset.checksum, "classes": list(dataset.class_names),
                 "n_train": len(dataset.train_idx), "n_test": len(dataset.test_idx), "skipped": list(dataset.skipped),
             },
-            "initial_set": {"n": len(labels.labelled_L), "checksum": _checksum(labels.labelled_L.tolist())},
-            "validation_set": {"n": len(labels.validation_V), "checksum": _checksum(labels.validation_V.tolist())},
+            "initial_set": {"n": len(pool.labelled_L), "checksum": _checksum(pool.labelled_L.tolist())},
+            "validation_set": {"n": len(pool.validation_V), "checksum": _checksum(pool.validation_V.tolist())},
             "strategy_version": self._strategy_version(),
         }  # fmt: skip
         self._refuse_another(**facts)

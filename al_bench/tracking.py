@@ -266,7 +266,7 @@ def _flat(value: Any, key: str, class_names: Sequence[str]) -> dict[str, float]:
 
 
 def picked(
-    c: Config, classifier: Classifier, dataset: Dataset, images: Tensor, labels: Pool, n_before: int
+    c: Config, classifier: Classifier, dataset: Dataset, images: Tensor, pool: Pool, n_before: int
 ) -> list[dict[str, Any]]:
     """A row for each of the first logger.images labels bought after the first n_before, in the order of picking.
 
@@ -274,7 +274,7 @@ def picked(
     keep to themselves. Frozen features have no image to show.
     """
     chosen = slice(n_before, n_before + c.logger.images)
-    idx_K, labels_K = labels.labelled_L[chosen], labels.labels_L[chosen]
+    idx_K, labels_K = pool.labelled_L[chosen], pool.labels_L[chosen]
     if not len(idx_K):
         return []
     log_probs_K1C = engine.predict(c.trainer, classifier, images, idx_K).log_probs_PSC

@@ -328,7 +328,6 @@ def test_softrank_and_softmax_take_negative_scores():
         ({"score": BALD, "how": "top"}, "how=top is none of power, softmax, softrank"),
         ({"score": BALD, "beta": 0.0}, "beta=0.0 has to be above 0"),
         ({"score": BALD, "beta": float("nan")}, "beta=nan has to be above 0"),
-        ({"score": "al_bench.strategies.bayesian.blad_score"}, "blad_score is no function"),
     ],
 )
 def test_what_cannot_be_drawn_from_is_refused_with_the_reason(options, complaint):
