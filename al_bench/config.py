@@ -200,8 +200,10 @@ class Config:
     features: FeaturesConfig = MISSING
     logger: LoggerConfig = MISSING
     # With every strategy's own options: how often the pool is predicted with dropout, how many nets predict it, and how
-    # many of its images, drawn at random, the strategy chooses from.
-    strategy: dict[str, Any] = field(default_factory=lambda: {"passes": None, "members": None, "candidates": None})
+    # many of its images, drawn at random, the strategy chooses from. _partial_, to Hydra: the images come later.
+    strategy: dict[str, Any] = field(
+        default_factory=lambda: {"_partial_": True, "passes": None, "members": None, "candidates": None}
+    )
 
 
 ConfigStore.instance().store("base_config", Config)
@@ -312,7 +314,7 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
         ),
         (
             not {"name", "_target_"} <= c.strategy.keys(),
-            "A strategy's yaml needs the keys name, _target_ and _partial_: true.",
+            "A strategy's yaml needs the keys name and _target_.",
         ),
     ]
 

@@ -387,7 +387,7 @@ def test_needs():
 )
 def test_yaml_names_a_function_and_its_options(name, strategy, loops):
     yaml = dict(OmegaConf.load(Path(__file__).parents[1] / f"conf/strategy/{name}.yaml"))
-    assert yaml.pop("name") == name and yaml.pop("_partial_") and get_method(yaml.pop("_target_")) is strategy
+    assert yaml.pop("name") == name and get_method(yaml.pop("_target_")) is strategy
     assert {key: yaml.pop(key) for key in ("passes", "members", "candidates") if key in yaml} == loops
     assert set(yaml) == set(signature(strategy).parameters) - {"view", "k", "rng"}
     view = view_of(random_log_probs(30, 3, 4))

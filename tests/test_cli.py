@@ -210,9 +210,7 @@ def test_a_strategy_of_ones_own_runs_from_its_own_folder(tmp_path):
         "    return top_k(view.emb_PD.norm(dim=1), k, rng)\n"
     )
     (tmp_path / "my_conf" / "strategy").mkdir(parents=True)
-    (tmp_path / "my_conf" / "strategy" / "longest.yaml").write_text(
-        "name: longest\n_target_: mine.longest\n_partial_: true\n"
-    )
+    (tmp_path / "my_conf" / "strategy" / "longest.yaml").write_text("name: longest\n_target_: mine.longest\n")
     script = Path(sys.executable).with_name("al-bench")
     ask = [script, "--config-dir", "my_conf", "strategy=longest", *QUICK, "results_dir=."]
     done = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True)

@@ -41,9 +41,7 @@ def place(tmp_path) -> Path:
     """A folder with a strategy, `breaks`, that divides by zero."""
     (tmp_path / "mine.py").write_text("def breaks(view, k, rng):\n    return 1 / 0\n")
     (tmp_path / "my_conf" / "strategy").mkdir(parents=True)
-    (tmp_path / "my_conf" / "strategy" / "breaks.yaml").write_text(
-        "name: breaks\n_target_: mine.breaks\n_partial_: true\n"
-    )
+    (tmp_path / "my_conf" / "strategy" / "breaks.yaml").write_text("name: breaks\n_target_: mine.breaks\n")
     return tmp_path
 
 

@@ -157,6 +157,6 @@ def test_committee_strategies_ask_for_several_passes():
 def test_yaml_names_a_function_and_its_options(name):
     strategy, loops = YAMLS[name]
     yaml = dict(OmegaConf.load(Path(__file__).parents[1] / f"conf/strategy/{name}.yaml"))
-    assert yaml.pop("name") == name and yaml.pop("_partial_") and get_method(yaml.pop("_target_")) is strategy
+    assert yaml.pop("name") == name and get_method(yaml.pop("_target_")) is strategy
     assert yaml == loops
     assert list(signature(strategy).parameters) == ["view", "k", "rng"]
