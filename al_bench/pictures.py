@@ -1,53 +1,91 @@
-"""What a finished run leaves to look at, in its folder. N test images, S = 1 pass, C classes."""
+"""What a finished run leaves to look at, in its folder: its curve, what it bought, what it is least certain of.
+
+N test images, K images side by side, H and W pixels; S = 1 pass, C classes. Sizes on the page are inches.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from al_bench import plots, sheets
 from al_bench.data import Dataset
+from al_bench.plots import LINE, PAGE, SMALL, learning_curves, new_figure, plain, shown
 from al_bench.store import RoundRecord
-from al_bench.strategies.uncertainty import entropy_score, least_confidence_score, margin_score
+from al_bench.strategies import uncertainty
 
 PICKED = 12  # of each round
 ROUNDS = 30  # at the most
 UNCERTAIN = 10  # by each score
-SCORES = {"least confidence": least_confidence_score, "margin": margin_score, "entropy": entropy_score}
+SCORES = {
+    "least confidence": uncertainty.least_confidence_score,
+    "margin": uncertainty.margin_score,
+    "entropy": uncertainty.entropy_score,
+}
 
 
 def learning_curve(path: Path, records: Sequence[RoundRecord], name: str) -> None:
-    labels = [r.n_labels for r in records]
-    plots.save_learning_curve(path, labels, [r.metrics["accuracy"] for r in records], name)
+    figure = new_figure()
+    curve = [r.n_labels for r in records], [[r.metrics["accuracy"] for r in records]]
+    learning_curves(figure.subplots(), {name: curve})
+    figure.savefig(path, dpi=200)
 
 
 def picked(path: Path, dataset: Dataset, records: Sequence[RoundRecord]) -> None:
     """The first images that rounds bought; of many rounds some, evenly spaced."""
     bought = [r for r in records if r.acquired]
-    shown = bought[:: -(-len(bought) // ROUNDS) or 1]
-    rows = [(f"Picked with {r.n_labels:,} labels", [pixels(dataset, i) for i in r.acquired[:PICKED]]) for r in shown]
-    figure = sheets.contact_sheet(plots.new_figure(plots.PAGE), rows, PICKED)
-    figure.savefig(path, dpi=110, pil_kwargs={"quality": 80})
+    rounds = bought[:: -(-len(bought) // ROUNDS) or 1]
+    rows = [Row(f"Picked with {r.n_labels:,} labels", dataset.images[r.acquired[:PICKED]]) for r in rounds]
+    save(contact_sheet(rows, PICKED), path)
 
 
 def most_uncertain(path: Path, dataset: Dataset, log_probs_NSC: Tensor) -> None:
-    """The test images that the last net is least certain of, by each score, with their true and predicted classes."""
-    score_N = {name: score(log_probs_NSC) for name, score in SCORES.items()}
-    shown = sorted({int(i) for s in score_N.values() for i in s.topk(min(UNCERTAIN, len(s))).indices})
-    predicted_N = log_probs_NSC.mean(1).argmax(-1)
-    names = dataset.class_names
-    figure = sheets.most_uncertain(
-        plots.new_figure(plots.PAGE),
-        [pixels(dataset, dataset.test_idx[i]) for i in shown],
-        {name: s[shown].numpy() for name, s in score_N.items()},
-        [f"{names[dataset.test_labels_V[i]]}, not {names[predicted_N[i]]}"
-         if dataset.test_labels_V[i] != predicted_N[i] else names[predicted_N[i]] for i in shown],
-        UNCERTAIN,
-    )  # fmt: skip
+    """The test images that the last net is least certain of, by each score, with their predicted and true classes."""
+    names, predicted_N = dataset.class_names, log_probs_NSC.mean(1).argmax(-1)
+    rows = []
+    for name, score in SCORES.items():
+        score_K, top_K = score(log_probs_NSC).sort(descending=True, stable=True)
+        score_K, top_K = score_K[:UNCERTAIN], top_K[:UNCERTAIN]
+        words = []
+        for value, true, guess in zip(score_K, dataset.test_labels_V[top_K], predicted_N[top_K], strict=True):
+            right = names[guess] if true == guess else f"{names[true]}, not {names[guess]}"
+            words.append(f"{shown(right, 9)}\n{value:.3g}")
+        rows.append(Row(name, dataset.images[dataset.test_idx[top_K]], words))
+    save(contact_sheet(rows, UNCERTAIN), path)
+
+
+class Row(NamedTuple):
+    title: str
+    images_KCHW: Tensor  # uint8, one or three channels
+    words: Sequence[str] = ()  # below each image
+
+
+def contact_sheet(rows: Sequence[Row], columns: int) -> Figure:
+    """Up to `columns` images side by side under the title of each row."""
+    figure = new_figure(PAGE)
+    figure.set_layout_engine("none")  # images are placed to the inch: a layout would take seconds to find their places
+    cell, places, y = PAGE / columns, [], 0.0
+    for row in rows:
+        k, _, h, w = row.images_KCHW.shape
+        gap = max(1, w // 16)
+        strip_CHX = F.pad(row.images_KCHW, (0, gap), value=255).permute(1, 2, 0, 3).flatten(2)  # white between
+        top, height = y + LINE + 0.08, h * cell / (w + gap)
+        places.append((row, strip_CHX.expand(3, -1, -1), top, height))
+        y = top + height + LINE * max((text.count("\n") + 1 for text in row.words), default=0) + 0.1
+    y = max(y, 0.2)
+    figure.set_figheight(y)
+    for row, strip_CHX, top, height in places:
+        figure.text(0.02 / PAGE, 1 - (top - 0.02) / y, plain(row.title), fontsize=SMALL)
+        ax = figure.add_axes((0, 1 - (top + height) / y, len(row.images_KCHW) / columns, height / y))
+        ax.imshow(strip_CHX.permute(1, 2, 0).numpy())
+        ax.set_axis_off()
+        for i, text in enumerate(row.words):
+            x, below = (i + 0.47) / columns, 1 - (top + height + 0.02) / y
+            figure.text(x, below, text, fontsize=SMALL, ha="center", va="top")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, pil_kwargs={"quality": 80})
-
-
-def pixels(dataset: Dataset, i: int | Tensor) -> NDArray[np.uint8]:
-    return sheets.picture(dataset.images[i])

@@ -9,7 +9,6 @@ drawn as they are written: no `$` starts a formula, a leading underscore hides n
 import math
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,13 +102,6 @@ def _full_data(ax: Axes, full: float) -> Line2D:
     line = ax.axhline(full, **FULL_DATA)
     ax.autoscale_view(scalex=False)  # else a line just inside the frame lies on it
     return line
-
-
-def save_learning_curve(path: Path, n_labelled: Sequence[int], accuracy: Sequence[float], name: str) -> None:
-    """The figure of one run, as an image of the kind that the path's ending says."""
-    figure = new_figure()
-    learning_curves(figure.subplots(), {name: (n_labelled, [accuracy])})
-    figure.savefig(path, dpi=200)
 
 
 def difference_to_random(
@@ -259,14 +251,8 @@ def rank_diagram(ax: Axes, names: Sequence[str], rank_M: ArrayLike, same_MM: Arr
     return ax
 
 
-def cost(
-    ax: Axes,
-    points: Mapping[str, tuple[float, float]],
-    what: str = "Training, predicting and selecting, all rounds",
-    ylabel: str = "Test accuracy at the end",
-    styles: Mapping[str, Look] | None = None,
-) -> Axes:
-    """Accuracy against time. points: strategy -> (seconds, accuracy); `what` says which seconds they are."""
+def cost(ax: Axes, points: Mapping[str, tuple[float, float]], styles: Mapping[str, Look] | None = None) -> Axes:
+    """Accuracy at the end against the time of all rounds. points: strategy -> (seconds, accuracy)."""
     looks = styles or style(points)
     good = {name: (s, 100 * a) for name, (s, a) in points.items() if 0 < s < math.inf and math.isfinite(a)}
     handles = [
@@ -276,7 +262,7 @@ def cost(
     seconds = [s for s, _ in good.values()] or [1.0]
     ax.set_xscale("log")
     ax.set_xlim(min(seconds) / 2, max(seconds) * 2)
-    _dress(ax, f"{what}\n(seconds, log scale)", f"{ylabel} (%)")
+    _dress(ax, "Training, predicting and selecting, all rounds\n(seconds, log scale)", "Test accuracy at the end (%)")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(seconds) / min(seconds) < 100 else (1,)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -289,20 +275,18 @@ def class_balance(
     names: Sequence[str],
     counts_MC: ArrayLike,
     class_names: Sequence[str],
-    pool_C: ArrayLike | None = None,
     styles: Mapping[str, Look] | None = None,
 ) -> Axes:
-    """Shares of the classes in what each strategy bought, beside the pool's own if given (counts or shares).
+    """Shares of the classes in what each strategy bought.
 
     Up to twelve classes are bars cut in shares, more are curves of the shares in falling order: a hundred colours say
     nothing, while the steepness of the curve says how unequal the classes are.
     """
     counts_MC = np.nan_to_num(_finite(counts_MC).reshape(len(names), len(class_names)))
     share = dict(zip(names, 100 * counts_MC / np.maximum(counts_MC.sum(1, keepdims=True), 1e-12), strict=True))
-    pool = None if pool_C is None else 100 * np.asarray(pool_C) / np.sum(pool_C)
     if len(class_names) > MOST_CLASSES_IN_A_BAR:
-        return _sorted_shares(ax, share, pool, styles or style(names))
-    return _stacked_shares(ax, share, pool, class_names)
+        return _sorted_shares(ax, share, styles or style(names))
+    return _stacked_shares(ax, share, class_names)
 
 
 # -- one run, as in the article --
@@ -526,14 +510,10 @@ def _stack(bars: Sequence[Sequence[float]]) -> list[tuple[float, Sequence[float]
     return placed
 
 
-def _stacked_shares(
-    ax: Axes, share: Mapping[str, NDArray[np.float64]], pool_C: NDArray[np.float64] | None, class_names: Sequence[str]
-) -> Axes:
-    rows = [*share.values()] + ([] if pool_C is None else [pool_C])
-    names = [*share] + ([] if pool_C is None else ["the pool"])
+def _stacked_shares(ax: Axes, share: Mapping[str, NDArray[np.float64]], class_names: Sequence[str]) -> Axes:
     tone_C = np.linspace(0.05, 0.95, len(class_names))[_far_apart(len(class_names))]
     colours = colormaps["cividis"](tone_C)
-    for y, share_C in enumerate(rows):
+    for y, share_C in enumerate(share.values()):
         left_C = np.cumsum(share_C) - share_C
         ax.barh([y] * len(share_C), share_C, left=left_C, color=colours, edgecolor="white", linewidth=0.6, height=0.75)
         for c in np.flatnonzero(share_C >= 8):
@@ -541,12 +521,10 @@ def _stacked_shares(
                 left_C[c] + share_C[c] / 2, y, f"{share_C[c]:.0f}", ha="center", va="center", fontsize=SMALL,
                 color="white" if tone_C[c] < 0.5 else "black",
             )  # fmt: skip
-    if pool_C is not None:
-        ax.vlines(np.cumsum(pool_C)[:-1], -0.5, len(share), color="black", linewidth=0.8, zorder=0)  # seen between bars
-    _fit_rows(ax, names)
+    _fit_rows(ax, list(share))
     _dress(ax, "Share of the images bought (%)", "", grid=False)
-    _names_on(ax.yaxis, names)
-    ax.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6))
+    _names_on(ax.yaxis, list(share))
+    ax.set(xlim=(0, 100), ylim=(len(share) - 0.4, -0.6))
     _legend(ax, [Patch(color=colour) for colour in colours[: len(class_names)]], class_names)
     return ax
 
@@ -557,17 +535,12 @@ def _far_apart(n: int) -> list[int]:
     return [i // 2 + half * (i % 2) for i in range(n)]
 
 
-def _sorted_shares(
-    ax: Axes, share: Mapping[str, NDArray[np.float64]], pool_C: NDArray[np.float64] | None, looks: Mapping[str, Look]
-) -> Axes:
-    handles, names = [], list(share)
+def _sorted_shares(ax: Axes, share: Mapping[str, NDArray[np.float64]], looks: Mapping[str, Look]) -> Axes:
+    handles = []
     for name, share_C in share.items():
         handles += _line(ax, np.arange(1, len(share_C) + 1), np.sort(share_C)[::-1], looks[name])
-    if pool_C is not None:
-        handles += ax.plot(np.arange(1, len(pool_C) + 1), np.sort(pool_C)[::-1], **FULL_DATA)
-        names.append("the pool")
     _dress(ax, "Classes, from the most to the least bought", "Share of the images bought (%)")
     _count_on_x(ax)
     ax.set_ylim(bottom=0)
-    _legend(ax, handles, names)
+    _legend(ax, handles, list(share))
     return ax

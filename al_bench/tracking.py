@@ -33,7 +33,6 @@ from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.models import engine
 from al_bench.models.classifier import Classifier
-from al_bench.sheets import picture
 from al_bench.store import RoundRecord, RunStore, run_folder, write_atomically
 from al_bench.strategies.uncertainty import entropy_score
 
@@ -287,5 +286,5 @@ def picked(
         "label": [dataset.class_names[i] for i in labels_K],
     }
     if dataset.images.ndim == 4:
-        columns = {"image": [picture(dataset.images[i]) for i in idx_K]} | columns
+        columns = {"image": [*dataset.images[idx_K].permute(0, 2, 3, 1).numpy()]} | columns
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-from io import BytesIO
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from al_bench import plots, sheets
+from al_bench import plots
 
 FEW = ["random", "margin", "entropy", "bald"]
 MANY = ["random", *(f"{a} of a committee {b}" for a in ("entropy", "margin") for b in range(18)), "badge"]
@@ -275,11 +274,9 @@ def test_an_elbow_leads_from_each_rank_to_its_name():
 
 
 def test_cost_is_on_a_log_axis_that_says_which_seconds():
-    ax = drawn(
-        plots.cost, {"a": (10.0, 0.9), "b": (1000.0, 0.95), "no time": (0.0, 0.5), "lost": (5.0, NAN)}, "Selection"
-    )
+    ax = drawn(plots.cost, {"a": (10.0, 0.9), "b": (1000.0, 0.95), "no time": (0.0, 0.5), "lost": (5.0, NAN)})
     assert [tuple(line.get_xydata()[0]) for line in ax.get_lines()] == [(10, 90), (1000, 95)]
-    assert ax.get_xscale() == "log" and ax.get_xlabel() == "Selection\n(seconds, log scale)"
+    assert ax.get_xscale() == "log" and ax.get_xlabel().endswith("all rounds\n(seconds, log scale)")
 
 
 def test_the_seconds_have_ticks_however_close_they_are():
@@ -288,24 +285,22 @@ def test_the_seconds_have_ticks_however_close_they_are():
     assert [tick for tick in ax.get_xticks() if low <= tick <= high] == pytest.approx([20, 50])
 
 
-def test_class_shares_add_up_and_stand_over_the_pools():
-    ax = drawn(plots.class_balance, ["a", "b"], [[1, 3], [0, 0]], ["cat", "dog"], pool_C=[30, 10])
+def test_class_shares_add_up():
+    ax = drawn(plots.class_balance, ["a", "b"], [[1, 3], [0, 0]], ["cat", "dog"])
     bars = [
         (round(b.get_y() + b.get_height() / 2), b.get_x(), b.get_width())
         for b in ax.patches
         if isinstance(b, Rectangle)
     ]
-    assert bars == [(0, 0, 25), (0, 25, 75), (1, 0, 0), (1, 0, 0), (2, 0, 75), (2, 75, 25)]
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "the pool"]
-    assert ax.collections[0].get_segments()[0][0][0] == 75
+    assert bars == [(0, 0, 25), (0, 25, 75), (1, 0, 0), (1, 0, 0)]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
 
 
 def test_many_classes_are_curves_of_falling_shares():
     counts = np.arange(20)[None] + 0.5  # 200 in all
-    ax = drawn(plots.class_balance, ["a"], counts, [""] * 20, pool_C=np.ones(20))
-    own, pool = ax.get_lines()
-    np.testing.assert_allclose(own.get_ydata(), (np.arange(20)[::-1] + 0.5) / 2)
-    np.testing.assert_allclose(pool.get_ydata(), 5)
+    ax = drawn(plots.class_balance, ["a"], counts, [""] * 20)
+    (line,) = ax.get_lines()
+    np.testing.assert_allclose(line.get_ydata(), (np.arange(20)[::-1] + 0.5) / 2)
 
 
 HISTORY = [{"loss": 2.0, "accuracy": 0.5, "val_loss": 2.5, "val_accuracy": 0.4}, {"loss": 1.0, "accuracy": 0.8}]
@@ -369,57 +364,9 @@ def test_little_or_nothing_to_show_is_labelled_axes(draw, arguments):
     assert ax.get_xlabel()
 
 
-def image(grey: int, height: int = 4, width: int = 4, channels: int = 1) -> np.ndarray:
-    return np.full((height, width, channels), grey, np.uint8)
-
-
-def test_a_contact_sheet_shows_every_image_once_and_folds_long_rows():
-    figure = plots.new_figure(plots.PAGE)
-    many = [image(10 * i) for i in range(5)]
-    sheets.contact_sheet(figure, [("one_$a$", many), ("two", [image(7, channels=3)]), ("three", [])], columns=2)
-    first, second = (ax.get_images()[0].get_array() for ax in figure.axes)
-    assert first.shape == (3 * 5 - 1, 2 * 5 - 1, 3)  # a white pixel between
-    assert [int(first[5 * (i // 2), 5 * (i % 2), 0]) for i in range(6)] == [0, 10, 20, 30, 40, 255]
-    assert (second[:, :4] == 7).all() and (second[:, 4:] == 255).all()
-    assert words(figure) == "one_$a$ two three: none"
-    for ax in figure.axes:  # square pixels
-        box = ax.get_window_extent()
-        shape = ax.get_images()[0].get_array().shape
-        assert box.height / box.width == pytest.approx(shape[0] / shape[1])
-    assert_inside(figure)
-
-
-def test_the_most_uncertain_are_the_highest_scores_in_order():
-    images = [image(i) for i in range(12)]
-    scores = {"entropy": [*range(11), NAN], "margin": [5, *[0.0] * 10, INF]}
-    figure = sheets.most_uncertain(plots.new_figure(plots.PAGE), images, scores, [f"class {i}" for i in range(12)], n=3)
-    assert [int(ax.get_images()[0].get_array()[0, 0, 0]) for ax in figure.axes] == [10, 9, 8, 11, 0, 1]
-    assert words(figure).startswith("entropy class 10 10 class 9 9 class 8 8 margin class 11 inf class 0 5")
-    assert_inside(figure)
-
-
-def test_an_image_without_a_score_is_not_shown():
-    figure = sheets.most_uncertain(plots.new_figure(), [image(1), image(2)], {"entropy": [NAN, 0.5]})
-    assert [int(ax.get_images()[0].get_array()[0, 0, 0]) for ax in figure.axes] == [2]
-
-
-def test_images_of_nothing():
-    for figure in (
-        sheets.contact_sheet(plots.new_figure(), []),
-        sheets.most_uncertain(plots.new_figure(), [], {"a": []}),
-    ):
-        figure.savefig(BytesIO())
-
-
-@pytest.mark.parametrize("ending", ["png", "pdf"])
-def test_the_figure_of_one_run_is_saved(tmp_path, ending):
-    plots.save_learning_curve(tmp_path / f"curve.{ending}", [20, 40], [0.5, 0.7], "entropy, seed 0")
-    assert (tmp_path / f"curve.{ending}").read_bytes().startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[ending])
-
-
 def test_pyplot_is_never_imported():
     script = (
-        "import sys; from al_bench import plots, sheets; ax = plots.new_figure().subplots()\n"
+        "import sys; from al_bench import plots; ax = plots.new_figure().subplots()\n"
         "plots.rank_diagram(ax, ['a', 'b'], [1, 2], [[1, 1], [1, 1]]); ax.figure.draw_without_rendering()\n"
         "print(*sorted({'matplotlib.pyplot', 'torch', 'pandas', 'scipy.stats'} & set(sys.modules)))"
     )

@@ -9,16 +9,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from conftest import command
-from PIL import Image
 
-from al_bench import pictures, plots, report, results, stats, status, sweep, verdict
-from al_bench.data import Dataset
+from al_bench import plots, report, results, stats, status, sweep, verdict
 from al_bench.errors import UserError
 
 LABELS = (10, 20, 30)
@@ -750,16 +746,6 @@ def test_a_study_of_the_full_data_alone_has_a_table(tmp_path):
     write_run(tmp_path, "random", 2, state="failed", error="no space", budget="full")
     page = report.write(tmp_path)
     assert "90.0%" in (page.parent / "summary.md").read_text() and "no space" in page.read_text()
-
-
-def test_a_run_of_many_rounds_leaves_a_sheet_of_some(tmp_path):
-    images = torch.zeros(200, 3, 64, 64, dtype=torch.uint8)
-    none = torch.empty(0, dtype=torch.int64)
-    dataset = Dataset("many", images, none, none, none, ("a", "b"), (0.0,), (1.0,), "")
-    records = [SimpleNamespace(n_labels=10 + r, acquired=[r]) for r in range(200)]
-    pictures.picked(tmp_path / "acquired.jpg", dataset, records)
-    with Image.open(tmp_path / "acquired.jpg") as sheet:
-        assert sheet.height < 4000
 
 
 # -- status --
