@@ -70,19 +70,20 @@ def contact_sheet(rows: Sequence[Row], columns: int) -> Figure:
     for row in rows:
         k, _, h, w = row.images_KCHW.shape
         gap = max(1, w // 16)
+        middle, height = 0.5 * w / (w + gap), h * cell / (w + gap)  # of a cell's width; inches
         strip_CHX = F.pad(row.images_KCHW, (0, gap), value=255).permute(1, 2, 0, 3).flatten(2)  # white between
-        top, height = y + LINE + 0.08, h * cell / (w + gap)
-        places.append((row, strip_CHX.expand(3, -1, -1), top, height))
+        top = y + LINE + 0.08
+        places.append((row, strip_CHX.expand(3, -1, -1), top, height, middle))
         y = top + height + LINE * max((text.count("\n") + 1 for text in row.words), default=0) + 0.1
     y = max(y, 0.2)
     figure.set_figheight(y)
-    for row, strip_CHX, top, height in places:
+    for row, strip_CHX, top, height, middle in places:
         figure.text(0.02 / PAGE, 1 - (top - 0.02) / y, plain(row.title), fontsize=SMALL)
         ax = figure.add_axes((0, 1 - (top + height) / y, len(row.images_KCHW) / columns, height / y))
         ax.imshow(strip_CHX.permute(1, 2, 0).numpy())
         ax.set_axis_off()
         for i, text in enumerate(row.words):
-            x, below = (i + 0.47) / columns, 1 - (top + height + 0.02) / y
+            x, below = (i + middle) / columns, 1 - (top + height + 0.02) / y
             figure.text(x, below, text, fontsize=SMALL, ha="center", va="top")
     return figure
 

@@ -26,13 +26,14 @@ def words(figure):
 
 
 def test_a_contact_sheet_shows_every_image_once_in_order():
-    rows = [Row("one_$a$", images(0, 10, 20)), Row("two", images(7, channels=3, height=8), ["its word"])]
+    rows = [Row("one_$a$", images(0, 10, 20)), Row("two", images(7, 7, channels=3, height=8), ["its", "word"])]
     figure = contact_sheet(rows, 5)
     first, second = (ax.get_images()[0].get_array() for ax in figure.axes)
     assert first.shape == (4, 3 * 5, 3)  # a white pixel after each
     assert first[0, :, 0].tolist() == [*[0] * 4, 255, *[10] * 4, 255, *[20] * 4, 255]
-    assert second.shape == (8, 5, 3) and (second[:, :4] == 7).all()
-    assert words(figure) == [r"one_\$a\$", "two", "its word"]
+    assert second.shape == (8, 10, 3) and (second[:, :4] == 7).all()
+    assert words(figure) == [r"one_\$a\$", "two", "its", "word"]
+    assert [text.get_position()[0] * 25 for text in figure.texts[2:]] == pytest.approx([2, 7])  # below their images
     figure.draw_without_rendering()
     for ax, array in zip(figure.axes, (first, second), strict=True):  # square pixels of one size, inside the page
         box = ax.get_window_extent()
