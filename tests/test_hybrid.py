@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import seeded, slow_draw
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from scipy.stats import chisquare
 from skactiveml.base import SkactivemlClassifier
@@ -16,7 +15,7 @@ from skactiveml.pool import ContrastiveAL
 from skactiveml.pool import Falcun as TheirFalcun
 from sklearn.cluster import AgglomerativeClustering
 
-from al_bench.strategies import PoolView, gradient, needs_of, select, size_of
+from al_bench.strategies import PoolView, gradient, load, needs_of, select, size_of
 from al_bench.strategies.diversity import nearest_to_centres
 from al_bench.strategies.hybrid import (
     agglomerate,
@@ -38,7 +37,7 @@ from al_bench.strategies.uncertainty import entropy_score, margin_score
 CONF = Path(__file__).parents[1] / "conf" / "strategy"
 NAMES = "alfa_mix badge bait cal clue cluster_margin drop_query expected_gradient_length falcun galaxy".split()
 CONFIGS = {name: OmegaConf.load(CONF / f"{name}.yaml") for name in NAMES}
-ALL = {name: instantiate(OmegaConf.masked_copy(c, [o for o in c if o != "name"])) for name, c in CONFIGS.items()}
+ALL = {name: load(OmegaConf.to_container(c)) for name, c in CONFIGS.items()}
 
 
 def make_view(p=60, labelled=12, c=4, d=6, s=1, seed=0, scale=1.0, dtype=torch.float32):
