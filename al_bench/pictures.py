@@ -68,7 +68,7 @@ def contact_sheet(rows: Sequence[Row], columns: int) -> Figure:
     figure.set_layout_engine("none")  # images are placed to the inch: a layout would take seconds to find their places
     cell, places, y = PAGE / columns, [], 0.0
     for row in rows:
-        k, _, h, w = row.images_KCHW.shape
+        h, w = row.images_KCHW.shape[2:]
         gap = max(1, w // 16)
         middle, height = 0.5 * w / (w + gap), h * cell / (w + gap)  # of a cell's width; inches
         strip_CHX = F.pad(row.images_KCHW, (0, gap), value=255).permute(1, 2, 0, 3).flatten(2)  # white between
