@@ -200,7 +200,8 @@ class Config:
     features: FeaturesConfig = MISSING
     logger: LoggerConfig = MISSING
     # With every strategy's own options: how often the pool is predicted with dropout, how many nets predict it, and how
-    # many of its images, drawn at random, the strategy chooses from. _partial_, to Hydra: the images come later.
+    # many of its images, drawn at random, the strategy chooses from. _partial_ is strategies.load's to say; it is here
+    # because the config.yaml of every run so far has it, and runs without it would be taken for another configuration.
     strategy: dict[str, Any] = field(
         default_factory=lambda: {"_partial_": True, "passes": None, "members": None, "candidates": None}
     )

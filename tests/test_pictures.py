@@ -41,7 +41,7 @@ def test_a_contact_sheet_shows_every_image_once_in_order():
         assert box.x0 >= 0 and box.y0 >= 0 and box.y1 <= figure.bbox.height
     for text in figure.texts:
         box = text.get_window_extent()
-        assert box.x0 >= 0 and box.y0 >= 0 and box.y1 <= figure.bbox.height
+        assert 0 <= box.x0 and box.x1 <= figure.bbox.width and box.y0 >= 0 and box.y1 <= figure.bbox.height
 
 
 def test_the_most_uncertain_are_the_highest_scores_in_order_with_true_and_predicted_class(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ CONFIG = """\
 results_dir: results
 study: {study}
 seed: {seed}
-dataset: {{root: {root_of_images}}}
+dataset: {{root: {images}}}
 stressor: {{copies: {copies}}}
 trainer: {{max_steps: {steps}, progress: true}}
 features: {{extractor: pca, width: 64}}
@@ -47,15 +47,10 @@ def write_run(
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "config.yaml").write_text(
         CONFIG.format(
-            study=study,
-            seed=seed,
-            strategy=json.dumps(strategy),
-            steps=steps,
-            option=option,
-            root_of_images=images,
+            study=study, seed=seed, strategy=json.dumps(strategy), steps=steps, option=option, images=images,
             copies=copies,
-        )  # fmt: skip
-    )
+        )
+    )  # fmt: skip
     lines = [
         {
             "round": r, "n_labelled": n, "n_val": 0,

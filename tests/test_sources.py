@@ -116,11 +116,7 @@ def test_an_image_folder_with_train_and_test_keeps_that_split(around, place, tmp
         ("image_folder", "train/a/0 train/b/ test/b/1", "class 'b' .* has no training image"),
         ("image_folder", "train/a/0 train/b/1 test/c/2", "a class 'c' that train/ lacks"),
         ("image_folder", "train/a/0 train/b/1 test/a/", "test/ holds no class folders with images"),
-        (
-            "image_folder",
-            "train/a/0 train/b/1 val/a/2 val/b/3",
-            "train/ and val/ hold the same folders .a, b",
-        ),
+        ("image_folder", "train/a/0 train/b/1 val/a/2 val/b/3", "train/ and val/ hold the same folders .a, b"),
         ("image_folder", "in/Train/a/0 in/Train/b/1 in/Test/a/2 in/Test/b/3", "Test/ and Train/ hold the same folders"),
         ("image_folder", "train/a/0 train/b/1 test/a/2 val/a/3", "beside train/ and test/ there is val/"),
     ],

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -159,7 +159,7 @@ def image_folder(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     test = _by_class(files, f"{base}test/") if is_split else {}
     class_names = tuple(_subfolders(files, home))
     if not is_split:
-        _refuse_unnamed_split(c, {part: _subfolders(files, f"{base}{part}/") for part in top})
+        _refuse_unnamed_split(c, top, (_subfolders(files, f"{base}{part}/") for part in top))
     _refuse_layout(c, top, class_names, test)
     labels = {name: class_names.index(folder) for name, folder in (train | test).items()}
     return _from_files(c, files, labels, class_names, set(test), model_size, cache_dir)
@@ -176,12 +176,12 @@ def _by_class(files: ImageFiles, above: str) -> dict[str, str]:
     return {name: rest.split("/")[0] for name, rest in below.items() if "/" in rest}
 
 
-def _refuse_unnamed_split(c: DatasetConfig, inside: dict[str, list[str]]) -> None:
-    """train/ and val/, or Train/ and Test/, would be taken for two classes."""
-    first, *others = inside.values() or [[]]
-    if others and len(first) > 1 and all(folders == first for folders in others):
+def _refuse_unnamed_split(c: DatasetConfig, top: list[str], inside: Iterator[list[str]]) -> None:
+    """train/ and val/, or Train/ and Test/, would be taken for two classes. Looks no further than it has to."""
+    first = next(inside, [])
+    if len(top) > 1 and len(first) > 1 and all(folders == first for folders in inside):
         raise UserError(
-            f"dataset.root={c.root}: {'/ and '.join(inside)}/ hold the same folders ({', '.join(first[:3])}...), so "
+            f"dataset.root={c.root}: {'/ and '.join(top)}/ hold the same folders ({', '.join(first[:3])}...), so "
             "they are no classes. Name the parts of a split train/ and test/."
         )
 
