@@ -126,7 +126,7 @@ def costs(studies: Iterable[Study]) -> str:
         for run in of_run
         for start in run.info["starts"][-1:]
     )
-    where = "; ".join(f"{n} runs on {machine}" for machine, n in machines.most_common())
+    where = "; ".join(f"{n} {'run' if n == 1 else 'runs'} on {machine}" for machine, n in machines.most_common())
     return (
         f"{table}\n\nAll runs one after the other: {total / 3600:.1f} hours. {where}. Seconds depend on what "
         "else used the cores at the time: between strategies compare the counts."
@@ -134,7 +134,8 @@ def costs(studies: Iterable[Study]) -> str:
 
 
 def cost(run: Run) -> dict[str, float]:
-    """Counts and seconds of one run; whole: from its last start to its end, `outside`: the part in none of the rest."""
+    """Counts and seconds of one run. `whole`: from start to end, of a continued run the sum of the other seconds;
+    `outside`: the part of the whole in none of the others."""
     lines, c = rounds(run), run.config
     needs = needs_of(function("strategy._target_", c["strategy._target_"]))
     members = c["strategy.members"] or 1
