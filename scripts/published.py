@@ -126,7 +126,7 @@ def costs(studies: Iterable[Study]) -> str:
         for run in of_run
         for start in run.info["starts"][-1:]
     )
-    where = "; ".join(f"{n} {'run' if n == 1 else 'runs'} on {machine}" for machine, n in machines.most_common())
+    where = "; ".join(f"{n} runs on {machine}" for machine, n in machines.most_common())
     return (
         f"{table}\n\nAll runs one after the other: {total / 3600:.1f} hours. {where}. Seconds depend on what "
         "else used the cores at the time: between strategies compare the counts."
