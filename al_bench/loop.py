@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from al_bench import pictures, query, rng, tracking
 from al_bench.config import Config, Mode, StopConfig, Weights
@@ -18,7 +18,7 @@ from al_bench.data.pool import Pool, check_budget, start
 from al_bench.errors import UserError
 from al_bench.metrics import classification_metrics, loss_and_accuracy
 from al_bench.models import engine, nets
-from al_bench.models.classifier import Classifier
+from al_bench.models.classifier import Classifier, build_optimizer
 from al_bench.store import RoundRecord, RunStore, reference
 from al_bench.strategies import Strategy, load, select
 
@@ -29,6 +29,7 @@ def run(c: Config, store: RunStore) -> None:
     """Run the rounds that `store` does not hold yet, up to one that buys nothing."""
     strategy = load(c.strategy)
     query.try_options(c, strategy)
+    build_optimizer(c.model.optimizer, [nn.Parameter(torch.zeros(1, 1))])  # a bad one is told before images are decoded
     dataset, oracle, pool, features, records = begin(c, store, strategy)
     target = find_target(c, dataset)
     images = engine.on_device(c.trainer, dataset.images)

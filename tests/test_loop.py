@@ -296,6 +296,7 @@ def test_a_strategy_that_fails_its_contract_is_named_with_its_round(tmp_path):
         ("cal strategy.neighbours=2.5", "cal: its options do not fit it"),
         ("dcom strategy.max_delta=-1", "dcom, round 0: max_delta=-1 has to be above 0"),
         ("coreset strategy.unit=no", "strategy coreset: .* cannot be loaded .unit=no: true or false"),
+        ("entropy model.optimizer.lr=high", "model.optimizer={.*'lr': 'high'}: "),
     ],
 )
 def test_an_impossible_option_is_told_before_anything_is_read_or_trained(tmp_path, monkeypatch, options, said):

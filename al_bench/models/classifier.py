@@ -3,6 +3,7 @@
 B images in a batch, S passes, C classes, D embedding width.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -38,6 +39,14 @@ class Results:
     @torch.inference_mode(False)  # else they could not be written to later
     def _room_for(self, batch: Tensor) -> Tensor:
         return torch.empty(self.n_images, *batch.shape[1:], dtype=batch.dtype)
+
+
+def build_optimizer(config: dict[str, Any], parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Raises UserError for whatever the optimizer raises: config is the user's."""
+    try:
+        return instantiate(config, _partial_=True)(parameters)
+    except Exception as error:
+        raise UserError(f"model.optimizer={config}: {error.__cause__ or error}") from error
 
 
 class Classifier(pl.LightningModule):
@@ -118,10 +127,7 @@ class Classifier(pl.LightningModule):
         return len(images)  # Lightning warns of a step that returns nothing
 
     def configure_optimizers(self) -> Any:
-        try:
-            optimizer = instantiate(self.optimizer_config, _partial_=True)(self.parameters())
-        except Exception as error:
-            raise UserError(f"model.optimizer={self.optimizer_config}: {error.__cause__ or error}") from error
+        optimizer = build_optimizer(self.optimizer_config, self.parameters())
         if self.schedule is Schedule.constant:
             return optimizer
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.trainer.estimated_stepping_batches)
