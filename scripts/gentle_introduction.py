@@ -49,13 +49,28 @@ def write_faithful() -> None:
     """The full data alone, or the loop with it."""
     runs = finished(FAITHFUL)
     looped = any(run.cell.budget != "full" for run in runs)
-    figures = LOOP if looped else {}
-    s = published.keep(runs, OUT / "as_published", figures)
+    s = published.keep(runs, OUT / "as_published", LOOP if looped else {})
     published.fill(
         OUT / "README.md",
         checks=check_results.as_list("gentle_introduction/as_published"),
-        figures=as_markdown("as_published", figures) if looped else "The loop is not finished yet.",
+        loop=f"{as_markdown('as_published', LOOP)}\n\n{how_it_ended(s)}" if looped else "The loop is not finished yet.",
         costs=published.costs([s]),
+    )
+
+
+def how_it_ended(s: Study) -> str:
+    """What became of the loop and of the labels it bought; its reference is the full data with the same seed."""
+    (loop,) = s.runs["entropy"]
+    rounds = published.rounds(loop)
+    (full,) = (published.rounds(run)[-1] for run in s.references if run.seed == loop.seed)
+    start, end, all_labels = (
+        f"{r['metrics']['accuracy']:.2%} with {r['n_labelled']:,} labels" for r in (rounds[0], rounds[-1], full)
+    )
+    thrown_away = sum(r["weights_from"] != r["round"] for r in rounds)
+    return (
+        f"From {start} to {end}, where {loop.info['stopped']}; the full data with the same seed: {all_labels}. The "
+        f"weights of {thrown_away} of {len(rounds) - 1} retrainings were thrown away, for an earlier round's"
+        " validation loss was lower: those rounds repeat the accuracy before them."
     )
 
 

@@ -235,7 +235,7 @@ def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypat
     monkeypatch.setattr(check_results, "RESULTS", tmp_path)
     monkeypatch.setattr(published, "costs", lambda studies: "hours")  # what they took is not in made-up runs
     page.parent.mkdir()
-    parts = ("checks", "figures", "costs", "verdict", "costs_of_verdict")
+    parts = ("checks", "loop", "costs", "verdict", "costs_of_verdict")
     page.write_text("".join(f"<!-- {part} -->\n<!-- /{part} -->\n" for part in parts))
 
     def pictures():
@@ -258,6 +258,19 @@ def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypat
     gentle_introduction.write_fair(2)
     assert "with dropout, mean over seeds: random 90%, margin 90%." in page.read_text()
     assert "n = 2 pairs" in page.read_text() and pictures() == ["learning_curves", "difference_to_random"]
+
+    article = {"study": "gentle_introduction", "budget": "5000+3x200", "labels": (5000, 5200, 5400, 5600)}
+    loop = write_run(runs, "entropy", 0, (0.8, 0.8, 0.82, 0.82), **article)
+    (loop / "run.json").write_text(json.dumps(results.read(loop).info | {"stopped": "the budget is used up"}))
+    lines = map(json.loads, (loop / "rounds.jsonl").read_text().splitlines())
+    whole = [json.dumps(line | {"weights_from": r}) + "\n" for line, r in zip(lines, (0, 0, 2, 2), strict=True)]
+    (loop / "rounds.jsonl").write_text("".join(whole))
+    gentle_introduction.write_faithful()
+    assert (
+        "From 80.00% with 5,000 labels to 82.00% with 5,600 labels, where the budget is used up; the full data with "
+        "the same seed: 88.00% with 500 labels. The weights of 2 of 3 retrainings were thrown away"
+    ) in page.read_text()
+    assert pictures()[:5] == list(gentle_introduction.LOOP)
 
 
 def test_what_is_missing_to_the_full_data_is_paired_by_seed(tmp_path):
