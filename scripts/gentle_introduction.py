@@ -69,8 +69,8 @@ def how_it_ended(s: Study) -> str:
     thrown_away = sum(r["weights_from"] != r["round"] for r in rounds)
     return (
         f"From {start} to {end}, where {loop.info['stopped']}; the full data with the same seed: {all_labels}. The "
-        f"weights of {thrown_away} of {len(rounds) - 1} retrainings were thrown away, for an earlier round's"
-        " validation loss was lower: those rounds repeat the accuracy before them."
+        f"weights of {thrown_away} of {len(rounds) - 1} retrainings were thrown away, for an earlier round's "
+        "validation loss was lower: those rounds repeat the accuracy before them."
     )
 
 
