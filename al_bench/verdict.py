@@ -200,7 +200,7 @@ def validation_labels(runs: list[Run]) -> list[str]:
 def differences(runs: list[Run]) -> list[str]:
     return [
         f"Computed on different hardware or software: {name} "
-        + ", ".join(f"{value} ({n} runs)" for value, n in counts.most_common(4))
+        + ", ".join(f"{value} ({n} of {len(runs)} runs)" for value, n in counts.most_common(4))
         for name, counts in results.circumstances(runs).items()
     ]
 

@@ -121,12 +121,12 @@ def costs(studies: Iterable[Study]) -> str:
     table = report.markdown_rows(heads, [[*map(report.md, row)] for row in rows])
     total = sum(c["whole"] for c in of_run.values())
     machines = Counter(
-        f"{start['cpu']}, {start['cores']} cores, {start['threads']} threads a run, {start['device']}, "
+        f"{start['cpu']}, {start['cores']} cores, threads a run: {start['threads']}, {start['device']}, "
         f"{start['precision']}, torch {start['versions']['torch']}, commit {(start['git'] or 'unknown')[:7]}"
         for run in of_run
         for start in run.info["starts"][-1:]
     )
-    where = "; ".join(f"{n} runs on {machine}" for machine, n in machines.most_common())
+    where = "; ".join(f"{n} of {len(of_run)} runs on {machine}" for machine, n in machines.most_common())
     return (
         f"{table}\n\nAll runs one after the other: {total / 3600:.1f} hours. {where}. Seconds depend on what "
         "else used the cores at the time: between strategies compare the counts."

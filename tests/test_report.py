@@ -298,7 +298,7 @@ def test_other_hardware_is_compared_and_said(tmp_path):
     two_arms(tmp_path, n=2)
     write_run(tmp_path, "entropy", 0, cpu="two")
     found = the_study(tmp_path)
-    assert found.notes[0] == "Computed on different hardware or software: cpu one (4 runs), two (1 runs)"
+    assert found.notes[0] == "Computed on different hardware or software: cpu one (4 of 5 runs), two (1 of 5 runs)"
     assert "entropy" in found.against
 
 
