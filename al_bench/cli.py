@@ -42,6 +42,8 @@ def main() -> None:
         sys.exit(importlib.import_module(f"al_bench.{COMMANDS[sys.argv[1]]}").main(sys.argv[2:]))
     if sys.argv[1:2] and re.fullmatch(r"\w+", sys.argv[1]):
         sys.exit(f"al_bench: {sys.argv[1]} is neither a command ({', '.join(COMMANDS)}) nor a setting (key=value).")
+    if wrong := no_name(sys.argv[1:]):
+        sys.exit(f"al_bench: {wrong}")
     log = logging.getLogger("al_bench")
     log.addHandler(screen := logging.StreamHandler(sys.stdout))
     screen.setLevel(logging.INFO)
@@ -101,12 +103,10 @@ def one(c: config.Config) -> None:
 
 def near_misses(arguments: list[str]) -> str:
     """For each misspelt group, option or key among the arguments, the nearest that exist."""
-    own = get_args_parser().parse_known_args(arguments)[0].config_dir
+    own = own_conf_dir(arguments)
     if own and not Path(own).is_dir():
         return f"--config-dir {own}: there is no such folder."
-    groups: dict[str, dict[str, Path]] = {}
-    for file in sorted(file for folder in (conf_dir(), own) if folder for file in Path(folder).glob("*/*.yaml")):
-        groups.setdefault(file.parent.name, {})[file.stem] = file
+    groups = options(own)
     keys = sorted({*groups, *config.keys()})
     typed = [argument.removeprefix("strategy=") for argument in arguments if argument.startswith("strategy=")]
     chosen = [word for value in typed for word in names(value) if word in groups["strategy"]]
@@ -124,6 +124,27 @@ def near_misses(arguments: list[str]) -> str:
         elif not key.startswith(FREE) and (hint := near(key, keys)):
             hints.append(hint)
     return "\n".join(hints)
+
+
+def no_name(arguments: list[str]) -> str | None:
+    """Of a group that is set to a number, true or null, which names it has; Hydra's words for it are a traceback."""
+    groups = options(own_conf_dir(arguments))
+    for key, _, value in (argument.partition("=") for argument in arguments):
+        if key in groups and re.fullmatch(r"[-+\d.e]+|null|true|false|nan|inf", value.lower()):
+            return f"{key}={value}: {key} is one of {', '.join(groups[key])}. Its settings are {key}.NAME=..."
+    return None
+
+
+def own_conf_dir(arguments: list[str]) -> str | None:
+    return get_args_parser().parse_known_args(arguments)[0].config_dir
+
+
+def options(own: str | None) -> dict[str, dict[str, Path]]:
+    """The configuration groups, ours and those of a user's own folder: the file of each option."""
+    groups: dict[str, dict[str, Path]] = {}
+    for file in sorted(file for folder in (conf_dir(), own) if folder for file in Path(folder).glob("*/*.yaml")):
+        groups.setdefault(file.parent.name, {})[file.stem] = file
+    return groups
 
 
 def names(value: str) -> list[str]:

@@ -201,7 +201,8 @@ def finish(
     except ValueError as error:  # no picture is worth a finished run
         log.warning(f"A picture could not be drawn: {error}")
     validation = f" and {records[-1].n_val:,} validation labels" if records[-1].n_val else ""
-    log.info(f"Stopped: {store.info()['stopped']}, with {records[-1].n_labelled:,} training labels{validation}.")
+    stopped = store.info().get("stopped", "the reason is lost")
+    log.info(f"Stopped: {stopped}, with {records[-1].n_labelled:,} training labels{validation}.")
     if records[-1].n_foreign:
         log.info(f"{records[-1].n_foreign:,} more labels were bought in vain: those images belong to no class.")
     log.info(f"Results: {store.folder}")

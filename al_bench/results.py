@@ -20,7 +20,7 @@ import orjson
 import yaml
 
 from al_bench.errors import UserError
-from al_bench.store import ELSEWHERE, UNSTRESSED, flat, unlike, write_atomically
+from al_bench.store import ELSEWHERE, UNSTRESSED, flat, is_complete, unlike, write_atomically
 
 SWEEPS = "sweeps.json"  # in the study's folder
 STAMP, VERDICT = "stamp.json", "verdict.txt"  # in the report's folder
@@ -126,10 +126,11 @@ def read(folder: Path) -> Run:
         info = json.loads((folder / "run.json").read_text())
         data = (folder / "rounds.jsonl").read_bytes() if (folder / "rounds.jsonl").exists() else b""
         whole, _, rest = data.rpartition(b"\n")
-        return Run(
-            **identity, folder=folder, info=info, state=state_of(folder, info), why=info.get("error"),
-            torn=bool(rest), **arrays([orjson.loads(line) for line in whole.splitlines()]),
-        )  # fmt: skip
+        records = [orjson.loads(line) for line in whole.splitlines()]
+        state, why = state_of(folder, info), info.get("error")
+        if state == FINISHED and not is_complete([r["acquired"] for r in records]):
+            state, why = INTERRUPTED, "rounds.jsonl has lost its last rounds"  # copied too early, perhaps
+        return Run(**identity, folder=folder, info=info, state=state, why=why, torn=bool(rest), **arrays(records))
     except OSError as error:
         return Run(
             **identity, folder=folder, state=UNREADABLE, why=f"{Path(error.filename or folder).name}: {error.strerror}"

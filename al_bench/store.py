@@ -90,7 +90,7 @@ class RunStore:
     def finished(self) -> bool:
         """Raises UserError where the folder holds rounds of another configuration or version of the strategy."""
         self._refuse_another_recipe()
-        return self.info().get("state") == "finished"
+        return self.info().get("state") == "finished" and is_complete([r.acquired for r in self.records()])
 
     def info(self) -> dict[str, Any]:
         path = self.folder / "run.json"
@@ -369,7 +369,10 @@ def matters_where_all_is_labelled(key: str) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__}, not a mapping")
+        return content
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Delete {path.parent} to begin anew.") from None
 
@@ -411,6 +414,11 @@ def flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
     return {
         k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
     }
+
+
+def is_complete(acquired: list[list[int]]) -> bool:
+    """Whether a run ends with these rounds, by what each bought: the last of a run, and it alone, buys nothing."""
+    return bool(acquired) and not acquired[-1]
 
 
 def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

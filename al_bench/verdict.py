@@ -180,16 +180,15 @@ def comparable(there: list[Run]) -> tuple[list[Run], list[tuple[str, str]]]:
 
 def why_not(run: Run) -> str | None:
     """Why a run has no place in a comparison, whatever the others are."""
-    if run.state == FINISHED and len(run.labels_R):
+    if run.state == FINISHED:
         try:
             run.config  # noqa: B018
         except (OSError, ValueError) as error:
             return f"config.yaml cannot be read ({error})"
         return None
     rounds = f" after {len(run.labels_R)} rounds" if len(run.labels_R) else ""
-    state = "finished without a round" if run.state == FINISHED else f"{run.state}{rounds}"
     torn = "; the last line of rounds.jsonl was cut short" if run.torn else ""
-    return f"{state}{torn}{': ' + run.why if run.why else ''}"
+    return f"{run.state}{rounds}{torn}{': ' + run.why if run.why else ''}"
 
 
 def validation_labels(runs: list[Run]) -> list[str]:

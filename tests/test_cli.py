@@ -125,6 +125,7 @@ def test_ctrl_c_in_the_midst_of_an_import_has_the_same_exit_code(tmp_path):
         ("seed=abc", "Value 'abc' of type 'str' could not be converted to Integer"),
         ("trainer.start=bst", "Invalid value 'bst', expected one of [fresh, previous, best]"),
         ("seed=-1", "al_bench: seed=-1: a seed is 0 or larger."),
+        ("budget=50", "al_bench: budget=50: budget is one of default, full, "),
         ("budget.initial=0", "al_bench: budget.initial=0: at least one label"),
         ("dataset=dogs_vs_cats", "al_bench: dataset.root is not set."),
         ("strategy.tempo=2", "Key 'tempo' is not in struct"),

@@ -243,6 +243,16 @@ def test_warm_starts_resume_to_the_same_records(tmp_path, start, monkeypatch):
     assert not (resumed.folder / "weights").exists()
 
 
+@pytest.mark.parametrize("lost", ["run.json", "rounds.jsonl"])
+def test_a_run_whose_folder_lost_a_file_is_made_whole_again(tmp_path, lost):
+    whole = run_here(tmp_path)
+    before = lines_of(whole.folder)
+    (whole.folder / lost).unlink()
+    assert not whole.finished()
+    again = run_here(tmp_path)
+    assert again.finished() and lines_of(again.folder) == before
+
+
 def test_the_weights_a_round_started_from_are_kept_until_its_record_is_written(tmp_path, monkeypatch):
     options = ("trainer.start=previous", "trainer.max_steps=5", "budget.rounds=2")
     whole = run_here(tmp_path / "whole", *options)

@@ -51,10 +51,11 @@ def write_run(
             copies=copies,
         )
     )  # fmt: skip
+    n_rounds = min(len(labels), len(accuracy))
     lines = [
         {
             "round": r, "n_labelled": n, "n_val": 0,
-            "acquired": [100 * r + 10 * seed + i for i in range(10)] if r < 2 else [],
+            "acquired": [100 * r + 10 * seed + i for i in range(10)] if r + 1 < n_rounds else [],
             "metrics": {"accuracy": a, "ece": 0.1, "worst_class": a - 0.2, "per_class": [a, a - 0.2]},
             "seconds": {"fit": 2.0, "predict": 1.0}, "class_counts": [n // 2, n - n // 2],
             "history": [{"loss": 1.0, "accuracy": 0.9, "val_loss": 1.1, "val_accuracy": a}] * 2,
@@ -113,6 +114,19 @@ def test_foreign_labels_count_on_the_axis_of_labels(tmp_path):
 def test_a_folder_without_runs_is_named(tmp_path, place, words):
     with pytest.raises(UserError, match=words):
         results.find(tmp_path / place)
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_finished_run_that_lost_rounds_is_interrupted(tmp_path, kept):
+    two_arms(tmp_path, n=2)
+    folder = tmp_path / "study/digits/small_cnn/10+2x10/random/seed=1"
+    lines = (folder / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (folder / "rounds.jsonl").write_text("".join(lines[:kept]))
+    run = results.read(folder)
+    assert (run.state, len(run.labels_R)) == (results.INTERRUPTED, kept)
+    ((name, why),) = the_study(tmp_path).left_out
+    assert name == "random, seed 1" and why.startswith("interrupted")
+    assert why.endswith("rounds.jsonl has lost its last rounds")
 
 
 def test_a_torn_last_line_is_not_a_round(tmp_path):

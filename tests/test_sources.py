@@ -126,6 +126,11 @@ def test_a_folder_of_another_shape_says_what_is_wrong(source, names, message, pl
         loaded(place(tmp_path / "in", greys(names)), tmp_path, source)
 
 
+def test_digits_refuses_a_root_that_it_would_not_read(tmp_path):
+    with pytest.raises(UserError, match="dataset.root=.*: digits reads no files"):
+        loaded(tmp_path, tmp_path, "digits")
+
+
 def test_a_source_without_a_root_or_a_test_split_asks_for_it(tmp_path):
     for name in ("dogs_vs_cats", "image_folder", "mnist"):
         with pytest.raises(UserError, match="needs dataset.root="):

@@ -18,12 +18,15 @@ def record(round: int, acquired: tuple[int, ...] = (5, 3)) -> RoundRecord:
     return RoundRecord(round, 20, 10, {"accuracy": 0.5}, None, list(acquired), round, 1, 20, [], {"fit": 1.0}, 1)
 
 
+WHOLE = [record(0), record(1, acquired=())]
+
+
 @pytest.fixture
 def store(tmp_path) -> RunStore:
     store = RunStore(asked(f"results_dir={tmp_path}", "strategy=entropy"))
     with store.at_work():
-        store.append(record(0))
-        store.append(record(1))
+        for r in WHOLE:
+            store.append(r)
     return store
 
 
@@ -47,19 +50,30 @@ def test_a_name_never_leaves_its_folder(name, file_name):
 
 
 def test_records_come_back_as_they_were_written(store):
-    assert store.records() == [record(0), record(1)]
+    assert store.records() == WHOLE
     assert store.info()["state"] == "finished" and store.finished()
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_finished_run_that_lost_rounds_goes_on_from_what_is_left(store, kept):
+    lines = store.rounds_path.read_bytes().splitlines(keepends=True)
+    store.rounds_path.write_bytes(b"".join(lines[:kept]))
+    assert store.info()["state"] == "finished" and not again(store).finished()
+    with again(store).at_work():
+        for r in WHOLE[kept:]:
+            store.append(r)
+    assert again(store).finished()
 
 
 @pytest.mark.parametrize("torn", [b'{"round": 2, "n_lab', b'{"round": 2}', b"\n", b'{"round": 2, "x": {"a": 1}'])
 def test_a_torn_last_line_is_dropped_and_said(store, torn, capfd):
     whole = store.rounds_path.read_bytes()
     store.rounds_path.write_bytes(whole + torn)
-    assert store.records() == [record(0), record(1)]
+    assert store.records() == WHOLE
     with store.at_work():
         assert store.rounds_path.read_bytes() == whole
         store.append(record(2))
-    assert store.records() == [record(0), record(1), record(2)]
+    assert store.records() == [*WHOLE, record(2)]
     assert "was cut short; its round is done again" in (store.folder / "run.log").read_text()
 
 
@@ -79,8 +93,9 @@ def test_a_missing_round_is_an_error(store):
         store.records()
 
 
-def test_a_damaged_run_json_is_an_error_that_says_what_to_do(store):
-    (store.folder / "run.json").write_text('{"state": ')
+@pytest.mark.parametrize("damage", ['{"state": ', "[]", ""])
+def test_a_damaged_run_json_is_an_error_that_says_what_to_do(store, damage):
+    (store.folder / "run.json").write_text(damage)
     with pytest.raises(UserError, match=r"run\.json is damaged.*Delete"):
         store.info()
 
@@ -244,6 +259,7 @@ def test_a_strategy_that_changed_between_two_starts_is_refused(tmp_path, version
     assert not store.finished()
     with store.at_work():
         store.identify(Facts(), Facts())
+        store.append(record(1, acquired=()))
     assert store.finished()
     version(PICKS.replace("FACTOR *", "FACTOR +"))
     changed = r"began with another strategy version: pick in mine_noted\.py changed since"
@@ -270,7 +286,7 @@ def test_an_internal_error_leaves_its_traceback_in_the_log(store):
         1 / 0  # noqa: B018
     assert store.info()["state"] == "failed" and "ZeroDivisionError" in store.info()["error"]
     assert "Traceback" in (store.folder / "run.log").read_text()
-    assert store.records() == [record(0), record(1)]
+    assert store.records() == WHOLE
 
 
 def test_a_second_process_is_turned_away(store):
@@ -350,7 +366,7 @@ def test_going_on_with_other_hardware_is_said(store):
 def test_a_record_that_is_not_a_number_is_never_written(store):
     with pytest.raises(ValueError), again(store).at_work():
         store.append(replace(record(2), metrics={"accuracy": float("nan")}))
-    assert store.records() == [record(0), record(1)]
+    assert store.records() == WHOLE
 
 
 def test_an_atomic_write_leaves_the_old_content_when_it_fails(tmp_path):

@@ -116,6 +116,8 @@ def split(c: DatasetConfig, source: Source, kept: Tensor, seed: int) -> tuple[Te
 def digits(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     from sklearn.datasets import load_digits
 
+    if c.root is not None:
+        raise UserError(f"dataset.root={c.root}: digits reads no files. Say what lies there: dataset=image_folder, ...")
     images, labels = load_digits(return_X_y=True)
     images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     return _in_memory(c, images, labels, tuple("0123456789"), None)
