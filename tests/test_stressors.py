@@ -268,8 +268,9 @@ def test_a_run_from_before_there_were_stressors_is_still_that_run(tmp_path):
     old = [json.loads(line) for line in store.rounds_path.read_text().splitlines()]
     for record in old:
         del record["n_foreign"], record["metrics"]["worst_class"], record["metrics"]["balanced_accuracy"]
-    store.rounds_path.write_text(json.dumps(old[0]) + "\n")
+    store.rounds_path.write_text("".join(json.dumps(record) + "\n" for record in old))
     assert store.finished() and store.records()[0].n_foreign == 0
+    store.rounds_path.write_text(json.dumps(old[0]) + "\n")
     resumed = run_here(tmp_path, *ask)
     assert [r.n_labelled for r in resumed.records()] == [20, 30]
     config["stressor"] = {"imbalance": 2.0}

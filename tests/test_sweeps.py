@@ -111,7 +111,8 @@ def until(is_so: Callable[[], object], driver: subprocess.Popen[str], seconds: f
 
 
 @pytest.fixture
-def sweeper() -> Iterator[sweep.Sweeper]:
+def sweeper(tmp_path, monkeypatch) -> Iterator[sweep.Sweeper]:
+    monkeypatch.chdir(tmp_path)  # whose results/ is empty
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", ["+hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
