@@ -159,6 +159,7 @@ class TrainerConfig:
     start: Weights = MISSING
     schedule: Schedule = MISSING
     augment: Augment = MISSING
+    test_passes: int | None = MISSING
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     num_workers: int = MISSING
     threads: int | None = MISSING
@@ -281,6 +282,10 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
                 for n in (t.max_steps, t.max_epochs, t.steps_per_epoch, t.later_max_epochs, t.threads)
             ),
             "trainer.max_steps, max_epochs, later_max_epochs, steps_per_epoch and threads are 1 or more, or null.",
+        ),
+        (
+            t.test_passes is not None and t.test_passes < 2,
+            f"trainer.test_passes={t.test_passes}: 2 passes with dropout or more, or null for one without.",
         ),
         (d.image_size is not None and d.image_size < 8, f"dataset.image_size={d.image_size}: 8 pixels or more."),
         (

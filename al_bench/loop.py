@@ -19,8 +19,10 @@ from al_bench.errors import UserError
 from al_bench.metrics import classification_metrics, loss_and_accuracy
 from al_bench.models import engine, nets
 from al_bench.models.classifier import Classifier, build_optimizer
+from al_bench.models.dropout import Passes
 from al_bench.store import RoundRecord, RunStore, reference
 from al_bench.strategies import Strategy, load, select
+from al_bench.strategies.uncertainty import mean_log_probs
 
 log = logging.getLogger("al_bench")
 
@@ -50,8 +52,9 @@ def run(c: Config, store: RunStore) -> None:
         with timed(seconds, "evaluate"):
             validation = judge(c, classifier, images, pool)
             weights_from = keep_best(c, store, classifier, records, validation, round)
-            test = engine.predict(c.trainer, classifier, images, dataset.test_idx)
-            metrics = classification_metrics(test.log_probs_PSC[:, 0], dataset.test_labels_V)
+            passes = testing_passes(c, classifier, images, round)
+            test = engine.predict(c.trainer, classifier, images, dataset.test_idx, passes=passes)
+            metrics = classification_metrics(mean_log_probs(test.log_probs_PSC).float(), dataset.test_labels_V)
         kept = validation if weights_from == round else records[weights_from].validation
         why = why_stop(c, round, pool, {"test": metrics["accuracy"], "validation": kept and kept["accuracy"]}, target)
         acquired, n_candidates = torch.empty(0, dtype=torch.int64), 0
@@ -93,6 +96,8 @@ def begin(
     dataset, oracle = sources.load(c.dataset, source, c.seed, c.stressor, c.cache_dir)
     check_budget(len(dataset.train_idx), c.budget)
     dataset = engine.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
+    if c.trainer.test_passes:
+        testing_passes(c, engine.build(c, dataset, 0), dataset.images, 0)  # told before anything is trained
     features = query.prepare(c, strategy, dataset)
     pool = start(dataset.train_idx, oracle, c.budget, c.seed, query.cold_start(c, dataset, features))
     store.identify(dataset, pool)
@@ -116,6 +121,17 @@ def find_target(c: Config, dataset: Dataset) -> float | None:
     if checksum != dataset.checksum:
         raise UserError("The full-data reference was trained on other images. Train it again with budget=full.")
     return accuracy[c.budget.stop.at.name]
+
+
+def testing_passes(c: Config, classifier: Classifier, images: Tensor, round: int) -> Passes | None:
+    """What the test set is predicted by; None: the net without dropout. Raises UserError for a net that has none."""
+    if c.trainer.test_passes is None:
+        return None
+    try:
+        stream = rng.stream(c.seed, "test dropout", round)
+        return engine.dropout_passes(c.trainer, classifier, images, c.trainer.test_passes, stream)
+    except UserError as error:
+        raise UserError(f"trainer.test_passes={c.trainer.test_passes}: {error}.") from None
 
 
 def judge(c: Config, classifier: Classifier, images: Tensor, pool: Pool) -> dict[str, float] | None:

@@ -1,6 +1,6 @@
 """What a finished run leaves to look at, in its folder: its curve, what it bought, what it is least certain of.
 
-N test images, K images side by side, H and W pixels; S = 1 pass, C classes. Sizes on the page are inches.
+N test images, K images side by side, H and W pixels; S passes, C classes. Sizes on the page are inches.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def picked(path: Path, dataset: Dataset, records: Sequence[RoundRecord]) -> None
 
 def most_uncertain(path: Path, dataset: Dataset, log_probs_NSC: Tensor) -> None:
     """The test images that the last net is least certain of, by each score, with their predicted and true classes."""
-    names, predicted_N = dataset.class_names, log_probs_NSC.mean(1).argmax(-1)
+    names, predicted_N = dataset.class_names, uncertainty.mean_log_probs(log_probs_NSC).argmax(-1)
     rows = []
     for name, score in SCORES.items():
         score_K, top_K = score(log_probs_NSC).sort(descending=True, stable=True)

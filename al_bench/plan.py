@@ -20,7 +20,7 @@ class Plan:
     labels: list[int]  # training labels of each fit
     trained: list[int]  # images a round's nets train on, repeats included; early stopping may end it sooner
     predicted: list[int]  # pool images predicted after it, once for each pass and member
-    n_test: int
+    tested: int  # test images predicted after each fit, once for each pass
     memory: dict[str, int]  # bytes
 
 
@@ -38,7 +38,7 @@ def show(c: Config) -> None:
     console.print(f"Labels bought: {plan.labels[-1] + n:,} ({plan.labels[-1]:,} to train on, {n:,} for validation)")
     console.print(
         f"Work: {len(plan.labels)} fits, at most {sum(plan.trained):,} images trained, {sum(plan.predicted):,} pool "
-        f"images predicted, {plan.n_test:,} test images predicted after each fit"
+        f"images predicted, {plan.tested:,} test images predicted after each fit"
     )
     parts = ", ".join(f"{name} {_megabytes(size)}" for name, size in plan.memory.items())
     console.print(f"Memory: about {_megabytes(sum(plan.memory.values()))} ({parts})")
@@ -60,7 +60,7 @@ def make(c: Config) -> Plan:
         labels=labels,
         trained=[n * engine.images_trained(c.trainer, labels[round], round) for round, n in enumerate(n_nets)],
         predicted=[min(for_sale - n, most or for_sale) * times for n in labels[:-1]] + [0],
-        n_test=len(used.test_idx),
+        tested=len(used.test_idx) * (c.trainer.test_passes or 1),
         memory=_memory(c, source.image_shape, used, max(n_nets) * (passes or 1)),
     )
 

@@ -147,4 +147,7 @@ def _dropout(c: Config, net: Classifier, images: Tensor, round: int, member: int
         stream = rng.stream(c.seed, rng.of_member("dropout", member), round)
         return engine.dropout_passes(c.trainer, net, images, c.strategy["passes"], stream)
     except UserError as error:
-        raise UserError(f"strategy {c.strategy['name']}: {error}.") from None
+        raise UserError(
+            f"strategy {c.strategy['name']}: {error}. Or train a committee instead: strategy.passes=null "
+            "strategy.members=5."
+        ) from None

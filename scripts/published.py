@@ -151,7 +151,7 @@ def cost(run: Run) -> dict[str, float]:
     return {
         "trained": sum(r["steps"] * (members if r in queries else 1) for r in lines) * c["trainer.batch_size"],
         "predicted": sum(r["n_candidates"] * times + r["n_labelled"] * of_labelled for r in queries)
-        + len(lines) * run.info["dataset"]["n_test"]
+        + len(lines) * run.info["dataset"]["n_test"] * (c.get("trainer.test_passes") or 1)
         + (len(lines) + epochs) * lines[0]["n_val"],
         "fit": seconds["fit"] + seconds["committee"],
         "predict": seconds["predict"] + seconds["evaluate"],

@@ -72,9 +72,12 @@ def test_an_experiment_with_all_labels_is_the_full_data_and_nothing_else_is():
             asked(*part)
 
 
-def test_a_plan_counts_every_prediction_of_the_pool():
+def test_a_plan_counts_every_prediction():
+    tested = []
+
     def planned(*overrides):
         p = plan.make(asked("budget.initial=38", "budget.query=100", "budget.rounds=1", *overrides))
+        tested.append(p.tested)
         return p.predicted, p.memory["predictions of the pool"]
 
     # digits: 1,438 training images, 1,400 in the pool; embeddings of 128 and ten classes, 4 bytes each
@@ -84,6 +87,8 @@ def test_a_plan_counts_every_prediction_of_the_pool():
         [500 * 12, 0],
         4 * (128 + 12 * 10) * 500,
     )
+    planned("trainer.test_passes=5")
+    assert tested == [359, 359, 359, 5 * 359]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +117,7 @@ def test_the_length_of_training_by_hand(overrides, length):
         ("trainer.max_steps=0", "are 1 or more, or null"),
         ("dataset.image_size=4", "8 pixels or more"),
         ("dataset.test_fraction=1.0", "between 0 and 1"),
+        ("trainer.test_passes=1", "trainer.test_passes=1: 2 passes with dropout or more, or null"),
         ("trainer.later_max_epochs=1", "trainer.later_max_epochs is trainer.max_epochs of the rounds after the first"),
         ("stressor.noise=0.9", "stressor.noise=0.9 is put on copies of images, and there are none"),
         ("dataset.mean=[] dataset.std=[]", "dataset.mean and dataset.std: as many of each"),

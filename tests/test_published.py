@@ -194,7 +194,7 @@ def test_a_complete_comparison_is_kept_whole_and_an_incomplete_one_not_at_all(tm
 
 
 def test_what_a_run_took_by_hand(tmp_path):
-    def run_of(strategy, target, passes=None, members=None, patience=None, n_val=0, starts=1):
+    def run_of(strategy, target, passes=None, members=None, patience=None, n_val=0, starts=1, **trainer):
         folder = write_run(tmp_path, strategy)
         info = json.loads((folder / "run.json").read_text())
         info["starts"] = [info["starts"][0] | {"time": "2026-01-01T10:00:00+00:00"}] * starts
@@ -202,7 +202,7 @@ def test_what_a_run_took_by_hand(tmp_path):
         (folder / "run.json").write_text(json.dumps(info))
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["strategy"] |= {"_target_": f"al_bench.strategies.{target}", "passes": passes, "members": members}
-        config["trainer"] |= {"batch_size": 64, "early_stopping": {"patience": patience}}
+        config["trainer"] |= {"batch_size": 64, "early_stopping": {"patience": patience}} | trainer
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         lines = list(map(json.loads, (folder / "rounds.jsonl").read_text().splitlines()))
         seconds = {"fit": 2.0, "evaluate": 0.5, "committee": 1.0, "predict": 0.5, "select": 1.0}
@@ -223,6 +223,8 @@ def test_what_a_run_took_by_hand(tmp_path):
     cal = published.cost(run_of("cal", "hybrid.cal", passes=4, members=3, patience=1, n_val=6))
     assert cal["trained"] == (3 + 3 + 1) * 100 * 64
     assert cal["predicted"] == (90 + 10 + 20) * 12 + 3 * 7 + (3 + 15) * 6
+    tested = published.cost(run_of("random_control", "random.random_sampling", test_passes=10))
+    assert tested["predicted"] == 3 * 7 * 10
     embeddings = published.cost(run_of("coreset", "diversity.k_center"))
     assert embeddings["predicted"] == 90 + 10 + 20 + 21
     continued = published.cost(run_of("margin", "uncertainty.margin", starts=2))

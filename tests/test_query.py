@@ -9,7 +9,7 @@ from conftest import QUICK, asked, lines_of, seeded
 from conftest import run_here as run_longer
 from threadpoolctl import threadpool_limits
 
-from al_bench import query, rng
+from al_bench import loop, query, rng
 from al_bench.cli import conf_dir
 from al_bench.data import pool, sources
 from al_bench.errors import UserError
@@ -213,7 +213,42 @@ def test_the_first_member_is_the_net_that_is_tested_and_each_other_is_built_trai
     torch.testing.assert_close(view.labelled_log_probs_LC.exp(), torch.cat(labelled_LSC, 1).exp().mean(1))
 
 
-@pytest.mark.parametrize("ask", [("strategy.passes=3",), ("strategy.members=2",)])
+def test_the_test_by_passes_is_the_mean_of_their_probabilities_and_changes_nothing_else(tmp_path, monkeypatch):
+    predict, judge, tested, judged = engine.predict, loop.classification_metrics, [], []
+
+    def kept(*args, **kwargs):
+        seen = predict(*args, **kwargs)
+        tested.extend([seen.log_probs_PSC] * (args[3] is kept.test_idx))
+        return seen
+
+    monkeypatch.setattr(engine, "predict", kept)
+    monkeypatch.setattr(loop, "classification_metrics", lambda *seen: judged.append(seen[0]) or judge(*seen))
+    load = loop.sources.load
+
+    def loaded(*args):
+        dataset, oracle = load(*args)
+        kept.test_idx = dataset.test_idx
+        return dataset, oracle
+
+    monkeypatch.setattr(loop.sources, "load", loaded)
+    plain, by_passes, other = (
+        lines_of(run_here(tmp_path / name, *ask, "budget.rounds=1").folder)
+        for name, ask in (
+            ("plain", ["strategy=margin"]),
+            ("passes", ["strategy=margin", "trainer.test_passes=3"]),
+            ("other", ["strategy=random", "trainer.test_passes=3"]),
+        )
+    )
+    assert [t.shape[1] for t in tested] == [1, 1, 3, 3, 3, 3]
+    assert not torch.equal(tested[2][:, 0], tested[2][:, 1])
+    for seen_VSC, judged_VC in zip(tested, judged, strict=True):
+        torch.testing.assert_close(judged_VC.exp(), seen_VSC.exp().mean(1))
+    assert [r["metrics"] != p["metrics"] for r, p in zip(by_passes, plain, strict=True)] == [True, True]
+    assert [r | {"metrics": 0} for r in by_passes] == [p | {"metrics": 0} for p in plain]
+    assert other[0]["metrics"] == by_passes[0]["metrics"]  # the masks are those of the seed, not of the strategy
+
+
+@pytest.mark.parametrize("ask", [("strategy.passes=3",), ("strategy.members=2",), ("trainer.test_passes=3",)])
 def test_a_resumed_run_sees_the_same_masks_and_members(tmp_path, ask):
     whole = run_here(tmp_path / "whole", "strategy=margin", *ask, "budget.rounds=2")
     run = run_here(tmp_path / "cut", "strategy=margin", *ask, "budget.rounds=2")
@@ -264,11 +299,24 @@ def test_passes_of_a_model_without_dropout_are_refused_before_anything_is_traine
     from al_bench.store import run_folder
 
     ask = ("model=timm", "model.name=test_resnet", "model.pretrained=false", "strategy=margin", "strategy.passes=4")
-    with pytest.raises(UserError, match="strategy margin: the model has no dropout.*model.dropout=0.5"):
+    with pytest.raises(
+        UserError, match="strategy margin: the model has no dropout.*model.dropout=0.5.*strategy.members=5"
+    ):
         run_here(tmp_path, *ask)
     folder = run_folder(asked(f"results_dir={tmp_path}", *ask))
     assert not (folder / "rounds.jsonl").exists() or not (folder / "rounds.jsonl").read_text()
     run_here(tmp_path, *ask, "model.dropout=0.5", "budget.rounds=1")
+
+
+def test_a_test_with_dropout_of_a_model_without_it_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "fit", None)
+    ask = ("model=timm", "model.name=test_resnet", "model.pretrained=false", "trainer.test_passes=4")
+    with pytest.raises(UserError) as error:
+        run_here(tmp_path, *ask)
+    assert str(error.value) == (
+        "trainer.test_passes=4: the model has no dropout, so all passes would be the same. Set model.dropout=0.5 (timm "
+        "and frozen models) or choose model=small_cnn or bcnn."
+    )
 
 
 @pytest.mark.parametrize("start", ["k_center", "k_means", "typiclust", "prob_cover"])

@@ -28,8 +28,7 @@ class Passes:
         if first is None:
             raise UserError(
                 "the model has no dropout, so all passes would be the same. Set model.dropout=0.5 (timm and frozen "
-                "models), choose model=small_cnn or bcnn, or train a committee instead: strategy.passes=null "
-                "strategy.members=5"
+                "models) or choose model=small_cnn or bcnn"
             )
         self.once, rest = layers[:first], layers[first:]
         shapes = dropout_shapes(layers, image)[first:]
