@@ -293,7 +293,7 @@ def test_a_run_under_each_stressor_keeps_to_its_plan(ask, tmp_path):
     store = run_here(tmp_path, *ask)
     records, facts, planned = store.records(), store.info()["dataset"], plan.make(store.config)
     assert [r.n_labelled + r.n_foreign for r in records] == planned.labels == [20, 30, 40, 50]
-    assert (facts["n_test"], {r.n_val for r in records}) == (planned.n_test, {20})
+    assert (facts["n_test"], {r.n_val for r in records}) == (planned.tested, {20})
     assert planned.predicted[-2] in (0, facts["n_train"] - 20 - 40)
     assert (records[-1].n_foreign > 0) == ("stressor.foreign=4" in ask)
     assert len(records[-1].metrics["per_class"]) == len(facts["classes"]) == 10 - store.config.stressor.foreign
