@@ -326,6 +326,7 @@ def in_detail(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]
                 f"full_{quantity}", f"Training on the full data: {quantity}", f"Over its epochs; seed {run.seed}.",
                 lambda f, e=epochs, q=quantity: plots.training_history(f.subplots(), e, q),
             )  # fmt: skip
+    full_of = {run.seed: run.metrics["accuracy"][-1] for run in s.references}
     for i, (strategy, (run, *more)) in enumerate(s.runs.items()):
         if more:
             continue
@@ -333,13 +334,14 @@ def in_detail(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]
         labelled_R, n_val = run.labels_R, (run.info.get("validation_set") or {}).get("n", 0)
         unlabelled_R = (run.info.get("dataset") or {}).get("n_train", 0) - n_val - labelled_R
         accuracy_R, epochs = run.metrics["accuracy"], results.histories(run)
+        full = full_of.get(run.seed, s.full)  # of the same test set, where that seed has it
         yield (
             f"pool-{name}", "Training set and pool", f"At each training of {run.name}.",
             lambda f, a=labelled_R, b=unlabelled_R: plots.pool_sizes(f.subplots(), a, b),
         )  # fmt: skip
         yield (
             f"retraining-{name}", "Test accuracy", f"After each training of {run.name}.",
-            lambda f, a=accuracy_R: plots.retraining_accuracy(f.subplots(), a, s.full),
+            lambda f, a=accuracy_R, full=full: plots.retraining_accuracy(f.subplots(), a, full),
         )  # fmt: skip
         if any("val_accuracy" in epoch for history in epochs for epoch in history):
             yield (

@@ -67,10 +67,12 @@ def how_it_ended(s: Study) -> str:
         f"{r['metrics']['accuracy']:.2%} with {r['n_labelled']:,} labels" for r in (rounds[0], rounds[-1], full)
     )
     thrown_away = sum(r["weights_from"] != r["round"] for r in rounds)
+    nearest = min(full["metrics"]["accuracy"] - r["metrics"]["accuracy"] for r in rounds)
     return (
-        f"From {start} to {end}, where {loop.info['stopped']}; the full data with the same seed: {all_labels}. The "
-        f"weights of {thrown_away} of {len(rounds) - 1} retrainings were thrown away, for an earlier round's "
-        "validation loss was lower: those rounds repeat the accuracy before them."
+        f"From {start} to {end}, where {loop.info['stopped']}; the full data with the same seed: {all_labels}, at the "
+        f"nearest {100 * nearest:.2f} points above the loop. The weights of {thrown_away} of {len(rounds) - 1} "
+        "retrainings were thrown away, for an earlier round's validation loss was lower: those rounds repeat the "
+        "accuracy before them."
     )
 
 
@@ -100,13 +102,14 @@ def to_the_full_data(s: Study) -> str:
 
 
 def learned(s: Study) -> str:
-    """How much of what each strategy bought the nets could learn: their accuracy on it while they were trained."""
+    """How far the nets came with what each strategy bought: their accuracy on it over the whole of the last fit."""
     shares = []
     for name, runs in s.runs.items():
         last_fits = [results.histories(run)[last_round(s, run)] for run in runs]
         shares.append(f"{report.md(name)} {fmean(epochs[-1]['accuracy'] for epochs in last_fits):.0%}")
     return (
-        f"Accuracy on the training images during the fit at {s.labels_R[-1]:,} labels, with dropout, mean over seeds: "
+        f"Accuracy on the batches of the fit at {s.labels_R[-1]:,} labels, over all its steps from the first on, with "
+        "dropout, mean over seeds: "
         f"{', '.join(shares)}."
     )
 

@@ -273,7 +273,8 @@ def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypat
     gentle_introduction.write_faithful()
     assert (
         "From 80.00% with 5,000 labels to 82.00% with 5,600 labels, where the budget is used up; the full data with "
-        "the same seed: 88.00% with 500 labels. The weights of 1 of 3 retrainings were thrown away"
+        "the same seed: 88.00% with 500 labels, at the nearest 6.00 points above the loop. The weights of 1 of 3 "
+        "retrainings were thrown away"
     ) in page.read_text()
     assert pictures()[:5] == list(gentle_introduction.LOOP)
 

@@ -659,6 +659,17 @@ def test_single_runs_and_the_full_data_run_are_shown_in_detail(tmp_path):
     assert "pool-0-random" not in made  # it has two seeds
 
 
+def test_a_single_run_is_drawn_beside_the_full_data_of_its_own_seed(tmp_path):
+    write_run(tmp_path, "margin", 0)
+    for seed, accuracy in ((1, 0.7), (0, 0.9)):
+        write_run(tmp_path, "random", seed, (accuracy,), budget="full")
+    (s,) = verdict.studies(results.find(tmp_path))
+    (draw,) = (draw for name, _, _, draw in report.in_detail(s) if name.startswith("retraining"))
+    draw(figure := plots.new_figure())
+    _, full = figure.axes[0].get_lines()
+    assert full.get_ydata()[0] == pytest.approx(90) and s.full == pytest.approx(0.8)
+
+
 def test_the_report_changes_no_run_and_says_the_same_again(tmp_path):
     two_arms(tmp_path, n=3)
     files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
