@@ -326,7 +326,7 @@ def in_detail(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]
                 f"full_{quantity}", f"Training on the full data: {quantity}", f"Over its epochs; seed {run.seed}.",
                 lambda f, e=epochs, q=quantity: plots.training_history(f.subplots(), e, q),
             )  # fmt: skip
-    full_of = {run.seed: run.metrics["accuracy"][-1] for run in s.references}
+    full_of = s.full_by_seed
     for i, (strategy, (run, *more)) in enumerate(s.runs.items()):
         if more:
             continue

@@ -299,12 +299,17 @@ def circumstances(runs: list[Run]) -> dict[str, Counter[str]]:
         for start in run.info.get("starts", []):  # a run that was continued may have changed machines
             versions = {f"version of {k}": v for k, v in start.get("versions", {}).items()}
             there = {name: start.get(name) for name in ("cpu", "device", "precision", "threads", "python")}
-            there["git"] = re.sub(r"^(\w{7})\w+", r"\1", start.get("git") or "unknown")
+            there["git"] = commit(start)
             for name, value in (versions | there).items():
                 of_run.setdefault(name, {})[str(value)] = None
         for name, values in of_run.items():
             facts.setdefault(name, Counter())[", then ".join(values)] += 1
     return {name: counts for name, counts in facts.items() if len(counts) > 1}
+
+
+def commit(start: dict[str, Any]) -> str:
+    """What a start of a run ran, in short; with a + where its code or configuration was changed."""
+    return re.sub(r"^(\w{7})\w+", r"\1", start.get("git") or "unknown")
 
 
 def most_common(values: Iterable[Any]) -> Any:

@@ -62,7 +62,12 @@ class Study:
     @property
     def full(self) -> float | None:
         """Accuracy of the full-data reference, mean over its seeds."""
-        return float(np.mean([run.metrics["accuracy"][-1] for run in self.references])) if self.references else None
+        return mean(self.full_by_seed.values()) if self.references else None
+
+    @property
+    def full_by_seed(self) -> dict[int, float]:
+        """Accuracy of the full-data reference."""
+        return {run.seed: run.metrics["accuracy"][-1] for run in self.references}
 
     @property
     def all_runs(self) -> list[Run]:
@@ -197,11 +202,13 @@ def validation_labels(runs: list[Run]) -> list[str]:
 
 
 def differences(runs: list[Run]) -> list[str]:
-    return [
-        f"Computed on different hardware or software: {name} "
-        + ", ".join(f"{value} ({n} of {len(runs)} runs)" for value, n in counts.most_common(4))
-        for name, counts in results.circumstances(runs).items()
-    ]
+    words = []
+    for name, counts in results.circumstances(runs).items():
+        named = dict(counts.most_common(4))
+        there = [f"{value} ({n} of {len(runs)} runs)" for value, n in named.items()]
+        others = [f"others ({counts.total() - sum(named.values())})"] if len(counts) > len(named) else []
+        words.append(f"Computed on different hardware or software: {name} {', '.join(there + others)}")
+    return words
 
 
 def seeds_apart(s: Study) -> list[str]:

@@ -7,14 +7,16 @@ features; stopped and typed again, it goes on. Writes results/frozen_features/ a
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
+import check_results
+import pandas as pd
 import published
 from matplotlib.ticker import MaxNLocator
 
 from al_bench import plots, report, results, stats, verdict
-from al_bench.stats import Comparison, Efficiency
+from al_bench.stats import Efficiency
 from al_bench.verdict import CONTROL, RANDOM, Study
 
 OUT = published.ROOT / "results" / "frozen_features"
@@ -71,29 +73,21 @@ def write(cells: list[tuple[str, str]]) -> None:
         ours = [run for run in runs if run.cell.dataset == dataset and run.cell.budget in (budget, "full")]
         dropped = ("acquired", "class_counts", "per_class")
         studies[dataset][budget] = published.keep(ours, OUT / f"{dataset}-{budget}", FIGURES, dropped)
-    overviews = {}
     for dataset, found in studies.items():
         draw(OUT / f"{dataset}.png", found)
-        overviews[dataset] = overview(found)
-    pictured = "\n\n".join(f"![{dataset}]({dataset}.png)\n\n{words}" for dataset, words in overviews.items())
     sections = "\n\n".join(
         section(f"{dataset}-{budget}", s) for dataset, found in studies.items() for budget, s in found.items()
     )
     costs = published.costs(s for found in studies.values() for s in found.values())
-    published.fill(OUT / "README.md", overviews=pictured, verdicts=sections, costs=costs)
-    published.fill(published.ROOT / "README.md", frozen_features=overviews["cifar10"])
-
-
-def compared(studies: dict[str, Study]) -> list[str]:
-    """The strategies of any of the studies."""
-    return list(dict.fromkeys(name for s in studies.values() for name in s.against))
+    published.fill(OUT / "README.md", overviews=overviews(), verdicts=sections, costs=costs)
+    published.fill(published.ROOT / "README.md", frozen_features=overview("cifar10"))
 
 
 def draw(path: Path, studies: dict[str, Study]) -> None:
     """The budgets side by side, each strategy with the same look in all of them."""
     figure = plots.new_figure(plots.PAGE, 3.6)
     axes = figure.subplots(1, len(studies))
-    looks = plots.style(compared(studies))
+    looks = plots.style(dict.fromkeys(name for s in studies.values() for name in s.against))
     for ax, (budget, s) in zip(axes, studies.items(), strict=True):
         differences = {name: against.difference for name, against in s.against.items()}
         plots.difference_to_random(ax, s.labels_R, differences, verdict.noise(s), looks)
@@ -112,51 +106,84 @@ def draw(path: Path, studies: dict[str, Study]) -> None:
     figure.savefig(path, dpi=200)
 
 
-def overview(studies: dict[str, Study]) -> str:
-    """Every strategy at every budget, the best on average first, in Markdown."""
+def overviews() -> str:
+    return "\n\n".join(f"![{dataset}]({dataset}.png)\n\n{overview(dataset)}" for dataset in CLASSES)
 
-    def mean_gain(name: str) -> float:
-        return fmean(s.against[name].area.mean for s in studies.values() if name in s.against)
 
-    heads = ["", *(f"{budget}: {s.labels_R[0]:,} to {s.labels_R[-1]:,} labels" for budget, s in studies.items())]
+def overview(dataset: str) -> str:
+    """Every strategy at every budget, the best on average first, in Markdown: from what results/ keeps."""
+    kept = {budget: f"frozen_features/{dataset}-{budget}" for budget in LABELS_A_CLASS}
+    rounds = {budget: check_results.read(name) for budget, name in kept.items()}
+    summaries = {
+        budget: pd.read_csv(check_results.RESULTS / name / "summary.csv").set_index("strategy")
+        for budget, name in kept.items()
+    }
+    of_random = {budget: summary.loc[RANDOM] for budget, summary in summaries.items()}
+    gains = pd.DataFrame({budget: summary["minus_random"] for budget, summary in summaries.items()}).mean(axis=1)
+    names = list(gains.dropna().sort_values(ascending=False).index)
     rows = [
-        [RANDOM, *(f"{s.area(RANDOM).mean():.1%}" for s in studies.values())],
-        [report.md(CONTROL), *map(noise, studies.values())],
+        [RANDOM, *(f"{r['mean_accuracy_over_labels']:.1%}" for r in of_random.values())],
+        [report.md(CONTROL), *(noise(rounds[budget], r["target"]) for budget, r in of_random.items())],
+        *([report.md(name), *(cell(summary, name) for summary in summaries.values())] for name in names),
     ]
-    for name in sorted(compared(studies), key=mean_gain, reverse=True):
-        rows.append([report.md(name), *(cell(s, name) for s in studies.values())])
-    targets = ", ".join(f"{s.target:.0%} ({budget})" for budget, s in studies.items() if s.target is not None)
-    s = next(iter(studies.values()))
-    full = s.references[0]
+    heads = ["", *(f"{b}: {r['labels_from']:,} to {r['labels_to']:,} labels" for b, r in of_random.items())]
+    targets = {budget: r["target"] for budget, r in of_random.items() if pd.notna(r["target"])}
+    full = rounds["high"][rounds["high"]["budget"] == "full"]
     words = (
-        f"random: its mean accuracy over the labels (with all {full.labels_R[-1]:,} labels, in the same "
-        f"{full.config['trainer.max_steps']} steps: {s.full:.1%}). The others, the best on average first: points more "
-        "than that, with 95% intervals, paired by seed; bold: significant (Wilcoxon, p < 0.05 after Holm's correction "
-        "over the strategies of the column, so that an interval by itself can be clear of 0 without it). Then the "
-        f"share of random's labels saved (negative: it takes more) on the way to an accuracy of {targets}, where every "
-        f"seed reaches it. {report.md(CONTROL)} is a second random arm: the noise. Empty: not run."
+        f"random: its mean accuracy over the labels (with all {full['n_labelled'].max():,} labels, in the same "
+        f"{full['steps'].max()} steps: {full['accuracy'].mean():.1f}%). The others, the best on average first: points "
+        "more than that, with 95% intervals, paired by seed; bold: significant (Wilcoxon, p < 0.05 after Holm's "
+        "correction over the strategies of the column, so that an interval by itself can be clear of 0 without it). "
+        "Then the share of random's labels saved (negative: it takes more) on the way to an accuracy of "
+        f"{', '.join(f'{target:.0%} ({budget})' for budget, target in targets.items())}, where every seed reaches it. "
+        f"{report.md(CONTROL)} is a second random arm: the noise. Empty: not run."
     )
+    if len(targets) > 1:
+        words += f" {what_a_target_decides(rounds, targets, names[0])}"
     return f"{report.markdown_rows(heads, rows)}\n\n{words}"
 
 
-def cell(s: Study, name: str) -> str:
-    if name not in s.against:
+def cell(summary: pd.DataFrame, name: str) -> str:
+    if name not in summary.index:
         return ""
-    a = s.against[name]
-    return gain(a.area, a.efficiency, a.significant)
+    r = summary.loc[name]
+    area, saved = ([r[f"{what}{end}"] for end in ("", "_low", "_high")] for what in ("minus_random", "labels_saved"))
+    return gain(area, None if pd.isna(saved[0]) else saved, r["significant"])
 
 
-def noise(s: Study) -> str:
-    return gain(stats.compare(s.area(CONTROL), s.area(RANDOM)), verdict.savings(s, CONTROL, s.seeds(CONTROL)))
+def noise(rounds: pd.DataFrame, target: float) -> str:
+    labels_R, curve = check_results.curves(rounds, (CONTROL, RANDOM))
+    area = stats.compare(*(stats.aubc(labels_R, accuracy_SR) / 100 for accuracy_SR in curve.values()))
+    e = savings(rounds, CONTROL, target) if pd.notna(target) else None
+    return gain((area.mean, area.low, area.high), e.savings if e and e.n_pairs == e.n else None)
 
 
-def gain(area: Comparison, e: Efficiency, significant: bool = False) -> str:
-    points = f"**{verdict.points(area.mean)}**" if significant else verdict.points(area.mean)
-    words = f"{points}{verdict.interval(area.low, area.high)}"
-    if e.n_pairs == e.n:
-        saved, low, high = e.savings
-        words += f"; saves {100 * saved:{verdict.PER_CENT}}%{verdict.interval(low, high, verdict.PER_CENT)}"
+def gain(area: Sequence[float], saved: Sequence[float] | None, significant: bool = False) -> str:
+    """Of fractions: (mean, low, high)."""
+    mean, low, high = area
+    points = f"**{verdict.points(mean)}**" if significant else verdict.points(mean)
+    words = f"{points}{verdict.interval(low, high)}"
+    if saved:
+        mean, low, high = saved
+        words += f"; saves {100 * mean:{verdict.PER_CENT}}%{verdict.interval(low, high, verdict.PER_CENT)}"
     return words
+
+
+def savings(rounds: pd.DataFrame, name: str, target: float) -> Efficiency:
+    labels_R, curve = check_results.curves(rounds, (RANDOM, name))
+    reached = (stats.labels_to(100 * target, labels_R, accuracy_SR, "envelope") for accuracy_SR in curve.values())
+    return stats.efficiency(*reached)
+
+
+def what_a_target_decides(rounds: dict[str, pd.DataFrame], targets: dict[str, float], best: str) -> str:
+    """What is saved at the last budget on the way to its target, and to the target of the budget before."""
+    *_, (_, lower), (budget, target) = targets.items()
+    to = {t: f"{100 * savings(rounds[budget], best, t).savings[0]:.0f}%" for t in (target, lower)}
+    return (
+        "A target is the highest whole per cent that random reaches with every seed, so it is known only afterwards, "
+        f"and it decides what is saved: with the {budget} budget {report.md(best)} saves {to[target]} on the way to "
+        f"{target:.0%}, {to[lower]} on the way to {lower:.0%}."
+    )
 
 
 def section(name: str, s: Study) -> str:

@@ -1,4 +1,4 @@
-"""The article as its code runs it, flaws included, and its question with a protocol that can answer it, from nothing.
+"""The article as its code runs it, flaws included, and its question with the random baseline it lacks, from nothing.
 
     python scripts/gentle_introduction.py --dogs-vs-cats train.zip [--seeds 7]
 
@@ -69,17 +69,23 @@ def how_it_ended(s: Study) -> str:
     thrown_away = sum(r["weights_from"] != r["round"] for r in rounds)
     nearest = min(full["metrics"]["accuracy"] - r["metrics"]["accuracy"] for r in rounds)
     return (
-        f"From {start} to {end}, where {loop.info['stopped']}; the full data with the same seed: {all_labels}, at the "
-        f"nearest {100 * nearest:.2f} points above the loop. The weights of {thrown_away} of {len(rounds) - 1} "
-        "retrainings were thrown away, for an earlier round's validation loss was lower: those rounds repeat the "
-        "accuracy before them."
+        f"From {start} to {end}, where {loop.info['stopped']}; the full data with the same seed (the first two "
+        f"figures): {all_labels}, at the nearest {100 * nearest:.2f} points above the loop. The weights of "
+        f"{thrown_away} of {len(rounds) - 1} retrainings were thrown away, for an earlier round's validation loss was "
+        "lower: those rounds repeat the accuracy before them. The last weights were fitted with "
+        f"{rounds[rounds[-1]['weights_from']]['n_labelled']:,} labels."
     )
 
 
 def write_fair(n_seeds: int) -> None:
     s = published.keep([run for run in finished(FAIR) if run.seed < n_seeds], OUT / "fair", CURVES)
     verdict = [as_markdown("fair", CURVES), published.words(s), to_the_full_data(s), learned(s)]
-    published.fill(OUT / "README.md", verdict="\n\n".join(verdict), costs_of_verdict=published.costs([s]))
+    published.fill(
+        OUT / "README.md",
+        verdict="\n\n".join(verdict),
+        checks_of_verdict=check_results.as_list("gentle_introduction/fair"),
+        costs_of_verdict=published.costs([s]),
+    )
 
 
 def finished(study: str) -> list[Run]:
@@ -92,7 +98,7 @@ def as_markdown(folder: str, figures: dict[str, str]) -> str:
 
 def to_the_full_data(s: Study) -> str:
     """What is still missing at the last label count, paired by seed with training on all labels, in Markdown."""
-    full = {run.seed: run.metrics["accuracy"][-1] for run in s.references}
+    full = s.full_by_seed
     last, n_train = s.labels_R[-1], s.references[0].labels_R[-1]
     lines = [f"At {last:,} labels, minus the accuracy with all {n_train:,} ({s.full:.1%}):", ""]
     for name in s.runs:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from al_bench import plots, report, verdict
+from al_bench import plots, report, results, verdict
 from al_bench.config import function
 from al_bench.results import Run
 from al_bench.strategies import needs_of
@@ -122,7 +122,7 @@ def costs(studies: Iterable[Study]) -> str:
     total = sum(c["whole"] for c in of_run.values())
     machines = Counter(
         f"{start['cpu']}, {start['cores']} cores, threads a run: {start['threads']}, {start['device']}, "
-        f"{start['precision']}, torch {start['versions']['torch']}, commit {(start['git'] or 'unknown')[:7]}"
+        f"{start['precision']}, torch {start['versions']['torch']}, commit {results.commit(start)}"
         for run in of_run
         for start in run.info["starts"][-1:]
     )

@@ -314,6 +314,11 @@ def test_other_hardware_is_compared_and_said(tmp_path):
     found = the_study(tmp_path)
     assert found.notes[0] == "Computed on different hardware or software: cpu one (4 of 5 runs), two (1 of 5 runs)"
     assert "entropy" in found.against
+    for strategy, cpu in (("badge", "three"), ("bald", "four"), ("coreset", "five"), ("cal", "six")):
+        write_run(tmp_path, strategy, 0, cpu=cpu)
+    (note,) = (note for note in the_study(tmp_path).notes if "hardware" in note)
+    assert note.startswith("Computed on different hardware or software: cpu one (4 of 9 runs), ")
+    assert note.endswith(", others (2)") and note.count(" of 9 runs)") == 4
 
 
 def test_validation_labels_are_said_where_there_are_any(tmp_path):
