@@ -116,7 +116,7 @@ def study(cell: Cell, there: list[Run], full: list[Run], target: float | None) -
     labels_R, notes = common_labels(runs)
     order = sorted(runs if len(labels_R) else [], key=lambda r: (r.strategy != RANDOM, r.strategy, r.seed))
     by_strategy = {name: [r for r in order if r.strategy == name] for name in dict.fromkeys(r.strategy for r in order)}
-    notes = [*validation_labels(runs), *differences(runs), *notes]
+    notes = [*validation_labels(runs), *differences([*runs, *references]), *notes]
     s = Study(cell, by_strategy, labels_R, target, references, {}, [*left_out, *others], notes)
     if by_strategy and RANDOM not in by_strategy:
         s.notes.append("No finished run of random sampling: there is nothing to compare the strategies with.")
@@ -206,7 +206,9 @@ def differences(runs: list[Run]) -> list[str]:
     for name, counts in results.circumstances(runs).items():
         named = dict(counts.most_common(4))
         there = [f"{value} ({n} of {len(runs)} runs)" for value, n in named.items()]
-        others = [f"others ({counts.total() - sum(named.values())})"] if len(counts) > len(named) else []
+        others = (
+            [f"others ({counts.total() - sum(named.values())} of {len(runs)} runs)"] if len(counts) > len(named) else []
+        )
         words.append(f"Computed on different hardware or software: {name} {', '.join(there + others)}")
     return words
 

@@ -5,9 +5,13 @@
 Writes results/digits/ and its part of README.md.
 """
 
+import check_results
+import frozen_features
+import pandas as pd
 import published
 
-from al_bench import results
+from al_bench import report, results
+from al_bench.verdict import CONTROL
 
 OUT = published.ROOT / "results" / "digits"
 
@@ -17,8 +21,13 @@ def main() -> None:
     published.sweep(arms, "seed=range(10)", "study=digits")
     published.sweep("budget=full", "seed=range(10)", "study=digits")
     study = published.keep(results.find(published.RUNS / "digits"), OUT, ("learning_curves", "difference_to_random"))
-    published.fill(published.ROOT / "README.md", digits=published.words(study))
+    published.fill(published.ROOT / "README.md", digits=published.words(study), digits_noise=of_chance())
     published.fill(OUT / "README.md", costs=published.costs([study]))
+
+
+def of_chance() -> str:
+    noise = frozen_features.noise(check_results.read("digits"), pd.read_csv(OUT / "summary.csv")["target"][0])
+    return f"{report.md(CONTROL)} is random sampling drawn a second time, so this much is chance: {noise} (points, labels)."
 
 
 if __name__ == "__main__":

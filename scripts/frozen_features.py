@@ -176,13 +176,18 @@ def savings(rounds: pd.DataFrame, name: str, target: float) -> Efficiency:
 
 
 def what_a_target_decides(rounds: dict[str, pd.DataFrame], targets: dict[str, float], best: str) -> str:
-    """What is saved at the last budget on the way to its target, and to the target of the budget before."""
-    *_, (_, lower), (budget, target) = targets.items()
-    to = {t: f"{100 * savings(rounds[budget], best, t).savings[0]:.0f}%" for t in (target, lower)}
+    """What is saved at the last budget on the way to its target, and at the last two to the target of the one before."""
+    *_, (before, lower), (last, target) = targets.items()
+    at_target, at_lower, at_before = (
+        f"{100 * savings(rounds[budget], best, t).savings[0]:.0f}% on the way to {t:.0%}"
+        for budget, t in ((last, target), (last, lower), (before, lower))
+    )
+    initial = {budget: rounds[budget]["n_labelled"].min() for budget in (before, last)}
     return (
-        "A target is the highest whole per cent that random reaches with every seed, so it is known only afterwards, "
-        f"and it decides what is saved: with the {budget} budget {report.md(best)} saves {to[target]} on the way to "
-        f"{target:.0%}, {to[lower]} on the way to {lower:.0%}."
+        "A target is the highest whole per cent that random reaches with every seed, so it is known only afterwards; "
+        f"it and the initial set decide what is saved: with the {last} budget {report.md(best)} saves {at_target} and "
+        f"{at_lower}, where {initial[last]:,} labels are the initial set that all share; with the {before} budget, which "
+        f"starts with {initial[before]:,}, it saves {at_before}."
     )
 
 

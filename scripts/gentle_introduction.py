@@ -73,8 +73,18 @@ def how_it_ended(s: Study) -> str:
         f"figures): {all_labels}, at the nearest {100 * nearest:.2f} points above the loop. The weights of "
         f"{thrown_away} of {len(rounds) - 1} retrainings were thrown away, for an earlier round's validation loss was "
         "lower: those rounds repeat the accuracy before them. The last weights were fitted with "
-        f"{rounds[rounds[-1]['weights_from']]['n_labelled']:,} labels."
+        f"{rounds[rounds[-1]['weights_from']]['n_labelled']:,} labels.\n\n"
+        f"The full data, each seed on test images of its own: {', '.join(map(of_reference, s.references))}; the loop is in "
+        f"{precision(loop)}."
     )
+
+
+def of_reference(run: Run) -> str:
+    return f"seed {run.seed} {run.metrics['accuracy'][-1]:.2%} (in {precision(run)})"
+
+
+def precision(run: Run) -> str:
+    return run.info["starts"][-1]["precision"]
 
 
 def write_fair(n_seeds: int) -> None:

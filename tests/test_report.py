@@ -318,7 +318,14 @@ def test_other_hardware_is_compared_and_said(tmp_path):
         write_run(tmp_path, strategy, 0, cpu=cpu)
     (note,) = (note for note in the_study(tmp_path).notes if "hardware" in note)
     assert note.startswith("Computed on different hardware or software: cpu one (4 of 9 runs), ")
-    assert note.endswith(", others (2)") and note.count(" of 9 runs)") == 4
+    assert note.endswith(", others (2 of 9 runs)") and note.count(" of 9 runs)") == 5
+
+
+def test_a_reference_on_other_hardware_is_said(tmp_path):
+    two_arms(tmp_path, n=2)
+    write_run(tmp_path, "random", 0, (0.9,), labels=(500,), budget="full", cpu="two")
+    notes = the_study(tmp_path).notes
+    assert "Computed on different hardware or software: cpu one (4 of 5 runs), two (1 of 5 runs)" in notes
 
 
 def test_validation_labels_are_said_where_there_are_any(tmp_path):
