@@ -2,7 +2,8 @@
 
     python scripts/check_results.py        reads results/*/records.jsonl, writes results/checks.txt
 
-pass; miss, and by how much; open where the labels that a band asks for were not bought. Results that are not there yet are not checked. S seeds, R rounds.
+pass; miss, and by how much; open where the labels that a band asks for were not bought.
+Results that are not there yet are not checked. S seeds, R rounds.
 """
 
 import sys

@@ -27,7 +27,7 @@ def main() -> None:
 
 def of_chance() -> str:
     noise = frozen_features.noise(check_results.read("digits"), pd.read_csv(OUT / "summary.csv")["target"][0])
-    return f"{report.md(CONTROL)} is random sampling drawn a second time, so this much is chance: {noise} (points, labels)."
+    return f"{report.md(CONTROL)} is random sampling drawn a second time, so this is chance: {noise} (points, labels)."
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def savings(rounds: pd.DataFrame, name: str, target: float) -> Efficiency:
 
 
 def what_a_target_decides(rounds: dict[str, pd.DataFrame], targets: dict[str, float], best: str) -> str:
-    """What is saved at the last budget on the way to its target, and at the last two to the target of the one before."""
+    """What is saved at the last budget on the way to its target, and at the last two to that of the one before."""
     *_, (before, lower), (last, target) = targets.items()
     at_target, at_lower, at_before = (
         f"{100 * savings(rounds[budget], best, t).savings[0]:.0f}% on the way to {t:.0%}"
@@ -186,8 +186,8 @@ def what_a_target_decides(rounds: dict[str, pd.DataFrame], targets: dict[str, fl
     return (
         "A target is the highest whole per cent that random reaches with every seed, so it is known only afterwards; "
         f"it and the initial set decide what is saved: with the {last} budget {report.md(best)} saves {at_target} and "
-        f"{at_lower}, where {initial[last]:,} labels are the initial set that all share; with the {before} budget, which "
-        f"starts with {initial[before]:,}, it saves {at_before}."
+        f"{at_lower}, where {initial[last]:,} labels are the initial set that all share; with the {before} budget, "
+        f"which starts with {initial[before]:,}, it saves {at_before}."
     )
 
 

@@ -74,8 +74,8 @@ def how_it_ended(s: Study) -> str:
         f"{thrown_away} of {len(rounds) - 1} retrainings were thrown away, for an earlier round's validation loss was "
         "lower: those rounds repeat the accuracy before them. The last weights were fitted with "
         f"{rounds[rounds[-1]['weights_from']]['n_labelled']:,} labels.\n\n"
-        f"The full data, each seed on test images of its own: {', '.join(map(of_reference, s.references))}; the loop is in "
-        f"{precision(loop)}."
+        f"The full data, each seed on test images of its own: {', '.join(map(of_reference, s.references))}; the loop "
+        f"is in {precision(loop)}."
     )
 
 

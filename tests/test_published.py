@@ -254,8 +254,8 @@ def test_what_a_target_decides_by_hand():
     }
     words = frozen_features.what_a_target_decides(rounds, {"low": 0.7, "medium": 0.8, "high": 0.9}, "badge")
     assert words.endswith(
-        "with the high budget badge saves 25% on the way to 90% and 5% on the way to 80%, where 100 labels are the initial "
-        "set that all share; with the medium budget, which starts with 20, it saves 50% on the way to 80%."
+        "with the high budget badge saves 25% on the way to 90% and 5% on the way to 80%, where 100 labels are the "
+        "initial set that all share; with the medium budget, which starts with 20, it saves 50% on the way to 80%."
     )
 
 
@@ -365,8 +365,8 @@ def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypat
         "the same seed (the first two figures): 88.00% with 500 labels, at the nearest 6.00 points above the loop. "
         "The weights of 1 of 3 retrainings were thrown away, for an earlier round's validation loss was lower: those "
         "rounds repeat the accuracy before them. The last weights were fitted with 5,400 labels."
-        "\n\nThe full data, each seed on test images of its own: seed 0 88.00% (in 32-true), seed 1 89.00% (in 32-true), "
-        "seed 2 87.00% (in 32-true); the loop is in 32-true."
+        "\n\nThe full data, each seed on test images of its own: seed 0 88.00% (in 32-true), "
+        "seed 1 89.00% (in 32-true), seed 2 87.00% (in 32-true); the loop is in 32-true."
     ) in page.read_text()
     assert pictures()[:5] == list(gentle_introduction.LOOP)
 

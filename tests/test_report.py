@@ -42,7 +42,7 @@ def write_run(
     info = {
         "state": state, "error": error, "dataset": {"checksum": data, "classes": ["x", "y"]},
         "initial_set": {"checksum": f"{start}{seed}"}, "features": features,
-        "starts": [{"time": time, "cpu": cpu, "versions": {"torch": "2"}}],
+        "starts": [{"time": time, "cpu": cpu, "precision": "32-true", "versions": {"torch": "2"}}],
     } | ({"strategy_version": {"checksum": code}} if code else {})  # fmt: skip
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "config.yaml").write_text(
