@@ -204,12 +204,11 @@ def validation_labels(runs: list[Run]) -> list[str]:
 def differences(runs: list[Run]) -> list[str]:
     words = []
     for name, counts in results.circumstances(runs).items():
-        named = dict(counts.most_common(4))
-        there = [f"{value} ({n} of {len(runs)} runs)" for value, n in named.items()]
-        others = (
-            [f"others ({counts.total() - sum(named.values())} of {len(runs)} runs)"] if len(counts) > len(named) else []
-        )
-        words.append(f"Computed on different hardware or software: {name} {', '.join(there + others)}")
+        shown = counts.most_common(4)
+        if n_others := counts.total() - sum(n for _, n in shown):
+            shown.append(("others", n_others))
+        there = ", ".join(f"{value} ({n} of {len(runs)} runs)" for value, n in shown)
+        words.append(f"Computed on different hardware or software: {name} {there}")
     return words
 
 

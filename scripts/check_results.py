@@ -2,7 +2,7 @@
 
     python scripts/check_results.py        reads results/*/records.jsonl, writes results/checks.txt
 
-pass; miss, and by how much; open where the labels that a band asks for were not bought.
+Each line says pass, miss and by how much, or open: the labels that the band asks for were not bought.
 Results that are not there yet are not checked. S seeds, R rounds.
 """
 
@@ -180,8 +180,7 @@ def repeated_mnist(rounds: pd.DataFrame) -> list[Band]:
         )
     ]  # fmt: skip
     for name, (theirs, sd) in AREA_AT_5_COPIES.items():
-        gap = as_far_as_another(sd, 6)
-        bounds = {"low": round(theirs - gap, 1), "high": round(theirs + gap, 1)}
+        bounds = around(theirs, as_far_as_another(sd, 6))
         found.append(band(f"{name}, {over}", area[name].mean(), "%", PAPER_FULL, **bounds))
     found += [
         band("copies among what bald bought", copies["bald"], "%", PAPER, low=50),
@@ -194,8 +193,7 @@ def repeated_mnist(rounds: pd.DataFrame) -> list[Band]:
     ]
     for name, means in AT_5_COPIES.items():
         for x, (theirs, gap) in means.items():
-            bounds = {"low": round(theirs - gap, 1), "high": round(theirs + gap, 1)}
-            found.append(band(f"{name} at {x} labels", at[name][x], "%", PAPER_FULL, **bounds))
+            found.append(band(f"{name} at {x} labels", at[name][x], "%", PAPER_FULL, **around(theirs, gap)))
     for x in (100, 200):
         power, bald, batch = (at[name][x] for name in ("power_bald", "bald", "batchbald"))
         found += [
@@ -210,6 +208,10 @@ def repeated_mnist(rounds: pd.DataFrame) -> list[Band]:
         band("batchbald's seconds to select, of power_bald's", slower, "times", LATER_FULL, low=5),
         band("power_bald's seconds to select, of bald's", as_fast, "times", LATER_FULL, high=1.1),
     ]
+
+
+def around(theirs: float, gap: float) -> dict[str, float]:
+    return {"low": round(theirs - gap, 1), "high": round(theirs + gap, 1)}
 
 
 def as_far_as_another(sd: float, n: int) -> float:

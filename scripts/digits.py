@@ -6,7 +6,6 @@ Writes results/digits/ and its part of README.md.
 """
 
 import check_results
-import frozen_features
 import pandas as pd
 import published
 
@@ -26,7 +25,7 @@ def main() -> None:
 
 
 def of_chance() -> str:
-    noise = frozen_features.noise(check_results.read("digits"), pd.read_csv(OUT / "summary.csv")["target"][0])
+    noise = published.noise(check_results.read("digits"), pd.read_csv(OUT / "summary.csv")["target"][0])
     return f"{report.md(CONTROL)} is random sampling drawn a second time, so this is chance: {noise} (points, labels)."
 
 

@@ -7,7 +7,6 @@ features; stopped and typed again, it goes on. Writes results/frozen_features/ a
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import check_results
@@ -15,8 +14,7 @@ import pandas as pd
 import published
 from matplotlib.ticker import MaxNLocator
 
-from al_bench import plots, report, results, stats, verdict
-from al_bench.stats import Efficiency
+from al_bench import plots, report, results, verdict
 from al_bench.verdict import CONTROL, RANDOM, Study
 
 OUT = published.ROOT / "results" / "frozen_features"
@@ -123,7 +121,7 @@ def overview(dataset: str) -> str:
     names = list(gains.dropna().sort_values(ascending=False).index)
     rows = [
         [RANDOM, *(f"{r['mean_accuracy_over_labels']:.1%}" for r in of_random.values())],
-        [report.md(CONTROL), *(noise(rounds[budget], r["target"]) for budget, r in of_random.items())],
+        [report.md(CONTROL), *(published.noise(rounds[budget], r["target"]) for budget, r in of_random.items())],
         *([report.md(name), *(cell(summary, name) for summary in summaries.values())] for name in names),
     ]
     heads = ["", *(f"{b}: {r['labels_from']:,} to {r['labels_to']:,} labels" for b, r in of_random.items())]
@@ -148,38 +146,14 @@ def cell(summary: pd.DataFrame, name: str) -> str:
         return ""
     r = summary.loc[name]
     area, saved = ([r[f"{what}{end}"] for end in ("", "_low", "_high")] for what in ("minus_random", "labels_saved"))
-    return gain(area, None if pd.isna(saved[0]) else saved, r["significant"])
-
-
-def noise(rounds: pd.DataFrame, target: float) -> str:
-    labels_R, curve = check_results.curves(rounds, (CONTROL, RANDOM))
-    area = stats.compare(*(stats.aubc(labels_R, accuracy_SR) / 100 for accuracy_SR in curve.values()))
-    e = savings(rounds, CONTROL, target) if pd.notna(target) else None
-    return gain((area.mean, area.low, area.high), e.savings if e and e.n_pairs == e.n else None)
-
-
-def gain(area: Sequence[float], saved: Sequence[float] | None, significant: bool = False) -> str:
-    """Of fractions: (mean, low, high)."""
-    mean, low, high = area
-    points = f"**{verdict.points(mean)}**" if significant else verdict.points(mean)
-    words = f"{points}{verdict.interval(low, high)}"
-    if saved:
-        mean, low, high = saved
-        words += f"; saves {100 * mean:{verdict.PER_CENT}}%{verdict.interval(low, high, verdict.PER_CENT)}"
-    return words
-
-
-def savings(rounds: pd.DataFrame, name: str, target: float) -> Efficiency:
-    labels_R, curve = check_results.curves(rounds, (RANDOM, name))
-    reached = (stats.labels_to(100 * target, labels_R, accuracy_SR, "envelope") for accuracy_SR in curve.values())
-    return stats.efficiency(*reached)
+    return published.gain(area, None if pd.isna(saved[0]) else saved, r["significant"])
 
 
 def what_a_target_decides(rounds: dict[str, pd.DataFrame], targets: dict[str, float], best: str) -> str:
     """What is saved at the last budget on the way to its target, and at the last two to that of the one before."""
     *_, (before, lower), (last, target) = targets.items()
     at_target, at_lower, at_before = (
-        f"{100 * savings(rounds[budget], best, t).savings[0]:.0f}% on the way to {t:.0%}"
+        f"{100 * published.savings(rounds[budget], best, t).savings[0]:.0f}% on the way to {t:.0%}"
         for budget, t in ((last, target), (last, lower), (before, lower))
     )
     initial = {budget: rounds[budget]["n_labelled"].min() for budget in (before, last)}

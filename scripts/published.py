@@ -8,19 +8,21 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import check_results
 import pandas as pd
 
-from al_bench import plots, report, results, verdict
+from al_bench import plots, report, results, stats, verdict
 from al_bench.config import function
 from al_bench.results import Run
+from al_bench.stats import Efficiency
 from al_bench.strategies import needs_of
-from al_bench.verdict import Study
+from al_bench.verdict import CONTROL, RANDOM, Study
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "results" / "runs"  # not committed
@@ -88,6 +90,31 @@ def words(s: Study) -> str:
 
 def table(s: Study) -> str:
     return "\n".join([report.markdown_table(s), "", *map(report.md, report.how(s))])
+
+
+def noise(rounds: pd.DataFrame, target: float) -> str:
+    """What a second random arm gains, which is chance. rounds: as check_results reads them."""
+    labels_R, curve = check_results.curves(rounds, (CONTROL, RANDOM))
+    area = stats.compare(*(stats.aubc(labels_R, accuracy_SR) / 100 for accuracy_SR in curve.values()))
+    e = savings(rounds, CONTROL, target) if pd.notna(target) else None
+    return gain((area.mean, area.low, area.high), e.savings if e and e.n_pairs == e.n else None)
+
+
+def gain(area: Sequence[float], saved: Sequence[float] | None, significant: bool = False) -> str:
+    """Of fractions: (mean, low, high)."""
+    mean, low, high = area
+    points = f"**{verdict.points(mean)}**" if significant else verdict.points(mean)
+    words = f"{points}{verdict.interval(low, high)}"
+    if saved:
+        mean, low, high = saved
+        words += f"; saves {100 * mean:{verdict.PER_CENT}}%{verdict.interval(low, high, verdict.PER_CENT)}"
+    return words
+
+
+def savings(rounds: pd.DataFrame, name: str, target: float) -> Efficiency:
+    labels_R, curve = check_results.curves(rounds, (RANDOM, name))
+    reached = (stats.labels_to(100 * target, labels_R, accuracy_SR, "envelope") for accuracy_SR in curve.values())
+    return stats.efficiency(*reached)
 
 
 def fill(path: Path, **parts: str) -> None:
