@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def sort_out(
             if store.finished():
                 there.add(store.folder)
             elif (other := todo.setdefault(store.folder, (job, store))[1].config) != c:
-                differ = unlike(*(flat(OmegaConf.structured(each)) for each in (other, c)))
+                differ = unlike(*(flat(asdict(each)) for each in (other, c)))
                 raise UserError(
                     f"{name}: another run of this sweep has the same folder, {store.folder}. "
                     f"Give each a name of its own: {apart(c, differ)}."

@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from conftest import asked
@@ -11,7 +11,16 @@ from al_bench import provenance
 from al_bench.cli import conf_dir
 from al_bench.errors import UserError
 from al_bench.provenance import strategy_version
-from al_bench.store import RoundRecord, RunStore, as_file_name, reference, run_folder, write_atomically
+from al_bench.store import (
+    RoundRecord,
+    RunStore,
+    as_asked,
+    as_file_name,
+    flat,
+    reference,
+    run_folder,
+    write_atomically,
+)
 
 
 def record(round: int, acquired: tuple[int, ...] = (5, 3)) -> RoundRecord:
@@ -279,6 +288,20 @@ def test_a_damaged_config_yaml_is_an_error_that_says_what_to_do(store, damage):
     (store.folder / "config.yaml").write_bytes(damage)
     with pytest.raises(UserError, match=r"config\.yaml is damaged.*Delete|was made by another configuration"):
         again(store).finished()
+
+
+@pytest.mark.parametrize(
+    "value", [1e-5, "1e-5", "2020-01-01", "1:30", "no", "null", "0x1f", "", None, [1e-5, "on"], float("inf")], ids=repr
+)
+def test_a_setting_comes_back_from_config_yaml_as_it_was_asked(tmp_path, value):
+    c = asked(f"results_dir={tmp_path}", "trainer.early_stopping.monitor=accuracy")
+    c.strategy["odd"] = value
+    with RunStore(c).at_work():
+        pass
+    there = as_asked(run_folder(c) / "config.yaml")
+    assert there == flat(asdict(c))
+    assert repr(there["strategy.odd"]) == repr(value)
+    assert there["trainer.early_stopping.monitor"] == "accuracy"  # a choice goes by its name
 
 
 def test_an_internal_error_leaves_its_traceback_in_the_log(store):
