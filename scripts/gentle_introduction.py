@@ -14,6 +14,8 @@ import check_results
 import published
 
 from al_bench import report, results, stats
+from al_bench.config import StopAt, StopConfig
+from al_bench.loop import is_reached
 from al_bench.results import Run
 from al_bench.verdict import Study, interval, last_round, points
 
@@ -67,16 +69,26 @@ def how_it_ended(s: Study) -> str:
         f"{r['metrics']['accuracy']:.2%} with {r['n_labelled']:,} labels" for r in (rounds[0], rounds[-1], full)
     )
     thrown_away = sum(r["weights_from"] != r["round"] for r in rounds)
-    nearest = min(full["metrics"]["accuracy"] - r["metrics"]["accuracy"] for r in rounds)
+    nearest = min(rounds, key=lambda r: abs(r["metrics"]["accuracy"] - full["metrics"]["accuracy"]))
     return (
         f"From {start} to {end}, where {loop.info['stopped']}; the full data with the same seed (the first two "
-        f"figures): {all_labels}, at the nearest {100 * nearest:.2f} points above the loop. The weights of "
+        f"figures): {all_labels}. Nearest to that come {nearest['metrics']['accuracy']:.2%} with "
+        f"{nearest['n_labelled']:,} labels; {when_to_stop(loop, full['metrics']['accuracy'])}. The weights of "
         f"{thrown_away} of {len(rounds) - 1} retrainings were thrown away, for an earlier round's validation loss was "
         "lower: those rounds repeat the accuracy before them. The last weights were fitted with "
         f"{rounds[rounds[-1]['weights_from']]['n_labelled']:,} labels.\n\n"
         f"The full data, each seed on test images of its own: {', '.join(map(of_reference, s.references))}; the loop "
         f"is in {precision(loop)}."
     )
+
+
+def when_to_stop(loop: Run, target: float) -> str:
+    """By the loop's own rule, whatever reference it had at the time."""
+    tolerance, two_sided = (loop.config[f"budget.stop.{key}"] for key in ("tolerance", "two_sided"))
+    stop = StopConfig(StopAt.test, tolerance, two_sided)
+    met = loop.labels_R[[is_reached(accuracy, target, stop) for accuracy in loop.metrics["accuracy"]]]
+    rule = f"the stop rule, at most {100 * tolerance:g} points between the two, is"
+    return f"{rule} first met with {met[0]:,} labels" if len(met) else f"{rule} never met"
 
 
 def of_reference(run: Run) -> str:
