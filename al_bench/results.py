@@ -217,13 +217,18 @@ def identity_of(folder: Path) -> dict[str, Any]:
 def recipe(run: Run) -> dict[str, Any]:
     """The part of the configuration that all runs of a cell share."""
     free = ("seed", "strategy.", "features.")
-    return {k: v for k, v in run.config.items() if not k.startswith(free) and k not in ELSEWHERE}
+    return {k: v for k, v in set_in(run).items() if not k.startswith(free) and k not in ELSEWHERE}
 
 
 def own_settings(run: Run) -> dict[str, Any]:
     """The part of the configuration that all runs of a strategy share."""
     used = ("strategy.", "features.") if run.info.get("features") is not None else ("strategy.",)
-    return {k: v for k, v in run.config.items() if k.startswith(used)}
+    return {k: v for k, v in set_in(run).items() if k.startswith(used)}
+
+
+def set_in(run: Run) -> dict[str, Any]:
+    """The configuration without nulls: a run from before there was a setting is as one that leaves it unset."""
+    return {k: v for k, v in run.config.items() if v is not None}
 
 
 def odd_ones(runs: list[Run]) -> dict[Run, str]:

@@ -286,6 +286,23 @@ def test_keys_that_only_say_where_or_how_it_is_shown_do_not_matter(tmp_path):
     assert not the_study(tmp_path).left_out
 
 
+def test_a_run_from_before_there_was_a_setting_is_as_one_that_leaves_it_unset(tmp_path):
+    two_arms(tmp_path, n=3)
+    write_run(tmp_path, "margin", 3)
+    write_run(tmp_path, "random", 0, (0.9,), budget="full")
+    newer = [*tmp_path.rglob("margin/seed=3/config.yaml"), *tmp_path.rglob("full/*/seed=0/config.yaml")]
+
+    def set_to(value):
+        for path in newer:
+            text = re.sub("(trainer: {|strategy: {)(new: .*?, )?", rf"\1new: {value}, ", path.read_text())
+            path.write_text(text)
+        return the_study(tmp_path)
+
+    found = set_to("null")
+    assert len(newer) == 2 and not found.left_out and found.seeds("margin") == [0, 1, 2, 3] and found.full == 0.9
+    assert [why for _, why in set_to(1).left_out] == 2 * ["another configuration: trainer.new=1 (others None)"]
+
+
 def test_strategies_on_fixed_features_are_compared_with_those_that_use_none(tmp_path):
     two_arms(tmp_path, n=2)
     for seed in range(2):
