@@ -69,13 +69,16 @@ def how_it_ended(s: Study) -> str:
         f"{r['metrics']['accuracy']:.2%} with {r['n_labelled']:,} labels" for r in (rounds[0], rounds[-1], full)
     )
     thrown_away = sum(r["weights_from"] != r["round"] for r in rounds)
-    nearest = min(rounds, key=lambda r: abs(r["metrics"]["accuracy"] - full["metrics"]["accuracy"]))
+    target, tolerance = full["metrics"]["accuracy"], loop.config["budget.stop.tolerance"]
+    nearest = min(rounds, key=lambda r: abs(r["metrics"]["accuracy"] - target))
     return (
         f"From {start} to {end}, where {loop.info['stopped']}; the full data with the same seed (the first two "
         f"figures): {all_labels}. Nearest to that come {nearest['metrics']['accuracy']:.2%} with "
-        f"{nearest['n_labelled']:,} labels; {when_to_stop(loop, full['metrics']['accuracy'])}. The weights of "
-        f"{thrown_away} of {len(rounds) - 1} retrainings were thrown away, for an earlier round's validation loss was "
-        "lower: those rounds repeat the accuracy before them. The last weights were fitted with "
+        f"{nearest['n_labelled']:,} labels. The stop rule, at most {100 * tolerance:g} points between the two, is "
+        f"{when_to_stop(loop, target)}; were the full data a point lower, {when_to_stop(loop, target - 0.01)}; "
+        f"a point higher, {when_to_stop(loop, target + 0.01)}.\n\n"
+        f"The weights of {thrown_away} of {len(rounds) - 1} retrainings were thrown away, for an earlier round's "
+        "validation loss was lower: those rounds repeat the accuracy before them. The last weights were fitted with "
         f"{rounds[rounds[-1]['weights_from']]['n_labelled']:,} labels.\n\n"
         f"The full data, each seed on test images of its own: {', '.join(map(of_reference, s.references))}; the loop "
         f"is in {precision(loop)}."
@@ -87,8 +90,7 @@ def when_to_stop(loop: Run, target: float) -> str:
     tolerance, two_sided = (loop.config[f"budget.stop.{key}"] for key in ("tolerance", "two_sided"))
     stop = StopConfig(StopAt.test, tolerance, two_sided)
     met = loop.labels_R[[is_reached(accuracy, target, stop) for accuracy in loop.metrics["accuracy"]]]
-    rule = f"the stop rule, at most {100 * tolerance:g} points between the two, is"
-    return f"{rule} first met with {met[0]:,} labels" if len(met) else f"{rule} never met"
+    return f"first met with {met[0]:,} labels" if len(met) else "never met"
 
 
 def of_reference(run: Run) -> str:

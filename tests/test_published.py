@@ -340,7 +340,7 @@ def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypat
         return [Path(name).stem for name in found]
 
     full = {"budget": "full", "labels": (500,), "study": "gentle_introduction"}
-    for seed, accuracy in enumerate((0.88, 0.89, 0.87)):
+    for seed, accuracy in enumerate((0.83, 0.94, 0.87)):
         write_run(runs, "entropy", seed, (accuracy,), **full)
     write_run(runs, "entropy", 0, state="interrupted", study="gentle_introduction")
     gentle_introduction.write_faithful()
@@ -367,12 +367,13 @@ def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypat
     gentle_introduction.write_faithful()
     assert (
         "From 80.00% with 5,000 labels to 82.00% with 5,600 labels, where the budget is used up; the full data with "
-        "the same seed (the first two figures): 88.00% with 500 labels. Nearest to that come 82.00% with 5,400 labels; "
-        "the stop rule, at most 0.25 points between the two, is never met. The weights of 1 of 3 retrainings were "
-        "thrown away, for an earlier round's validation loss was lower: those rounds repeat the accuracy before "
-        "them. The last weights were fitted with 5,400 labels."
-        "\n\nThe full data, each seed on test images of its own: seed 0 88.00% (in 32-true), "
-        "seed 1 89.00% (in 32-true), seed 2 87.00% (in 32-true); the loop is in 32-true."
+        "the same seed (the first two figures): 83.00% with 500 labels. Nearest to that come 82.00% with 5,400 labels. "
+        "The stop rule, at most 0.25 points between the two, is never met; were the full data a point lower, first met "
+        "with 5,400 labels; a point higher, never met."
+        "\n\nThe weights of 1 of 3 retrainings were thrown away, for an earlier round's validation loss was lower: "
+        "those rounds repeat the accuracy before them. The last weights were fitted with 5,400 labels."
+        "\n\nThe full data, each seed on test images of its own: seed 0 83.00% (in 32-true), "
+        "seed 1 94.00% (in 32-true), seed 2 87.00% (in 32-true); the loop is in 32-true."
     ) in page.read_text()
     assert pictures()[:5] == list(gentle_introduction.LOOP)
     met = {0.8222: "first met with 5,400 labels", 0.7976: "first met with 5,000 labels", 0.797: "never met"}
