@@ -345,8 +345,7 @@ def reference(c: Config) -> tuple[dict[str, float], str]:
     differ = {}
     for run in done:
         theirs = _as_asked(run / "config.yaml")
-        compared = [k for k in sorted(ours | theirs) if k not in ELSEWHERE and matters_where_all_is_labelled(k)]
-        differ[run] = [k for k in compared if ours.get(k) != theirs.get(k)]
+        differ[run] = [k for k in unlike(ours, theirs) if k not in ELSEWHERE and matters_where_all_is_labelled(k)]
     nearest, keys = min(differ.items(), key=lambda item: len(item[1]))
     if keys:
         raise UserError(

@@ -449,7 +449,7 @@ def row(s: Study, name: str) -> dict[str, Any]:
             "pairs_that_reached_target": e.n_reached[0],
             "pairs_in_which_random_did": e.n_reached[1],
         }
-    if several and s.runs[name][0].config.get("stressor.copies", 1) > 1:
+    if several and s.runs[name][0].config["stressor.copies"] > 1:
         values["duplicate_share"] = mean(duplicate_share(s, run) for run in s.runs[name])
     if several and all(run.class_counts_RC is not None for run in s.runs[name]):
         values["label_entropy"] = mean(stats.label_entropy(bought_per_class(s, run)) for run in s.runs[name])

@@ -180,17 +180,13 @@ def test_forty_finished_runs_typed_again_take_less_than_five_seconds(tmp_path):
     script = "from al_bench import cli; import sys\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
     ask = ("-m", here, "strategy=random,entropy,margin,bald", "seed=range(10)")
     assert command(tmp_path, *ask).returncode == 0  # leaves their report
+    before = os.times()
+    done = command(tmp_path, *ask, program=("-c", script))
+    after = os.times()
     page = f"Report: {tmp_path}/default/report/index.html"
-
-    def seconds() -> float:
-        before = os.times()
-        done = command(tmp_path, *ask, program=("-c", script))
-        after = os.times()
-        shown = done.stdout.splitlines()
-        assert shown[:1] + shown[-2:] == [page, "Sweep: 0 finished, 40 there already, 0 failed.", "False"], done.stderr
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    assert any(seconds() < 5 for _ in range(3))  # what else the machine does can only add to it
+    shown = done.stdout.splitlines()
+    assert shown[:1] + shown[-2:] == [page, "Sweep: 0 finished, 40 there already, 0 failed.", "False"], done.stderr
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 5
 
 
 # In one process
