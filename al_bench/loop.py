@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from al_bench import pictures, query, rng, tracking
-from al_bench.config import Config, Mode, StopConfig, Weights
+from al_bench.config import Config, Extractor, Mode, StopConfig, Weights
 from al_bench.data import Dataset, sources
 from al_bench.data.oracle import Oracle
 from al_bench.data.pool import Pool, check_budget, start
@@ -46,6 +46,7 @@ def run(c: Config, store: RunStore) -> None:
         seconds = dict.fromkeys(("fit", "evaluate", "committee", "predict", "select"), 0.0)
         with timed(seconds, "fit"):
             classifier = engine.build(c, dataset, round)
+            store.identify_weights(model=nets.weights_version(c.model))  # a file may be replaced between two rounds
             if c.trainer.start is not Weights.fresh and records:
                 engine.load_weights(classifier, store.weights_path(records[-1].weights_from))
             epochs, steps = engine.fit(c, classifier, images, pool, round)
@@ -98,10 +99,12 @@ def begin(
     dataset = engine.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
     if c.trainer.test_passes:
         testing_passes(c, engine.build(c, dataset, 0), dataset.images, 0)  # told before anything is trained
-    features = query.prepare(c, strategy, dataset)
+    features, used = query.prepare(c, strategy, dataset), query.wants_features(c, strategy)
     pool = start(dataset.train_idx, oracle, c.budget, c.seed, query.cold_start(c, dataset, features))
     store.identify(dataset, pool)
-    store.note(features=c.features.extractor.name if query.wants_features(c, strategy) else None)
+    if used and c.features.extractor is Extractor.backbone:
+        store.identify_weights(features=nets.weights_version(c.features))
+    store.note(features=c.features.extractor.name if used else None)
     records = store.records()
     for past in records:
         pool = pool.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)
@@ -117,9 +120,12 @@ def find_target(c: Config, dataset: Dataset) -> float | None:
     """The full-data accuracy to stop at, if any. Raises UserError where the reference saw other data."""
     if not stops_at_reference(c):
         return None
-    accuracy, checksum = reference(c)
+    accuracy, checksum, weights = reference(c)
     if checksum != dataset.checksum:
         raise UserError("The full-data reference was trained on other images. Train it again with budget=full.")
+    ours = nets.weights_version(c.model) or ""
+    if weights and not weights.startswith(ours):  # before a download the hub's revision is not known
+        raise UserError("The full-data reference began from other weights. Train it again with budget=full.")
     return accuracy[c.budget.stop.at.name]
 
 

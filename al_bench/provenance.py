@@ -47,6 +47,23 @@ def strategy_version(settings: dict[str, Any]) -> dict[str, str] | None:
     }
 
 
+def file_version(path: str) -> str | None:
+    """sha256:<hex> of a file's content; None where it cannot be read."""
+    file = Path(path).expanduser()
+    try:
+        facts = file.stat()
+        return _file_version(file, (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+    except OSError:
+        return None
+
+
+@functools.lru_cache
+def _file_version(file: Path, state: tuple[int, ...]) -> str:
+    """state: a changed file has another, and is read again."""
+    with open(file, "rb") as content:
+        return f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
+
+
 def _leaves(settings: Any) -> Iterator[Any]:
     if isinstance(settings, dict | list):
         for value in settings.values() if isinstance(settings, dict) else settings:

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 
 from al_bench.errors import UserError
-from al_bench.store import ELSEWHERE, as_asked, is_complete, unlike, write_atomically
+from al_bench.store import NOT_COMPARED, as_asked, is_complete, unlike, write_atomically
 
 SWEEPS = "sweeps.json"  # in the study's folder
 STAMP, VERDICT = "stamp.json", "verdict.txt"  # in the report's folder
@@ -214,16 +214,32 @@ def identity_of(folder: Path) -> dict[str, Any]:
     return {"cell": Cell(*cell), "strategy": strategy, "seed": int(seed.removeprefix("seed="))}
 
 
-def recipe(run: Run) -> dict[str, Any]:
-    """The part of the configuration that all runs of a cell share."""
-    free = ("seed", "strategy.", "features.")
-    return {k: v for k, v in set_in(run).items() if not k.startswith(free) and k not in ELSEWHERE}
+def recipe(run: Run, by_path: bool) -> dict[str, Any]:
+    """The part of the configuration that all runs of a cell share. by_path: see weights_by_path."""
+    free = ("seed", "strategy.", "features.", *(() if by_path else ("model.weights",)))
+    return {k: v for k, v in set_in(run).items() if not k.startswith(free) and k not in NOT_COMPARED}
 
 
-def own_settings(run: Run) -> dict[str, Any]:
-    """The part of the configuration that all runs of a strategy share."""
+def weights_by_path(runs: list[Run]) -> bool:
+    """Whether some of these runs noted no checksum of their weights: then the paths are compared as well."""
+    return not all("weights" in run.info for run in runs)
+
+
+def weights(run: Run) -> str | None:
+    """Which weights the nets began from; None where the run noted none."""
+    return (run.info.get("weights") or {}).get("model")
+
+
+def usual_weights(runs: list[Run]) -> str | None:
+    return most_common([version for run in runs if (version := weights(run))] or [None])
+
+
+def own_settings(run: Run, by_path: bool) -> dict[str, Any]:
+    """The part of the configuration that all runs of a strategy share; of the features' weights, what they are."""
     used = ("strategy.", "features.") if run.info.get("features") is not None else ("strategy.",)
-    return {k: v for k, v in set_in(run).items() if k.startswith(used)}
+    own = {k: v for k, v in set_in(run).items() if k.startswith(used)}
+    version = {} if by_path else run.info["weights"]
+    return own | ({"features.weights": version["features"]} if version.get("features") else {})
 
 
 def set_in(run: Run) -> dict[str, Any]:
@@ -238,10 +254,15 @@ def odd_ones(runs: list[Run]) -> dict[Run, str]:
     other images than most (of the same seed, where copies are made), or another initial set than most of the same seed.
     Where two are equally common, random's is usual.
     """
-    runs = sorted(runs, key=lambda run: run.strategy != "random")
-    usual = most_common(as_text(recipe(run)) for run in runs) if runs else None
+    runs, by_path = sorted(runs, key=lambda run: run.strategy != "random"), weights_by_path(runs)
+    recipe_of, settings_of = partial(recipe, by_path=by_path), partial(own_settings, by_path=by_path)
+    usual = most_common(as_text(recipe_of(run)) for run in runs) if runs else None
+    begun_with, net = (
+        usual_weights(runs),
+        most_common([v for r in runs if (v := checksum(r.info, "model_version"))] or [None]),
+    )
     by_strategy = {name: [r for r in runs if r.strategy == name] for name in {r.strategy for r in runs}}
-    settings = {name: most_common(as_text(own_settings(r)) for r in ours) for name, ours in by_strategy.items()}
+    settings = {name: most_common(as_text(settings_of(r)) for r in ours) for name, ours in by_strategy.items()}
     version = {name: latest_version(ours) for name, ours in by_strategy.items()}
     infos = [run.info for run in runs]
     by_seed = {seed: [run.info for run in runs if run.seed == seed] for seed in {run.seed for run in runs}}
@@ -250,11 +271,15 @@ def odd_ones(runs: list[Run]) -> dict[Run, str]:
     for run in runs:
         data = most_common(checksum(info, "dataset") for info in (by_seed[run.seed] if copies else infos))
         start = most_common(checksum(info, "initial_set") for info in by_seed[run.seed])
-        if as_text(recipe(run)) != usual:
-            found[run] = f"another configuration: {difference(recipe(run), json.loads(usual))}"
-        elif as_text(own_settings(run)) != settings[run.strategy]:
+        if as_text(recipe_of(run)) != usual:
+            found[run] = f"another configuration: {difference(recipe_of(run), json.loads(usual))}"
+        elif weights(run) not in (None, begun_with):
+            found[run] = f"other weights than most runs: {weights(run)} (others {begun_with})"
+        elif checksum(run.info, "model_version") not in (None, net):
+            found[run] = f"another version of its net's code than most runs: {run.info['model_version']['files']}"
+        elif as_text(settings_of(run)) != settings[run.strategy]:
             others = json.loads(settings[run.strategy])
-            found[run] = f"other settings than most runs of {run.strategy}: {difference(own_settings(run), others)}"
+            found[run] = f"other settings than most runs of {run.strategy}: {difference(settings_of(run), others)}"
         elif checksum(run.info, "strategy_version") not in (None, version[run.strategy]):
             found[run] = (
                 f"another version of its code than the latest run of {run.strategy}: delete it and run it again"

@@ -1,7 +1,7 @@
 """The run folder: the record is the checkpoint.
 
     config.yaml     the configuration as asked; another one is refused
-    run.json        state, checksums of the data, the initial set and the strategy's code, versions and hardware
+    run.json        state, checksums of the data, the initial set, the weights and the code, versions and hardware
     rounds.jsonl    one line a finished round, on disk before the next round starts; resuming replays `acquired`
     run.log         what the screen showed
     weights/        only for trainer.start=previous|best, only what the next round needs
@@ -22,7 +22,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -34,7 +34,7 @@ from omegaconf import OmegaConf
 
 from al_bench.config import Config, LoggerConfig, StressorConfig, keys
 from al_bench.errors import UserError
-from al_bench.provenance import circumstances, now, strategy_version
+from al_bench.provenance import circumstances, file_version, now, strategy_version
 
 if TYPE_CHECKING:
     from al_bench.data import Dataset
@@ -43,13 +43,29 @@ if TYPE_CHECKING:
 log = logging.getLogger("al_bench")
 log.setLevel(logging.DEBUG)  # run.log holds everything; the screen has a level of its own
 
-# Where a run lies and how it is shown; all other keys change what a folder's run computes.
+# Where things lie and how they are shown; any other difference is another experiment. The images are compared by the
+# checksum of their content. So are weights, where the run noted it.
 NOT_COMPARED = {
-    "results_dir", "study", "cache_dir", "plan", "trainer.progress", "trainer.num_workers",
+    "results_dir", "study", "cache_dir", "plan", "dataset.root", "trainer.progress", "trainer.num_workers",
     *keys(LoggerConfig, "logger."),
 }  # fmt: skip
 
-ELSEWHERE = NOT_COMPARED | {"dataset.root"}  # between runs: the same images, by their checksum, may lie anywhere
+# What the disk refuses, and what the user can do about it.
+DISK = {
+    errno.ENOSPC: "No space left on the disk",
+    errno.EDQUOT: "No space left in the disk quota",
+    errno.EFBIG: "A file would be larger than the limit of this shell or this disk allows (ulimit -f)",
+}
+
+WAY_OUT = {
+    **dict.fromkeys(DISK, "Make room, or name another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give yourself the right, or name another place"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP), "Move away what lies there, or name "
+                    "another place"),
+    errno.ENAMETOOLONG: "Shorten study, dataset.name, model.name, budget.name or strategy.name, or the path",
+}  # fmt: skip
+
+_images: dict[str, str] = {}  # checksums that this process has computed: the runs of a sweep ask for the same one
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code a shell gives to a process that SIGTERM ended
 
@@ -88,13 +104,17 @@ class RunStore:
         self.at_end = ExitStack()  # what has to be closed when the folder is left, however that comes
 
     def finished(self) -> bool:
-        """Raises UserError where the folder holds rounds of another configuration or version of the strategy."""
-        self._refuse_another_recipe()
-        return self.info().get("state") == "finished" and is_complete([r.acquired for r in self.records()])
+        """Raises UserError where the folder holds rounds of another configuration, other data, weights or code."""
+        with accessible(self.folder, "read"):
+            there = self._refuse_another_recipe()
+            done = self.info().get("state") == "finished" and is_complete([r.acquired for r in self.records()])
+            if done:
+                self._refuse_moved_data_that_differ(there.get("dataset.root"))
+            return done
 
     def info(self) -> dict[str, Any]:
         path = self.folder / "run.json"
-        return read_json(path) if path.exists() else {}
+        return read_json(path) if is_there(path) else {}
 
     def note(self, **facts: Any) -> None:
         write_atomically(self.folder / "run.json", json.dumps(self.info() | facts, indent=1) + "\n")
@@ -102,16 +122,13 @@ class RunStore:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Hold the folder for this process, and leave its state: finished, failed, interrupted; running if killed."""
-        try:
+        with accessible(self.folder, "written"):
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "run.log").touch()
-        except OSError as error:
-            raise UserError(
-                f"{self.folder} cannot be written ({error.strerror}). Name another place: results_dir=..."
-            ) from None
         with self._locked(), self._logged(), stopped_by_sigterm(), self.at_end:
-            self._drop_torn_line()
-            self._refuse_another_recipe()
+            with accessible(self.folder, "read"):
+                self._drop_torn_line()
+                self._refuse_another_recipe()
             try:
                 if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
                     # The id is of this run alone; its name another has, too, in another folder or after a deletion.
@@ -134,11 +151,10 @@ class RunStore:
                 raise
             except Exception as error:
                 log.debug(traceback.format_exc())  # to run.log; the screen gets Hydra's report
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    self._leave("failed", "no space left on the disk")
+                if isinstance(error, OSError) and (what := DISK.get(error.errno)):
+                    self._leave("failed", what)
                     raise UserError(
-                        f"No space left on the disk ({self.folder}); {self._kept()} "
-                        "Make room and type the same command."
+                        f"{what} ({error.filename or self.folder}); {self._kept()} Make room and type the same command."
                     ) from None
                 # submitit's, which need not be installed: the last time-out that it may requeue after
                 out_of_time = type(error).__name__ == "UncompletedJobError"
@@ -154,10 +170,22 @@ class RunStore:
             },
             "initial_set": {"n": len(pool.labelled_L), "checksum": _checksum(pool.labelled_L.tolist())},
             "validation_set": {"n": len(pool.validation_V), "checksum": _checksum(pool.validation_V.tolist())},
-            "strategy_version": self._strategy_version(),
+            **self._code_versions(),
         }  # fmt: skip
         self._refuse_another(**facts)
         self.note(**facts)
+
+    def identify_weights(self, **found: str | None) -> None:
+        """Write down which weights the nets begin from. Raises UserError where the run began with others.
+
+        found: of model and of features, what nets.weights_version says.
+        """
+        noted = self.info().get("weights", {})
+        for name, version in found.items():
+            if name in noted and noted[name] != version:
+                raise UserError(self._other_weights(name, noted[name], version))
+        if found.items() - noted.items():
+            self.note(weights=noted | found)
 
     def note_hardware(self, **facts: Any) -> None:
         """What this start computes on. Says so where it is not what the finished rounds were computed on."""
@@ -169,7 +197,7 @@ class RunStore:
 
     def records(self) -> list[RoundRecord]:
         """The finished rounds, in order. A torn last line is not one."""
-        if not self.rounds_path.exists():
+        if not is_there(self.rounds_path):
             return []
         lines = self.rounds_path.read_bytes().splitlines(keepends=True)
         if lines and not _is_whole(lines[-1]):
@@ -220,14 +248,22 @@ class RunStore:
         except OSError:
             log.error(f"The state could not be written to {self.folder}/run.json.")
 
-    def _refuse_another_recipe(self) -> None:
+    def _refuse_another_recipe(self) -> dict[str, Any]:
+        """Returns the configuration that the finished rounds were made by, with dotted keys; none without rounds."""
         path = self.folder / "config.yaml"
-        if not (path.exists() and self.records()):
-            return
-        there, here = _as_asked(path), flat(asdict(self.config))
-        free = NOT_COMPARED | (
-            {k for k in here if k.startswith("features.")} if self.info().get("features") is None else set()
-        )
+        if not self.records():
+            return {}
+        for name in ("config.yaml", "run.json"):
+            if not is_there(self.folder / name):
+                raise UserError(
+                    f"{self.folder} has finished rounds and no {name}, so nobody can tell what made them. Bring {name} "
+                    "back, or delete the folder to begin anew."
+                )
+        there, here, info = _as_asked(path), flat(asdict(self.config)), self.info()
+        self._refuse_namesake(str(there.get("study")))
+        noted = info.get("weights", {})
+        free = NOT_COMPARED | {f"{name}.weights" for name in noted}
+        free |= {k for k in here if k.startswith("features.")} if info.get("features") is None else set()
         differ = [k for k in unlike(there, here) if k not in free]
         if differ:
             lines = "\n".join(f"  {k}: there {there.get(k)!r}, asked {here.get(k)!r}" for k in differ)
@@ -236,11 +272,51 @@ class RunStore:
                 f"Ask for the same again, give these runs a name of their own ({apart(self.config, differ)}), or "
                 "delete the folder."
             )
-        self._refuse_another(strategy_version=self._strategy_version())
+        for name, version in noted.items():
+            self._refuse_another_file(name, version, here[f"{name}.weights"])
+        self._refuse_another(**self._code_versions())
+        return there
 
-    def _strategy_version(self) -> dict[str, str] | None:
-        """None on the full data, where no strategy chooses."""
-        return None if self.config.budget.initial is None else strategy_version(self.config.strategy)
+    def _refuse_namesake(self, study: str) -> None:
+        """A study that was renamed has a folder of another name; a namesake has this one."""
+        ours = self.config.study
+        if study != ours and as_file_name(study).casefold() == as_file_name(ours).casefold():
+            raise UserError(
+                f"study={study} and study={ours} have the same folder, {self.folder.parents[4]}, and it holds the runs "
+                f"of study={study}. Give this study another name."
+            )
+
+    def _refuse_another_file(self, name: str, noted: str | None, path: str | None) -> None:
+        """noted: what nets.weights_version said at the first start. A file that is gone shows when it is needed."""
+        asked = path and file_version(path)
+        is_file = (noted or "").startswith("sha256:")
+        if is_file != bool(path) or (asked and asked != noted):
+            raise UserError(self._other_weights(name, noted, asked or path))
+
+    def _other_weights(self, name: str, noted: str | None, found: str | None) -> str:
+        path = getattr(self.config, name).weights
+        return (
+            f"{self.folder} began with other weights: {name}.weights was {noted}, and is {found} now"
+            f"{f' ({path})' if path else ''}. Bring the old weights back, give these runs a name of their own "
+            "(study=...), or delete the folder."
+        )
+
+    def _refuse_moved_data_that_differ(self, there: str | None) -> None:
+        """there: where the images lay. Where they still lie there, none is read again."""
+        root = self.config.dataset.root
+        noted = (self.info().get("dataset") or {}).get("checksum")
+        if noted and root and there and _place(root) != _place(there):
+            log.info(f"dataset.root was {there}, and is {root} now: are these the same images?")
+            self._refuse_another(dataset={"checksum": images_checksum(self.config)})
+
+    def _code_versions(self) -> dict[str, dict[str, str] | None]:
+        """Of the strategy, None on the full data, where no strategy chooses; and of a net of the user's own."""
+        c = self.config
+        own_net = None if c.model._target_.startswith("al_bench.") else strategy_version({"net": c.model._target_})
+        return {
+            "strategy_version": None if c.budget.initial is None else strategy_version(c.strategy),
+            "model_version": own_net,
+        }
 
     def _refuse_another(self, **facts: dict[str, Any] | None) -> None:
         info = self.info()
@@ -255,7 +331,7 @@ class RunStore:
                 )
 
     def _drop_torn_line(self) -> None:
-        data = self.rounds_path.read_bytes() if self.rounds_path.exists() else b""
+        data = self.rounds_path.read_bytes() if is_there(self.rounds_path) else b""
         lines = data.splitlines(keepends=True)
         if lines and not _is_whole(lines[-1]):
             os.truncate(self.rounds_path, len(data) - len(lines[-1]))
@@ -265,12 +341,13 @@ class RunStore:
     def _locked(self) -> Iterator[None]:
         # The kernel drops it when the process dies. A second's patience: results.state_of may be looking.
         lock = filelock.FileLock(self.folder / ".lock", timeout=1)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise UserError(
-                f"Another process is at work in {self.folder}. Wait for it or stop it: two at once would spoil it."
-            ) from None
+        with accessible(self.folder, "written"):
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise UserError(
+                    f"Another process is at work in {self.folder}. Wait for it or stop it: two at once would spoil it."
+                ) from None
         try:
             yield
         finally:
@@ -278,7 +355,8 @@ class RunStore:
 
     @contextmanager
     def _logged(self) -> Iterator[None]:
-        handler = logging.FileHandler(self.folder / "run.log")
+        with accessible(self.folder, "written"):
+            handler = logging.FileHandler(self.folder / "run.log")
         handler.handleError = lambda record: None  # a full disk is reported once, by the record that does not fit
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
@@ -286,7 +364,19 @@ class RunStore:
             yield
         finally:
             log.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # as above
+                handler.close()
+
+
+@contextmanager
+def accessible(path: Path, what: str) -> Iterator[None]:
+    """What the system refuses becomes a UserError: which path cannot be read or written, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = DISK.get(error.errno, error.strerror)
+        todo = WAY_OUT.get(error.errno, "Name another place")
+        raise UserError(f"{error.filename or path} cannot be {what} ({reason}). {todo}: results_dir=...") from None
 
 
 @contextmanager
@@ -316,6 +406,19 @@ def run_folder(c: Config) -> Path:
     return Path(c.results_dir).expanduser().joinpath(*map(as_file_name, names), f"seed={c.seed}")
 
 
+def images_checksum(c: Config) -> str:
+    """Of the images that this configuration names; they are listed, and decoded where the cache lacks them."""
+    seed = c.seed if c.stressor.copies > 1 else 0  # copies have noise of the seed's; other images are of no seed
+    key = json.dumps([*(flat(asdict(part)) for part in (c.dataset, c.stressor, c.model)), seed], default=str)
+    if key not in _images:
+        from al_bench.data import sources  # torch: only where images have moved
+        from al_bench.models import nets
+
+        source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
+        _images[key] = sources.load(c.dataset, source, seed, c.stressor, c.cache_dir)[0].checksum
+    return _images[key]
+
+
 def apart(c: Config, differ: list[str]) -> str:
     """The setting that gives a run a folder of its own beside one that differs in these keys."""
     if all(key.startswith("strategy.") for key in differ):  # in one study, so that the two are compared
@@ -328,8 +431,9 @@ def as_file_name(name: str) -> str:
     return re.sub(r"[^\w.+=-]", "_", str(name)).lstrip(".") or "_"
 
 
-def reference(c: Config) -> tuple[dict[str, float], str]:
-    """Accuracy of the full-data run of the same dataset, model and seed, {validation, test}, and its data's checksum.
+def reference(c: Config) -> tuple[dict[str, float], str, str | None]:
+    """Of the full-data run of the same dataset, model and seed: accuracy, {validation, test}, the checksum of its
+    images, and the version of the weights that its net began from, None where it noted none.
 
     Raises UserError where there is none yet, or where it was trained by another recipe.
     """
@@ -344,8 +448,9 @@ def reference(c: Config) -> tuple[dict[str, float], str]:
         )
     differ = {}
     for run in done:
-        theirs = _as_asked(run / "config.yaml")
-        differ[run] = [k for k in unlike(ours, theirs) if k not in ELSEWHERE and matters_where_all_is_labelled(k)]
+        theirs, noted = _as_asked(run / "config.yaml"), read_json(run / "run.json").get("weights", {})
+        free = NOT_COMPARED | {f"{name}.weights" for name in noted}
+        differ[run] = [k for k in unlike(ours, theirs) if k not in free and matters_where_all_is_labelled(k)]
     nearest, keys = min(differ.items(), key=lambda item: len(item[1]))
     if keys:
         raise UserError(
@@ -358,7 +463,8 @@ def reference(c: Config) -> tuple[dict[str, float], str]:
         "test": last["metrics"]["accuracy"],
         "validation": validation["accuracy"] if validation else float("nan"),
     }
-    return accuracy, read_json(nearest / "run.json")["dataset"]["checksum"]
+    info = read_json(nearest / "run.json")
+    return accuracy, info["dataset"]["checksum"], info.get("weights", {}).get("model")
 
 
 def matters_where_all_is_labelled(key: str) -> bool:
@@ -368,7 +474,8 @@ def matters_where_all_is_labelled(key: str) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        with accessible(path, "read"):
+            content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError(f"{type(content).__name__}, not a mapping")
         return content
@@ -393,14 +500,28 @@ def _checksum(indices: list[int]) -> str:
     return hashlib.sha256(json.dumps(indices).encode()).hexdigest()
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything has this name, a link to nowhere included. Raises OSError where the system does not tell."""
+    try:
+        path.lstat()
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _place(path: str) -> Path:
+    return Path(path).expanduser().resolve()
+
+
 def _is_whole(line: bytes) -> bool:
     return line.endswith(b"\n") and line.rstrip().endswith(b"}")
 
 
 def _as_asked(config: Path) -> dict[str, Any]:
     try:
-        return as_asked(config)
-    except (OSError, ValueError) as error:
+        with accessible(config, "read"):
+            return as_asked(config)
+    except ValueError as error:
         raise UserError(f"{config} is damaged ({error}). Delete {config.parent} to begin anew.") from None
 
 

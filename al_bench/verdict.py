@@ -138,10 +138,15 @@ def usable_references(full: list[Run], runs: list[Run]) -> tuple[list[Run], list
         return [], []
     usable, left_out = comparable(full)
     found: dict[int, Run] = {}
-    ours, images = without_budget(runs[0]), {results.checksum(run.info, "dataset") for run in runs}
+    by_path = results.weights_by_path([*runs, *usable])
+    ours, images = without_budget(runs[0], by_path), {results.checksum(run.info, "dataset") for run in runs}
+    weights = results.usual_weights(runs)
     for run in usable:
-        if without_budget(run) != ours:
-            left_out.append((run.name, f"another configuration: {results.difference(without_budget(run), ours)}"))
+        theirs = without_budget(run, by_path)
+        if theirs != ours:
+            left_out.append((run.name, f"another configuration: {results.difference(theirs, ours)}"))
+        elif weights and results.weights(run) not in (None, weights):
+            left_out.append((run.name, "other weights than the runs it would be a reference for"))
         elif results.checksum(run.info, "dataset") not in images:
             left_out.append((run.name, "other images than the runs it would be a reference for"))
         else:
@@ -149,8 +154,8 @@ def usable_references(full: list[Run], runs: list[Run]) -> tuple[list[Run], list
     return list(found.values()), [(f"full data, {name}", why) for name, why in left_out]
 
 
-def without_budget(run: Run) -> dict[str, Any]:
-    return {k: v for k, v in results.recipe(run).items() if matters_where_all_is_labelled(k)}
+def without_budget(run: Run, by_path: bool) -> dict[str, Any]:
+    return {k: v for k, v in results.recipe(run, by_path).items() if matters_where_all_is_labelled(k)}
 
 
 def common_labels(runs: list[Run]) -> tuple[np.ndarray, list[str]]:

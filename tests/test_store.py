@@ -166,7 +166,7 @@ def test_a_reference_with_another_validation_set_is_refused(tmp_path):
         full.identify(Facts(), Facts())
         full.append(replace(record(0, acquired=()), validation={"accuracy": 0.7}))
     other = ("budget.initial=40", "budget.query=7")  # makes no difference where all is labelled
-    assert reference(asked(*here, *other, "budget.validation=30")) == ({"test": 0.5, "validation": 0.7}, "one")
+    assert reference(asked(*here, *other, "budget.validation=30")) == ({"test": 0.5, "validation": 0.7}, "one", None)
     with pytest.raises(UserError, match=r"has another budget\.validation\. Delete it"):
         reference(asked(*here, *other, "budget.validation=20"))
 
@@ -368,14 +368,6 @@ def test_a_results_folder_that_cannot_be_written_is_said_so():
         RunStore(asked("results_dir=/dev/null/x")).at_work(),
     ):
         pass
-
-
-def test_other_images_are_another_configuration(tmp_path):
-    here = (f"results_dir={tmp_path}", "dataset=image_folder")
-    with RunStore(asked(*here, "dataset.root=cats")).at_work():
-        RunStore(asked(*here, "dataset.root=cats")).append(record(0))
-    with pytest.raises(UserError, match="dataset.root: there 'cats', asked 'birds'"):
-        RunStore(asked(*here, "dataset.root=birds")).finished()
 
 
 def test_going_on_with_other_hardware_is_said(store):

@@ -4,7 +4,6 @@ P images predicted, S passes, C classes, D embedding width.
 """
 
 import ctypes
-import hashlib
 import logging
 import multiprocessing
 import re
@@ -22,9 +21,10 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import Tensor
 
 from al_bench import rng
 from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig, Monitor, TrainerConfig, function
@@ -36,7 +36,7 @@ from al_bench.errors import UserError
 from al_bench.metrics import loss_and_accuracy
 from al_bench.models.classifier import Classifier, Results
 from al_bench.models.dropout import Passes
-from al_bench.models.nets import LinearHead
+from al_bench.models.nets import LinearHead, weights_version
 from al_bench.models.progress import ProgressLine
 
 # Lightning announces the hardware at every Trainer, misses the loader processes that whole batches do not need, calls a
@@ -200,7 +200,7 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
     key = {
         "images": dataset.checksum,
         "model": [m._target_, m.name, m.options, None if trained else c.seed],
-        "weights": _digest(m.weights) if m.weights else _hub_id(net),
+        "weights": (weights_version(m) or "").removeprefix("sha256:") or None,
         "scaling": [*map(float, dataset.mean), *map(float, dataset.std)],
         "precision": _precision(c.trainer),
         "features": 1,
@@ -323,7 +323,13 @@ def load_weights(classifier: Classifier, path: Path) -> None:
         raise UserError(
             f"{path}, which the next round starts from, is missing. Delete {path.parents[1]} to begin anew."
         )
-    classifier.load_state_dict(load_file(path))
+    try:
+        classifier.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:  # cut short, or another net's
+        raise UserError(
+            f"{path}, which the next round starts from, cannot be read ({' '.join(str(error).split())[:200]}). "
+            f"Delete {path.parents[1]} to begin anew."
+        ) from None
 
 
 class BestWeights(pl.Callback):
@@ -384,12 +390,3 @@ def _precision(t: TrainerConfig) -> str:
         able = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.15; earlier ones cannot tell
         fast = able.get("amx_bf16") or able.get("bf16")
     return "bf16-mixed" if fast else "32-true"
-
-
-def _hub_id(net: nn.Module) -> str | None:
-    return getattr(getattr(net, "net", None), "pretrained_cfg", {}).get("hf_hub_id")
-
-
-def _digest(weights: str) -> str:
-    with open(Path(weights).expanduser(), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

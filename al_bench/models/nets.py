@@ -8,7 +8,7 @@ Every net takes images as uint8 [B, C, H, W] and brings them to its own size, me
 import difflib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from al_bench.config import ModelConfig
+from al_bench.config import FeaturesConfig, ModelConfig
 from al_bench.data import Dataset
 from al_bench.errors import UserError
+from al_bench.provenance import file_version
 
 
 class Normalise(nn.Module):
@@ -217,6 +218,33 @@ def preferred_size(c: ModelConfig) -> int | None:
     if not c._target_.endswith("timm_net"):
         return None
     return _input_of(_timm_backbone(replace(c, pretrained=False, weights=None)))["input_size"][-1]
+
+
+def weights_version(c: ModelConfig | FeaturesConfig) -> str | None:
+    """Which weights a net begins from, by content: sha256:<hex> of a file, or the hub's id and revision.
+
+    None for random weights. The revision is known once the weights have been downloaded.
+    """
+    if c.weights:
+        return file_version(c.weights)
+    return _hub_version(c.name) if c.pretrained and c.name else None
+
+
+def _hub_version(name: str) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+    from timm.models import get_pretrained_cfg
+
+    cfg = None if ":" in name else get_pretrained_cfg(name)
+    source = name.partition(":")[2] or (cfg and (cfg.hf_hub_id or cfg.url))
+    if not source:
+        return None
+    repository, _, revision = source.partition("@")
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        with suppress(ValueError):  # an address is no repository
+            cached = try_to_load_from_cache(repository, file, revision=revision or None)
+            if isinstance(cached, str):  # .../snapshots/<revision>/<file>
+                return f"{repository}@{Path(cached).parent.name}"
+    return source
 
 
 def _input_of(net: nn.Module) -> dict[str, Any]:
