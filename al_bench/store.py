@@ -130,6 +130,11 @@ class RunStore:
                 self._drop_torn_line()
                 self._refuse_another_recipe()
             try:
+                if self.records() and not is_there(self.folder / "run.json"):
+                    log.warning(
+                        f"{self.folder} has lost its run.json. Nobody can tell whether images, weights and code are "
+                        "those of the rounds so far; going on."
+                    )
                 if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
                     # The id is of this run alone; its name another has, too, in another folder or after a deletion.
                     fresh = {"id": self.info().get("id", uuid.uuid4().hex)}
@@ -253,12 +258,11 @@ class RunStore:
         path = self.folder / "config.yaml"
         if not self.records():
             return {}
-        for name in ("config.yaml", "run.json"):
-            if not is_there(self.folder / name):
-                raise UserError(
-                    f"{self.folder} has finished rounds and no {name}, so nobody can tell what made them. Bring {name} "
-                    "back, or delete the folder to begin anew."
-                )
+        if not is_there(path):
+            raise UserError(
+                f"{self.folder} has finished rounds and no config.yaml, so nobody can tell what made them. Bring "
+                "config.yaml back, or delete the folder to begin anew."
+            )
         there, here, info = _as_asked(path), flat(asdict(self.config)), self.info()
         self._refuse_namesake(str(there.get("study")))
         noted = info.get("weights", {})

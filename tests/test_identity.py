@@ -249,16 +249,23 @@ def test_a_net_of_ones_own_is_noted_with_its_code(tmp_path, monkeypatch):
         run_here(tmp_path, *own)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "run.json"])
-def test_rounds_of_which_nobody_can_tell_what_made_them_are_refused(tmp_path, name):
+def test_rounds_without_a_configuration_are_refused(tmp_path):
     store = run_here(tmp_path, "strategy=entropy")
     cut_to(store, 2)
-    (store.folder / name).unlink()
+    (store.folder / "config.yaml").unlink()
     before = store.rounds_path.read_bytes()
     for change in ("trainer.max_steps=3", "trainer.max_steps=20"):
-        with pytest.raises(UserError, match=rf"finished rounds and no {name}.*Bring {name} back"):
+        with pytest.raises(UserError, match=r"finished rounds and no config\.yaml.*Bring config\.yaml back"):
             run_here(tmp_path, "strategy=entropy", change)
-    assert store.rounds_path.read_bytes() == before and not (store.folder / name).exists()
+    assert store.rounds_path.read_bytes() == before and not (store.folder / "config.yaml").exists()
+
+
+def test_rounds_without_run_json_go_on_and_say_what_is_not_known(tmp_path):
+    store = run_here(tmp_path, "strategy=entropy")
+    cut_to(store, 2)
+    (store.folder / "run.json").unlink()
+    run_here(tmp_path, "strategy=entropy")
+    assert "has lost its run.json. Nobody can tell whether images" in (store.folder / "run.log").read_text()
 
 
 def test_studies_that_would_share_a_folder_are_told_apart(tmp_path):
