@@ -16,9 +16,6 @@ import logging
 import os
 import re
 import shutil
-import signal
-import sys
-import threading
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -32,6 +29,7 @@ import filelock
 import yaml
 from omegaconf import OmegaConf
 
+from al_bench import signals
 from al_bench.config import Config, LoggerConfig, StressorConfig, keys
 from al_bench.errors import UserError
 from al_bench.provenance import circumstances, file_version, now, strategy_version
@@ -66,8 +64,6 @@ WAY_OUT = {
 }  # fmt: skip
 
 _images: dict[str, str] = {}  # checksums that this process has computed: the runs of a sweep ask for the same one
-
-TERMINATED = 128 + signal.SIGTERM  # the exit code a shell gives to a process that SIGTERM ended
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ class RunStore:
         with accessible(self.folder, "written"):
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "run.log").touch()
-        with self._locked(), self._logged(), stopped_by_sigterm(), self.at_end:
+        with self._locked(), self._logged(), signals.heeded(), self.at_end:
             with accessible(self.folder, "read"):
                 self._drop_torn_line()
                 self._refuse_another_recipe()
@@ -142,13 +138,14 @@ class RunStore:
                 write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
                 self.note(state="running", error=None, starts=[*self.info().get("starts", []), circumstances()])
                 yield
+                signals.stop_if_asked()
                 self.at_end.close()
                 shutil.rmtree(self.folder / "weights", ignore_errors=True)
                 self.note(state="finished", ended=now())
-            except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns Ctrl-C in a fit into SystemExit(1)
+            except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C in a fit into SystemExit(1)
                 self._leave("interrupted", None)
                 log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
-                raise SystemExit(TERMINATED if getattr(end, "code", None) == TERMINATED else 130) from None
+                raise SystemExit(signals.exit_code()) from None
             except UserError as error:
                 # The cause may be in a user's own code.
                 log.debug(traceback.format_exc() if error.__cause__ else str(error))
@@ -381,19 +378,6 @@ def accessible(path: Path, what: str) -> Iterator[None]:
         reason = DISK.get(error.errno, error.strerror)
         todo = WAY_OUT.get(error.errno, "Name another place")
         raise UserError(f"{error.filename or path} cannot be {what} ({reason}). {todo}: results_dir=...") from None
-
-
-@contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does; left to itself, Lightning notes the signal and goes on predicting."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def run_folder(c: Config) -> Path:

@@ -23,10 +23,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from al_bench import config
+from al_bench import config, signals
 from al_bench.errors import UserError
 from al_bench.results import in_words, is_current, note_asked
-from al_bench.store import RunStore, apart, flat, stopped_by_sigterm, unlike
+from al_bench.store import RunStore, apart, flat, unlike
 
 Job = list[str]  # the overrides of one run, as they would be typed
 
@@ -60,7 +60,7 @@ class Sweeper(SweeperPlugin):
                 note_asked(study, [folder for folder in there | todo.keys() if folder.parents[4] == study])
         if todo:
             print(f"Sweep: {len(todo)} to run, {len(there)} there already.", flush=True)
-            with stopped_by_sigterm():
+            with signals.heeded():
                 self.launch([job for job, _ in todo.values()])
         for folder, (_, store) in todo.items():
             if why := why_missing(store):
