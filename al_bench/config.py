@@ -14,7 +14,7 @@ from hydra.utils import get_method
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from al_bench.errors import UserError
+from al_bench.errors import UserError, in_a_line, stop_behind
 
 
 class OnBadImage(Enum):
@@ -329,9 +329,10 @@ def function(key: str, path: str) -> Callable[..., Any]:
     """The function of a dotted path that the configuration names under this key. Raises UserError."""
     try:
         return get_method(path)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything when imported
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{key}={path} cannot be loaded: {reason}") from error
+    except BaseException as error:  # a user's module may raise anything when imported
+        if stop := stop_behind(error):
+            raise stop from None
+        raise UserError(f"{key}={path} cannot be loaded: {in_a_line(error.__cause__ or error)}") from error
 
 
 def keys(schema: type = Config, prefix: str = "") -> list[str]:

@@ -30,8 +30,8 @@ from yaml import YAMLError
 from al_bench import strategies
 from al_bench.cli import conf_dir
 from al_bench.conformance_inputs import Case, cases, large, take
-from al_bench.errors import UserError
-from al_bench.strategies import PoolView, Strategy, needs_of, select
+from al_bench.errors import UserError, in_a_line, stop_behind
+from al_bench.strategies import PoolView, Strategy, needs_of, package_of, select
 
 
 class Broken(Exception):
@@ -52,16 +52,15 @@ def choose(
     view = case.view(needs_of(strategy)) if view is None else view
     try:
         return select(strategy, "", view, case.size.k, torch.Generator().manual_seed(stream), 0)
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error.__cause__, ValueError) else error
-        if may_refuse and is_refusal(strategy, cause):
+    except UserError as error:
+        if may_refuse and is_refusal(strategy, cause := error.__cause__ or error):
             raise Refused(str(cause)) from error
-        raise Broken(f"{explain(strategy, cause)} Input: {case}, k={case.size.k}, seed {stream}.") from error
+        raise Broken(f"{explain(error)} Input: {case}, k={case.size.k}, seed {stream}.") from error
 
 
 def is_refusal(strategy: Strategy, error: BaseException) -> bool:
     """Raised by a `raise` of the strategy's own package, not by a library, and not for want of a better answer."""
-    module, code, line, _ = frames(error)[-1]
+    module, code, line = frames(error)[-1]
     return (
         isinstance(error, ValueError | UserError)
         and module.split(".")[0] in ("al_bench", package_of(strategy))
@@ -70,30 +69,24 @@ def is_refusal(strategy: Strategy, error: BaseException) -> bool:
     )
 
 
-def explain(strategy: Strategy, error: BaseException) -> str:
-    """What went wrong, as a sentence: what `select` says of it, or an exception and its line."""
-    if isinstance(error, UserError):
-        said = str(error).removeprefix("strategy , round 0: ")
+def explain(error: UserError) -> str:
+    """What `select` says of the strategy, as a sentence."""
+    said = str(error).removeprefix("strategy , round 0: ")
+    if said.startswith("it ") or error.__cause__ is None:
         return said[0].upper() + said[1:]
-    own = [place for module, _, _, place in frames(error) if module.split(".")[0] == package_of(strategy)]
-    return f"It raised {type(error).__name__}: {str(error).strip().rstrip('.')} ({own[-1] if own else 'in a library'})."
+    return f"It raised {'ValueError: ' if isinstance(error.__cause__, ValueError) else ''}{said}"
 
 
-def frames(error: BaseException) -> list[tuple[str, CodeType, str, str]]:
-    """Module, code, line and place of each call that led to the error, outermost first."""
+def frames(error: BaseException) -> list[tuple[str, CodeType, str]]:
+    """Module, code and line of each call that led to the error, outermost first."""
     return [
         (
             frame.f_globals.get("__name__", ""),
             frame.f_code,
             linecache.getline(frame.f_code.co_filename, line).strip(),
-            f"{Path(frame.f_code.co_filename).name}, line {line}",
         )
         for frame, line in traceback.walk_tb(error.__traceback__)
     ]
-
-
-def package_of(strategy: Strategy) -> str:
-    return getattr(strategy, "func", strategy).__module__.split(".")[0]
 
 
 def expect(true: bool, what: str, case: Case) -> None:
@@ -375,8 +368,10 @@ def function(target: str) -> Strategy:
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything when imported
-        raise UserError(f"{target} cannot be loaded: {str(error).rstrip('.') or repr(error)}.") from error
+    except BaseException as error:  # a user's module may raise anything when imported
+        if stop := stop_behind(error):
+            raise stop from None
+        raise UserError(f"{target} cannot be loaded: {in_a_line(error).rstrip('.')}.") from error
     if not inspect.isroutine(found):
         raise UserError(f"{target} is no function, and a strategy is one: (view, k, rng, *, options...).")
     return found

@@ -40,8 +40,10 @@ def try_options(c: Config, strategy: Strategy) -> None:
     size = Size(P=12, L=6, S=(c.strategy["passes"] or 1) * (c.strategy["members"] or 1), C=3, D=4, F=4, k=2)
     try:
         select(strategy, c.strategy["name"], Case(size).view(needs_of(strategy)), size.k, torch.Generator(), 0)
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"strategy {c.strategy['name']}: its options do not fit it ({error}).") from error
+    except UserError as error:
+        if not isinstance(error.__cause__, TypeError | AttributeError):
+            raise
+        raise UserError(f"strategy {c.strategy['name']}: its options do not fit it ({error.__cause__}).") from error
 
 
 def prepare(c: Config, strategy: Strategy, dataset: Dataset) -> Tensor | None:

@@ -406,7 +406,7 @@ def test_the_command_says_what_failed_and_stops_where_nothing_runs(mine, capsys)
         ("latin.yaml", "latin.yaml  cannot be read: 'utf-8' codec can't decode"),
         ("nothing.yaml", "nothing.yaml: _target_=None is no dotted path, such as my_module.my_strategy."),
         ("badge _target_=[a]", "badge: _target_=['a'] is no dotted path, such as my_module.my_strategy."),
-        ("mine_script.f", "mine_script.f cannot be loaded: 0."),
+        ("mine_script.f", "mine_script.f cannot be loaded: SystemExit(0)."),
         ("no_module.f", "no_module.f cannot be loaded: No module named 'no_module'."),
         ("mine_unclosed.f", "mine_unclosed.f cannot be loaded: '(' was never closed"),
         ("mine_checked.f", "mine_checked.f cannot be loaded: module 'mine_checked' has no attribute 'f'."),

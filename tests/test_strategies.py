@@ -1,3 +1,7 @@
+import os
+import re
+import signal
+import sys
 from functools import partial
 from math import log
 
@@ -8,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from al_bench import rng
+from al_bench import rng, store
+from al_bench.config import function
 from al_bench.errors import UserError
-from al_bench.strategies import Needs, PoolView, needs, needs_of, select, top_k
+from al_bench.strategies import Needs, PoolView, load, needs, needs_of, select, top_k
 from al_bench.strategies.bayesian import bald
 from al_bench.strategies.random import random_control, random_sampling
 from al_bench.strategies.uncertainty import (
@@ -212,10 +217,150 @@ def test_a_mistake_in_a_strategys_own_code_is_told_with_its_place_or_its_remedy(
             select(strategy, "mine", view, 3, seeded(), 0)
     with pytest.raises(UserError, match=r"it uses view\.emb_PD without declaring it: put @needs\(embeddings=True\)"):
         select(undeclared, "mine", view, 3, seeded(), 0)
-    with pytest.raises(AttributeError, match="nothing"):
+    with pytest.raises(
+        UserError, match=r"AttributeError: 'int' object has no attribute 'nothing' \(test_strategies\.py"
+    ):
         select(of_no_field, "mine", view, 3, seeded(), 0)
     with pytest.raises(UserError, match=r"trained from other weights\)\.$"):  # ours: the sentence says it all
         select(bald, "bald", view, 3, seeded(), 0)
+
+
+class Stop(BaseException):
+    pass
+
+
+class Unreadable(Exception):
+    def __str__(self):
+        return 7
+
+
+def endless(n):
+    return endless(n + 1)
+
+
+# What a strategy of the user's own does, and what is said of it beside strategy, round and line.
+FAILURES = {
+    lambda view, k, rng: sys.exit(): r"it asks to end the process, as sys\.exit\(\) does",
+    lambda view, k, rng: sys.exit(143): r"it asks to end the process",  # SIGTERM's code, but nobody sent it
+    lambda view, k, rng: sys.exit("enough"): r"it asks to end the process",
+    lambda view, k, rng: {}["median"]: r"KeyError: 'median'",
+    lambda view, k, rng: [][k]: r"IndexError: list index out of range",
+    lambda view, k, rng: (
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    ): r"RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+    lambda view, k, rng: torch.empty(10**15): r"RuntimeError: .*can't allocate memory",
+    lambda view, k, rng: k / 0: r"ZeroDivisionError: division by zero",
+    lambda view, k, rng: endless(0): r"RecursionError: maximum recursion depth exceeded",
+    lambda view, k, rng: bytearray(2**62): r"MemoryError",
+    lambda view, k, rng: next(iter(())): r"StopIteration",
+    lambda view, k, rng: (_ for _ in ()).throw(GeneratorExit): r"GeneratorExit",
+    lambda view, k, rng: (_ for _ in ()).throw(Stop("no more")): r"test_strategies\.Stop: no more",
+    lambda view, k, rng: (_ for _ in ()).throw(Unreadable): r"test_strategies\.Unreadable: <exception str\(\) failed>",
+    lambda view, k, rng: (_ for _ in ()).throw(AssertionError): r"AssertionError",
+    lambda view, k, rng: (_ for _ in ()).throw(ValueError): r"ValueError",
+    lambda view, k, rng: (_ for _ in ()).throw(ValueError("9 labels\nare few")): r"9 labels are few",
+    lambda view, k, rng: (_ for _ in ()).throw(OSError("x" * 10**5)): r"OSError: x{391}\.\.\.",
+}
+
+
+@pytest.mark.parametrize("strategy", FAILURES, ids=FAILURES.values())
+def test_whatever_a_strategy_raises_is_told_with_strategy_round_and_its_line(strategy):
+    view = PoolView(9, 2, random_log_probs(9, 1, 2))
+    with pytest.raises(UserError) as told:
+        select(strategy, "mine", view, 3, seeded(), 5)
+    place = r" \(test_strategies\.py, line \d+\)\."
+    pattern = rf"strategy mine, round 5: {FAILURES[strategy]}.*{place}( Return the positions, or raise ValueError\.)?"
+    assert re.fullmatch(pattern, str(told.value)), told.value
+    assert told.value.__cause__ is not None  # whose traceback goes to run.log
+
+
+def test_a_strategys_estimate_of_its_memory_may_fail_as_well():
+    @needs(memory=lambda size: size.P / size.F)
+    def divides(view, k, rng):
+        return torch.arange(k)
+
+    with pytest.raises(
+        UserError, match=r"strategy mine, round 2: ZeroDivisionError: .*test_strategies\.py, line \d+\)"
+    ):
+        select(divides, "mine", PoolView(9, 2), 3, seeded(), 2)
+
+
+def test_a_failure_of_our_own_code_is_told_with_our_line():
+    with pytest.raises(UserError, match=r"strategy entropy, round 1: TypeError: .* \(__init__\.py, line \d+\)\."):
+        select(entropy, "entropy", PoolView(9, 2, random_log_probs(9, 1, 2)), 3, "no generator", 1)
+
+
+@pytest.mark.parametrize("answer", [torch.empty(3, dtype=torch.int64, device="meta"), torch.arange(3).to_sparse()])
+def test_positions_have_to_be_in_plain_memory(answer):
+    with pytest.raises(UserError, match=r"an int64 tensor of 3 positions, and returned torch\.int64 \[3\] \(torch\."):
+        select(lambda view, k, rng: answer, "mine", PoolView(9, 2), 3, seeded(), 4)
+
+
+def terminated(view, k, rng):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return torch.arange(k)
+
+
+def hides_it(view, k, rng):
+    try:
+        terminated(view, k, rng)
+    except BaseException as error:
+        raise ValueError("what was that?") from error
+
+
+def drops_it(view, k, rng):
+    try:
+        terminated(view, k, rng)
+    finally:
+        raise KeyError("cleaning up")
+
+
+def interrupted(view, k, rng):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException:
+        raise RuntimeError("a library's words") from None
+
+
+@pytest.mark.parametrize("strategy", [terminated, hides_it, drops_it])
+def test_sigterm_ends_the_run_whatever_the_strategy_makes_of_it(strategy):
+    with store.stopped_by_sigterm(), pytest.raises(SystemExit) as end:
+        select(strategy, "mine", PoolView(9, 2), 3, seeded(), 0)
+    assert end.value.code == store.TERMINATED
+
+
+def test_ctrl_c_ends_the_run_whatever_the_strategy_makes_of_it():
+    with pytest.raises(KeyboardInterrupt):
+        select(interrupted, "mine", PoolView(9, 2), 3, seeded(), 0)
+
+
+ASKS = "import os, signal; os.kill(os.getpid(), signal.{})"
+
+
+@pytest.mark.parametrize(
+    "code, said",
+    [
+        ("import sys; sys.exit(0)", r"SystemExit\(0\)"),
+        ("raise GeneratorExit", r"GeneratorExit\(\)"),
+        ("class Stop(BaseException): pass\nraise Stop('no more')", r"Stop\('no more'\)"),
+        ("import nowhere_at_all", "No module named 'nowhere_at_all'"),
+        (ASKS.format("SIGTERM"), SystemExit),
+        (ASKS.format("SIGINT"), KeyboardInterrupt),
+    ],
+)
+def test_a_module_that_ends_the_process_when_imported_is_a_users_error_and_a_signal_is_none(
+    tmp_path, monkeypatch, code, said
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    for load_it in (
+        lambda name: load({"name": "mine", "_target_": f"{name}.f"}),
+        lambda name: function("key", f"{name}.f"),
+    ):
+        name = f"mine_{abs(hash((code, load_it)))}"
+        (tmp_path / f"{name}.py").write_text(code)
+        expected = {"match": f"cannot be loaded.*{said}"} if isinstance(said, str) else {}
+        with store.stopped_by_sigterm(), pytest.raises(UserError if expected else said, **expected):
+            load_it(name)
 
 
 @pytest.mark.parametrize("field", ["log_probs_PSC", "emb_PD", "labelled_emb_LD"])

@@ -33,15 +33,23 @@ RUNS = ("strategy=random,entropy", "seed=0,1")
 SWEEP = ("-m", "--config-dir=my_conf", *QUICK, "budget.rounds=5", "results_dir=.")
 LOCAL = ("hydra/launcher=local", "hydra.launcher.n_jobs=2")
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1")
+BREAKS = "strategy breaks, round 0: ZeroDivisionError: division by zero (mine.py, line 2)."
+LEAVES = (
+    "strategy leaves, round 0: it asks to end the process, as sys.exit() does (mine.py, line 6). "
+    "Return the positions, or raise ValueError."
+)
 AGAIN = "The same command again runs only what is missing."
 
 
 @pytest.fixture
 def place(tmp_path) -> Path:
-    """A folder with a strategy, `breaks`, that divides by zero."""
-    (tmp_path / "mine.py").write_text("def breaks(view, k, rng):\n    return 1 / 0\n")
+    """A folder with two strategies: `breaks` divides by zero, and `leaves` calls sys.exit."""
+    (tmp_path / "mine.py").write_text(
+        "def breaks(view, k, rng):\n    return 1 / 0\n\n\ndef leaves(view, k, rng):\n    raise SystemExit(0)\n"
+    )
     (tmp_path / "my_conf" / "strategy").mkdir(parents=True)
-    (tmp_path / "my_conf" / "strategy" / "breaks.yaml").write_text("name: breaks\n_target_: mine.breaks\n")
+    for name in ("breaks", "leaves"):
+        (tmp_path / "my_conf" / "strategy" / f"{name}.yaml").write_text(f"name: {name}\n_target_: mine.{name}\n")
     return tmp_path
 
 
@@ -194,23 +202,25 @@ def test_forty_finished_runs_typed_again_take_less_than_five_seconds(tmp_path):
 
 def test_what_one_run_raises_lies_in_its_folder_and_the_others_go_on(place):
     ask = (*SWEEP, "budget.rounds=1", "trainer.threads=1")
-    done = command(place, *ask, "strategy=breaks,bald,random", "strategy.passes=null,1")
+    done = command(place, *ask, "strategy=leaves,breaks,bald,random", "strategy.passes=null,1")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.count("al_bench: strategy.passes=1: 2 or more, or null.") == 3
-    assert "al_bench: ZeroDivisionError('division by zero')" in done.stderr
-    *_, first, a, b, c, d, e, last = done.stderr.splitlines()
-    assert first == "Sweep: 1 finished, 0 there already, 5 failed." and last == AGAIN
-    assert a == "  strategy=breaks strategy.passes=1: strategy.passes=1: 2 or more, or null."
-    assert d.endswith("/breaks/seed=0: ZeroDivisionError('division by zero')")
-    assert "/bald/seed=0: strategy bald compares several predictions" in e
-    info = state(place, "breaks/seed=0")
-    assert (info["state"], info["error"]) == ("failed", "ZeroDivisionError('division by zero')")
-    log = next(place.rglob("breaks/seed=0/run.log")).read_text()
-    assert "Traceback (most recent call last)" in log and "in breaks" in log
+    assert done.stderr.count("al_bench: strategy.passes=1: 2 or more, or null.") == 4
+    assert f"al_bench: {BREAKS}" in done.stderr and f"al_bench: {LEAVES}" in done.stderr
+    *_, first, a, b, c, d, e, f, g, last = done.stderr.splitlines()
+    assert first == "Sweep: 1 finished, 0 there already, 7 failed." and last == AGAIN
+    assert b == "  strategy=breaks strategy.passes=1: strategy.passes=1: 2 or more, or null."
+    assert e.endswith(f"/leaves/seed=0: {LEAVES}") and f.endswith(f"/breaks/seed=0: {BREAKS}")
+    assert "/bald/seed=0: strategy bald compares several predictions" in g
+    for name, said in (("breaks", BREAKS), ("leaves", LEAVES)):
+        info = state(place, f"{name}/seed=0")
+        assert (info["state"], info["error"]) == ("failed", said)
+        log = next(place.rglob(f"{name}/seed=0/run.log")).read_text()
+        assert "Traceback (most recent call last)" in log and f"in {name}" in log
     assert "strategy bald compares several" in next(place.rglob("bald/seed=0/run.log")).read_text()
 
-    alone = command(place, *ask[1:], "strategy=breaks", "strategy.passes=null")
-    assert alone.returncode == 1 and "ZeroDivisionError: division by zero" in alone.stderr
+    for name, said in (("breaks", BREAKS), ("leaves", LEAVES)):
+        alone = command(place, *ask[1:], f"strategy={name}", "strategy.passes=null")
+        assert alone.returncode == 1 and alone.stderr == f"al_bench: {said}\n"
 
 
 def test_a_sweep_whose_driver_is_killed_at_a_random_moment_ends_as_if_it_had_not_been(
@@ -270,7 +280,7 @@ def test_local_goes_on_after_a_killed_worker_and_equals_one_process(start, place
     finished = shown[: shown.index("Report: default/report/index.html")]
     there = re.fullmatch(r"Sweep: \d to run, (\d) there already.", first)[1]
     assert again.returncode == 1 and len(finished) == 4 - int(there) and finished[0].startswith("Finished: default/")
-    assert again.stderr.count("al_bench: ZeroDivisionError('division by zero')") == 2
+    assert again.stderr.count(f"al_bench: {BREAKS}") == 2
     assert "in breaks" in next(place.rglob("breaks/seed=1/run.log")).read_text()
     assert {run: lines for run, lines in records(place).items() if "breaks" not in run} == undisturbed
     threads = {

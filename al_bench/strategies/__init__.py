@@ -18,13 +18,14 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from al_bench.errors import UserError
+from al_bench.errors import UserError, in_a_line, stop_behind
 
 SETTINGS = ("name", "passes", "members", "candidates")  # keys of a strategy's yaml that the loop reads
 ONE_PREDICTION = (  # what is wrong where there is only one
     "compares several predictions of an image. Set strategy.passes=20 (dropout) or strategy.members=5 (nets trained "
     "from other weights)"
 )
+LONGEST = 400  # characters of an error's text that a message repeats
 CHUNK = 2**22  # numbers a chunk works on at once; a test makes it small
 
 
@@ -110,8 +111,10 @@ def load(settings: dict[str, Any]) -> Strategy:
         for option, parameter in signature.parameters.items():
             if parameter.annotation is bool and not isinstance(value := strategy.keywords.get(option, False), bool):
                 raise TypeError(f"{option}={value}: true or false")
-    except (Exception, SystemExit) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+    except BaseException as error:  # a user's module may raise anything when imported
+        if stop := stop_behind(error):
+            raise stop from None
+        reason = in_a_line(error.__cause__ or error)
         raise UserError(f"strategy {settings['name']}: {settings['_target_']} cannot be loaded ({reason}).") from error
     several = [key for key in ("passes", "members") if settings.get(key)]
     if several and not needs_of(strategy).predictions:
@@ -167,22 +170,16 @@ def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Gen
     if k == 0:
         return torch.empty(0, dtype=torch.int64)
     check_view(view, where)
-    check_memory(strategy, view, k, where)
     try:
+        check_memory(strategy, view, k, where)
         positions = strategy(view, k, rng)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}{line_of(error)}.") from error
-    except (AttributeError, TypeError) as error:
-        if "NoneType" not in str(error) or not (undeclared := looked_at_in_vain(view, error)):
-            raise
-        need, name = undeclared
-        raise UserError(
-            f"{where}: it uses view.{name} without declaring it: put @needs({need}=True) above it."
-        ) from error
-    if not isinstance(positions, Tensor) or positions.dtype != torch.int64 or positions.shape != (k,):
-        got = (
-            f"{positions.dtype} {list(positions.shape)}" if isinstance(positions, Tensor) else type(positions).__name__
-        )
+    except UserError:
+        raise
+    except BaseException as error:
+        if stop := stop_behind(error):
+            raise stop from None
+        raise UserError(f"{where}: {why_it_failed(error, strategy, view)}") from error
+    if (got := kind_of(positions)) != f"torch.int64 [{k}]":
         raise UserError(f"{where}: it has to return an int64 tensor of {k} positions, and returned {got}.")
     if not 0 <= int(positions.min()) <= int(positions.max()) < view.n_pool:
         raise UserError(f"{where}: it returned a position outside the pool of {view.n_pool}.")
@@ -191,7 +188,34 @@ def select(strategy: Strategy, name: str, view: PoolView, k: int, rng: torch.Gen
     return positions
 
 
-def looked_at_in_vain(view: PoolView, error: Exception) -> tuple[str, str] | None:
+def kind_of(positions: Any) -> str:
+    """What a strategy returned: type and shape of a tensor, and where it is if that is not the CPU's plain memory."""
+    if not isinstance(positions, Tensor):
+        return type(positions).__name__
+    plain = positions.device.type == "cpu" and positions.layout is torch.strided
+    return f"{positions.dtype} {list(positions.shape)}{'' if plain else f' ({positions.layout}, {positions.device})'}"
+
+
+def why_it_failed(error: BaseException, strategy: Strategy, view: PoolView) -> str:
+    """What a strategy raised, as a sentence with the line of the user's file."""
+    if isinstance(error, AttributeError | TypeError) and "NoneType" in str(error):
+        if undeclared := looked_at_in_vain(view, error):
+            need, name = undeclared
+            return f"it uses view.{name} without declaring it: put @needs({need}=True) above it."
+    line = line_of(error, strategy)
+    if isinstance(error, SystemExit):
+        return f"it asks to end the process, as sys.exit() does{line}. Return the positions, or raise ValueError."
+    return f"{reason_of(error)}{line}."
+
+
+def reason_of(error: BaseException) -> str:
+    """The text of an error on one line. A ValueError's text is a sentence, any other has its type before it."""
+    reason = " ".join("".join(traceback.format_exception_only(error)).split()).rstrip(".")
+    reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}..."
+    return reason.removeprefix("ValueError: ")
+
+
+def looked_at_in_vain(view: PoolView, error: BaseException) -> tuple[str, str] | None:
     """(need, field) of a field that is None, and that the functions name in which the error came up."""
     named = {name for frame, _ in traceback.walk_tb(error.__traceback__) for name in frame.f_code.co_names}
     absent = [
@@ -203,16 +227,25 @@ def looked_at_in_vain(view: PoolView, error: Exception) -> tuple[str, str] | Non
     return absent[0] if absent else None
 
 
-def line_of(error: Exception) -> str:
-    """The last line of a user's own file that led to an error, as " (mine.py, line 7)"; nothing where none did."""
-    libraries = [Path(__file__).parents[1], *map(Path, sysconfig.get_paths().values())]
-    lines = [
-        f" ({file.name}, line {line})"
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if (file := Path(frame.f_code.co_filename)).is_file()
-        and not any(folder in file.parents for folder in libraries)
-    ]
-    return lines[-1] if lines else ""
+def line_of(error: BaseException, strategy: Strategy) -> str:
+    """The last line of the user's own code that led to an error, as " (mine.py, line 7)"; "" where none did.
+
+    The user's own: the strategy's package, and any file outside the libraries. Where our strategy fails by itself, its
+    line. A ValueError of ours needs none: its sentence says it all.
+    """
+    ours, theirs = package_of(select), package_of(strategy)
+    libraries = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    places: dict[bool, str] = {}
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file, package = Path(frame.f_code.co_filename), frame.f_globals.get("__name__", "").split(".")[0]
+        inside = any(folder in file.parents for folder in libraries)
+        if file.is_file() and (package in (ours, theirs) or not inside):
+            places[package == ours] = f" ({file.name}, line {line})"
+    return places.get(False) or ("" if isinstance(error, ValueError) else places.get(True, ""))
+
+
+def package_of(strategy: Strategy) -> str:
+    return (getattr(getattr(strategy, "func", strategy), "__module__", None) or "").split(".")[0]
 
 
 def check_view(view: PoolView, where: str) -> None:
