@@ -20,7 +20,8 @@ from al_bench.metrics import classification_metrics, loss_and_accuracy
 from al_bench.models import engine, nets
 from al_bench.models.classifier import Classifier, build_optimizer
 from al_bench.models.dropout import Passes
-from al_bench.store import RoundRecord, RunStore, reference
+from al_bench.records import RoundRecord
+from al_bench.store import RunStore, reference
 from al_bench.strategies import Strategy, load, select
 from al_bench.strategies.uncertainty import mean_log_probs
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from al_bench.data import Dataset
 from al_bench.plots import LINE, PAGE, SMALL, learning_curves, new_figure, plain, shown
-from al_bench.store import RoundRecord
+from al_bench.records import RoundRecord
 from al_bench.strategies import uncertainty
 
 PICKED = 12  # of each round

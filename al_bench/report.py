@@ -31,7 +31,8 @@ from PIL import Image
 import al_bench
 from al_bench import plots, results, stats, verdict
 from al_bench.errors import UserError
-from al_bench.store import as_file_name, write_atomically
+from al_bench.files import write_atomically
+from al_bench.store import as_file_name
 from al_bench.verdict import CONTROL, RANDOM, Across, Study
 
 SHEETS = 12  # contact sheets on a page, to keep it light

@@ -16,16 +16,26 @@ from typing import Any, NamedTuple
 
 import filelock
 import numpy as np
-import orjson
 
 from al_bench.errors import UserError
-from al_bench.store import NOT_COMPARED, as_asked, is_complete, unlike, write_atomically
+from al_bench.files import read_file, write_atomically
+from al_bench.records import (
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    RoundRecord,
+    is_complete,
+    parse,
+    read_json,
+    read_records,
+    split,
+)
+from al_bench.store import NOT_COMPARED, as_asked, run_name, unlike
 
+ROUNDS = "rounds.jsonl"  # in the run's folder
 SWEEPS = "sweeps.json"  # in the study's folder
 STAMP, VERDICT = "stamp.json", "verdict.txt"  # in the report's folder
-FINISHED, FAILED, RUNNING, INTERRUPTED, MISSING, UNREADABLE = (
-    "finished", "failed", "running", "interrupted", "missing", "unreadable",
-)  # fmt: skip
+MISSING, UNREADABLE = "missing", "unreadable"  # beside the states that run.json names
 
 
 class Cell(NamedTuple):
@@ -118,26 +128,33 @@ def read(folder: Path) -> Run:
     """One run, as far as it can be read."""
     identity = identity_of(folder)
     try:
-        info = json.loads((folder / "run.json").read_text())
-        data = (folder / "rounds.jsonl").read_bytes() if (folder / "rounds.jsonl").exists() else b""
-        whole, _, rest = data.rpartition(b"\n")
-        records = [orjson.loads(line) for line in whole.splitlines()]
+        info = read_json(folder / "run.json")
+        data = read_file(folder / ROUNDS) if os.path.lexists(folder / ROUNDS) else b""
+        records = parse(folder / ROUNDS, data, own_name(folder))
         state, why = state_of(folder, info), info.get("error")
-        if state == FINISHED and not is_complete([r["acquired"] for r in records]):
-            state, why = INTERRUPTED, "rounds.jsonl has lost its last rounds"  # copied too early, perhaps
-        return Run(**identity, folder=folder, info=info, state=state, why=why, torn=bool(rest), **arrays(records))
-    except OSError as error:
+        if state == FINISHED and not is_complete(records):
+            state, why = INTERRUPTED, f"{ROUNDS} has lost its last rounds"  # copied too early, perhaps
+        torn = bool(split(data)[1])
+        return Run(**identity, folder=folder, info=info, state=state, why=why, torn=torn, **arrays(records))
+    except UserError as error:
+        return Run(**identity, folder=folder, state=UNREADABLE, why=str(error))
+    except OSError as error:  # its lock
         return Run(
             **identity, folder=folder, state=UNREADABLE, why=f"{Path(error.filename or folder).name}: {error.strerror}"
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return Run(**identity, folder=folder, state=UNREADABLE, why=f"not what al_bench writes ({error!r})")
+
+
+def own_name(folder: Path) -> str | None:
+    """By the run's configuration, wherever its folder lies; None where that cannot be read, which is told apart."""
+    try:
+        return run_name(as_asked(folder / "config.yaml"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def histories(run: Run) -> list[list[dict[str, float]]]:
     """Of each round, one entry an epoch: loss, accuracy, val_loss, val_accuracy."""
-    lines = (run.folder / "rounds.jsonl").read_bytes().splitlines()
-    return [orjson.loads(line).get("history", []) for line in lines[: len(run.labels_R)]]
+    return [record.history for record in read_records(run.folder / ROUNDS)][: len(run.labels_R)]
 
 
 def state_of(folder: Path, info: dict[str, Any]) -> str:
@@ -157,25 +174,18 @@ def state_of(folder: Path, info: dict[str, Any]) -> str:
             return RUNNING
 
 
-def arrays(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The records of one run as arrays over rounds. Raises ValueError where rounds are missing or doubled."""
-    if [r["round"] for r in records] != list(range(len(records))):
-        raise ValueError("rounds are missing or doubled")
+def arrays(records: list[RoundRecord]) -> dict[str, Any]:
+    """The records of one run as arrays over rounds."""
     if not records:
         return {}
-    labels_R = np.array([r["n_labelled"] + r.get("n_foreign", 0) for r in records])
-    if not (np.diff(labels_R) > 0).all() or labels_R[0] <= 0:
-        raise ValueError("label counts do not increase from round to round")
-    if not np.isfinite([float(r["metrics"]["accuracy"]) for r in records]).all():
-        raise ValueError("an accuracy is not a number")
-    numbers = [k for k, v in records[0]["metrics"].items() if not isinstance(v, list)]
-    counts = [r.get("class_counts") for r in records]
+    numbers = [k for k, v in records[0].metrics.items() if all(type(r.metrics.get(k)) in (int, float) for r in records)]
+    counts = [r.class_counts for r in records]
     return {
-        "labels_R": labels_R,
-        "metrics": {k: np.array([r["metrics"][k] for r in records], dtype=float) for k in numbers},
-        "seconds": {k: np.array([r["seconds"].get(k, 0.0) for r in records]) for k in records[-1]["seconds"]},
-        "acquired": [np.array(r["acquired"], dtype=np.int64) for r in records],
-        "class_counts_RC": np.array(counts) if all(counts) else None,
+        "labels_R": np.array([r.n_labels for r in records]),
+        "metrics": {k: np.array([r.metrics[k] for r in records], dtype=float) for k in numbers},
+        "seconds": {k: np.array([r.seconds.get(k, 0.0) for r in records]) for k in records[-1].seconds},
+        "acquired": [np.array(r.acquired, dtype=np.int64) for r in records],
+        "class_counts_RC": np.array(counts) if all(counts) and len(set(map(len, counts))) == 1 else None,
     }  # fmt: skip
 
 

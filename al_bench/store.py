@@ -9,7 +9,6 @@
 Nothing here imports torch.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -20,7 +19,7 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,9 @@ from omegaconf import OmegaConf
 from al_bench import signals
 from al_bench.config import Config, LoggerConfig, StressorConfig, keys
 from al_bench.errors import UserError
+from al_bench.files import DISK, accessible, is_there, read_file, write_atomically
 from al_bench.provenance import circumstances, file_version, now, strategy_version
+from al_bench.records import RoundRecord, is_complete, read_json, read_records, split
 
 if TYPE_CHECKING:
     from al_bench.data import Dataset
@@ -48,54 +49,14 @@ NOT_COMPARED = {
     *keys(LoggerConfig, "logger."),
 }  # fmt: skip
 
-# What the disk refuses, and what the user can do about it.
-DISK = {
-    errno.ENOSPC: "No space left on the disk",
-    errno.EDQUOT: "No space left in the disk quota",
-    errno.EFBIG: "A file would be larger than the limit of this shell or this disk allows (ulimit -f)",
-}
-
-WAY_OUT = {
-    **dict.fromkeys(DISK, "Make room, or name another place"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give yourself the right, or name another place"),
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP), "Move away what lies there, or name "
-                    "another place"),
-    errno.ENAMETOOLONG: "Shorten study, dataset.name, model.name, budget.name or strategy.name, or the path",
-}  # fmt: skip
-
 _images: dict[str, str] = {}  # checksums that this process has computed: the runs of a sweep ask for the same one
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """One line of rounds.jsonl. `acquired` was bought after the fit that `metrics` describes: not in n_labelled."""
-
-    round: int
-    n_labelled: int  # training labels this round's fit had
-    n_val: int  # validation labels, bought as well
-    metrics: dict[str, Any]  # on the test set: those of metrics.py
-    validation: dict[str, float] | None  # loss and accuracy of this round's fit on the validation set
-    acquired: list[int]  # dataset indices in the order they were picked
-    weights_from: int  # the round whose weights were tested and queried; another only with trainer.start=best
-    epochs: int
-    steps: int
-    history: list[dict[str, float]]  # one entry an epoch
-    seconds: dict[str, float]  # fit, evaluate, committee, predict, select
-    peak_memory: int  # bytes; of the device where there is one, else of the process since it started, earlier runs' too
-    n_candidates: int = 0  # pool images the strategy chose from: all, or a random part
-    n_foreign: int = 0  # labels bought in vain beside n_labelled: of images that belong to no class
-    class_counts: list[int] = field(default_factory=list)  # of the training labels this round's fit had
-
-    @property
-    def n_labels(self) -> int:
-        """What the curve is drawn over: all training labels that were paid for."""
-        return self.n_labelled + self.n_foreign
 
 
 class RunStore:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.folder = run_folder(config)
+        self.name = run_name(flat(asdict(config)))
         self.rounds_path = self.folder / "rounds.jsonl"
         self.at_end = ExitStack()  # what has to be closed when the folder is left, however that comes
 
@@ -103,7 +64,7 @@ class RunStore:
         """Raises UserError where the folder holds rounds of another configuration, other data, weights or code."""
         with accessible(self.folder, "read"):
             there = self._refuse_another_recipe()
-            done = self.info().get("state") == "finished" and is_complete([r.acquired for r in self.records()])
+            done = self.info().get("state") == "finished" and is_complete(self.records())
             if done:
                 self._refuse_moved_data_that_differ(there.get("dataset.root"))
             return done
@@ -201,25 +162,11 @@ class RunStore:
         """The finished rounds, in order. A torn last line is not one."""
         if not is_there(self.rounds_path):
             return []
-        lines = self.rounds_path.read_bytes().splitlines(keepends=True)
-        if lines and not _is_whole(lines[-1]):
-            lines.pop()
-        records = []
-        for number, line in enumerate(lines):
-            try:
-                records.append(RoundRecord(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    f"{self.rounds_path}, line {number + 1} is not a round's record ({error}). "
-                    f"Delete that line and those after it to go on from there, or delete {self.folder} to begin anew."
-                ) from None
-        if [r.round for r in records] != list(range(len(records))):
-            raise UserError(f"{self.rounds_path}: rounds are missing or doubled. Delete {self.folder} to begin anew.")
-        return records
+        return read_records(self.rounds_path, self.name)
 
     def append(self, record: RoundRecord) -> None:
-        """On disk when this returns; where that fails, the file is as it was."""
-        left = memoryview(json.dumps(asdict(record), allow_nan=False).encode() + b"\n")
+        """With the run's name in it; on disk when this returns; where that fails, the file is as it was."""
+        left = memoryview(json.dumps(asdict(replace(record, run=self.name)), allow_nan=False).encode() + b"\n")
         with open(self.rounds_path, "ab", buffering=0) as file:  # a buffer would write its rest on closing
             before = file.tell()
             try:
@@ -332,10 +279,12 @@ class RunStore:
                 )
 
     def _drop_torn_line(self) -> None:
-        data = self.rounds_path.read_bytes() if is_there(self.rounds_path) else b""
-        lines = data.splitlines(keepends=True)
-        if lines and not _is_whole(lines[-1]):
-            os.truncate(self.rounds_path, len(data) - len(lines[-1]))
+        if not is_there(self.rounds_path):
+            return
+        data = read_file(self.rounds_path)
+        _, torn = split(data)
+        if torn:
+            os.truncate(self.rounds_path, len(data) - len(torn))
             log.warning(f"The last line of {self.rounds_path} was cut short; its round is done again.")
 
     @contextmanager
@@ -369,29 +318,22 @@ class RunStore:
                 handler.close()
 
 
-@contextmanager
-def accessible(path: Path, what: str) -> Iterator[None]:
-    """What the system refuses becomes a UserError: which path cannot be read or written, why, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        reason = DISK.get(error.errno, error.strerror)
-        todo = WAY_OUT.get(error.errno, "Name another place")
-        raise UserError(f"{error.filename or path} cannot be {what} ({reason}). {todo}: results_dir=...") from None
-
-
 def run_folder(c: Config) -> Path:
     """By identity, not by time: <results_dir>/<study>/<dataset>/<model>/<budget>/<strategy>/seed=<n>.
 
     <dataset> names the stressor's keys that do something: digits+imbalance=100+label_noise=0.2.
     """
-    b = c.budget
-    model = c.model.name if c.model.mode.name == "finetune" else f"{c.model.name}-{c.model.mode.name}"
-    budget = b.name or f"{b.initial}+{'all' if b.rounds is None else b.rounds}x{b.query}"
-    usual = asdict(StressorConfig())
-    stress = [f"{key}={value:g}" for key, value in asdict(c.stressor).items() if value != usual[key]]
-    names = [c.study, "+".join([c.dataset.name, *stress]), model, budget, c.strategy["name"]]
-    return Path(c.results_dir).expanduser().joinpath(*map(as_file_name, names), f"seed={c.seed}")
+    return Path(c.results_dir).expanduser().joinpath(as_file_name(c.study), run_name(flat(asdict(c))))
+
+
+def run_name(c: dict[str, Any]) -> str:
+    """<dataset>/<model>/<budget>/<strategy>/seed=<n>, by a configuration with dotted keys; each record holds it."""
+    model = c["model.name"] if c["model.mode"] == "finetune" else f"{c['model.name']}-{c['model.mode']}"
+    rounds = "all" if c["budget.rounds"] is None else c["budget.rounds"]
+    budget = c["budget.name"] or f"{c['budget.initial']}+{rounds}x{c['budget.query']}"
+    stress = [f"{k.removeprefix('stressor.')}={c[k]:g}" for k, usual in UNSTRESSED.items() if c[k] != usual]
+    names = ["+".join([c["dataset.name"], *stress]), model, budget, c["strategy.name"]]
+    return "/".join([*map(as_file_name, names), f"seed={c['seed']}"])
 
 
 def images_checksum(c: Config) -> str:
@@ -460,49 +402,12 @@ def matters_where_all_is_labelled(key: str) -> bool:
     return key == "budget.validation" or not key.startswith(("strategy.", "budget.", "features."))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        with accessible(path, "read"):
-            content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f"{type(content).__name__}, not a mapping")
-        return content
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Delete {path.parent} to begin anew.") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The old content or the new, never a part of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _checksum(indices: list[int]) -> str:
     return hashlib.sha256(json.dumps(indices).encode()).hexdigest()
 
 
-def is_there(path: Path) -> bool:
-    """Whether anything has this name, a link to nowhere included. Raises OSError where the system does not tell."""
-    try:
-        path.lstat()
-        return True
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
 def _place(path: str) -> Path:
     return Path(path).expanduser().resolve()
-
-
-def _is_whole(line: bytes) -> bool:
-    return line.endswith(b"\n") and line.rstrip().endswith(b"}")
 
 
 def _as_asked(config: Path) -> dict[str, Any]:
@@ -531,11 +436,6 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {
         k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
     }
-
-
-def is_complete(acquired: list[list[int]]) -> bool:
-    """Whether a run ends with these rounds, by what each bought: the last of a run, and it alone, buys nothing."""
-    return bool(acquired) and not acquired[-1]
 
 
 def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

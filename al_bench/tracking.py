@@ -31,9 +31,11 @@ from al_bench.config import Config, TrackingMode, function
 from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
+from al_bench.files import write_atomically
 from al_bench.models import engine
 from al_bench.models.classifier import Classifier
-from al_bench.store import RoundRecord, RunStore, run_folder, write_atomically
+from al_bench.records import RoundRecord
+from al_bench.store import RunStore, run_folder
 from al_bench.strategies.uncertainty import entropy_score
 
 log = logging.getLogger("al_bench")

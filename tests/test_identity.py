@@ -314,7 +314,9 @@ def test_a_run_folder_that_cannot_be_read_is_an_error_that_says_what_to_do(tmp_p
     store = run_here(tmp_path)
     spoil(store.folder / name)
     for act in (RunStore(store.config).finished, RunStore(store.config).at_work().__enter__):
-        with pytest.raises(UserError, match="cannot be read.*Move away what lies there, or name another place"):
+        with pytest.raises(
+            UserError, match="cannot be read.*Move away what lies there|is a folder, not a file. Move it away"
+        ):
             act()
 
 

@@ -52,13 +52,14 @@ def write_run(
         )
     )  # fmt: skip
     n_rounds = min(len(labels), len(accuracy))
+    step = max([100, *np.diff(labels).tolist()])
     lines = [
         {
-            "round": r, "n_labelled": n, "n_val": 0,
-            "acquired": [100 * r + 10 * seed + i for i in range(10)] if r + 1 < n_rounds else [],
-            "metrics": {"accuracy": a, "ece": 0.1, "worst_class": a - 0.2, "per_class": [a, a - 0.2]},
+            "round": r, "n_labelled": n, "n_val": 0, "validation": None, "weights_from": r, "epochs": 2, "steps": 9,
+            "acquired": [step * r + 10 * seed + i for i in range(labels[r + 1] - n)] if r + 1 < n_rounds else [],
+            "metrics": {"accuracy": a, "ece": 0.1, "worst_class": max(a - 0.2, 0), "per_class": [a, max(a - 0.2, 0)]},
             "seconds": {"fit": 2.0, "predict": 1.0}, "class_counts": [n // 2, n - n // 2],
-            "history": [{"loss": 1.0, "accuracy": 0.9, "val_loss": 1.1, "val_accuracy": a}] * 2,
+            "peak_memory": 1, "history": [{"loss": 1.0, "accuracy": 0.9, "val_loss": 1.1, "val_accuracy": a}] * 2,
         }
         for r, (n, a) in enumerate(zip(labels, accuracy, strict=False))
     ]  # fmt: skip
@@ -104,10 +105,13 @@ def test_a_run_is_read_as_arrays_and_named_by_its_folder(tmp_path):
 def test_foreign_labels_count_on_the_axis_of_labels(tmp_path):
     folder = write_run(tmp_path)
     lines = [
-        json.loads(line) | {"n_foreign": i} for i, line in enumerate((folder / "rounds.jsonl").read_text().splitlines())
+        json.loads(line) | {"n_labelled": n, "n_foreign": i}
+        for i, (n, line) in enumerate(
+            zip((10, 19, 28), (folder / "rounds.jsonl").read_text().splitlines(), strict=True)
+        )
     ]
     (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert results.read(folder).labels_R.tolist() == [10, 21, 32]
+    assert results.read(folder).labels_R.tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize("place, words", [("nothing", "There is no folder"), ("", "holds no runs")])

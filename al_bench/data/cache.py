@@ -15,7 +15,7 @@ import filelock
 import numpy as np
 
 from al_bench.errors import UserError
-from al_bench.store import write_atomically
+from al_bench.files import write_atomically
 
 log = logging.getLogger("al_bench")
 

@@ -1,0 +1,70 @@
+"""Files of a run folder: read with a reason where that fails, written whole or not at all.
+
+Nothing here imports torch.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from al_bench.errors import UserError
+
+# What the disk refuses, and what the user can do about it.
+DISK = {
+    errno.ENOSPC: "No space left on the disk",
+    errno.EDQUOT: "No space left in the disk quota",
+    errno.EFBIG: "A file would be larger than the limit of this shell or this disk allows (ulimit -f)",
+}
+
+WAY_OUT = {
+    **dict.fromkeys(DISK, "Make room, or name another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give yourself the right, or name another place"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP), "Move away what lies there, or name "
+                    "another place"),
+    errno.ENAMETOOLONG: "Shorten study, dataset.name, model.name, budget.name or strategy.name, or the path",
+}  # fmt: skip
+
+
+@contextmanager
+def accessible(path: Path, what: str) -> Iterator[None]:
+    """What the system refuses becomes a UserError: which path cannot be read or written, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = DISK.get(error.errno, error.strerror)
+        todo = WAY_OUT.get(error.errno, "Name another place")
+        raise UserError(f"{error.filename or path} cannot be {what} ({reason}). {todo}: results_dir=...") from None
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything has this name, a link to nowhere included. Raises OSError where the system does not tell."""
+    try:
+        path.lstat()
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def read_file(path: Path) -> bytes:
+    """A file's content. Raises UserError, also for what is no file and would never end."""
+    with accessible(path, "read"):
+        if not path.is_file():
+            os.stat(path)
+            kind = "a folder" if path.is_dir() else "a pipe or a device"
+            raise UserError(f"{path} is {kind}, not a file. Move it away.")
+        return path.read_bytes()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The old content or the new, never a part of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
