@@ -10,6 +10,7 @@ from conftest import asked
 from al_bench import provenance
 from al_bench.cli import conf_dir
 from al_bench.errors import UserError
+from al_bench.files import write_atomically
 from al_bench.provenance import strategy_version
 from al_bench.store import (
     RoundRecord,
@@ -19,7 +20,6 @@ from al_bench.store import (
     flat,
     reference,
     run_folder,
-    write_atomically,
 )
 
 
