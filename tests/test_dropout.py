@@ -8,7 +8,7 @@ from torch import nn
 from al_bench.data import Dataset
 from al_bench.errors import UserError
 from al_bench.models import dropout, engine
-from al_bench.models.dropout import Passes, draw_masks, dropout_late, dropout_shapes
+from al_bench.models.dropout import Passes, draw_masks, dropout_late, mask_shapes, seen_shapes
 from al_bench.models.nets import BayesianCNN, LinearHead, SmallCNN
 
 
@@ -31,7 +31,8 @@ def lively(net):
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             for i, values in enumerate((layer.running_mean, layer.running_var, layer.weight, layer.bias)):
-                values.data.uniform_(0.5, 1.5, generator=seeded(i))
+                if values is not None:
+                    values.data.uniform_(0.5, 1.5, generator=seeded(i))
     return net.eval()
 
 
@@ -46,7 +47,7 @@ NETS = {
 def masked_logits(net, images, n, stream):
     """The slow reference: every layer whole, and each dropout layer's output multiplied by its mask."""
     layers = dropout_late(net.layers())
-    shapes = dropout_shapes(layers, images[:1])
+    shapes = mask_shapes(layers, seen_shapes(layers, images[:1]))
     passes = []
     for _ in range(n):
         x = images
@@ -143,16 +144,15 @@ def test_the_layers_before_the_first_dropout_run_once(monkeypatch):
     assert len(calls) == 1
 
 
-def test_a_thinned_net_has_about_half_the_channels():
+def test_a_thinned_net_has_about_half_the_channels(monkeypatch):
     net, images = NETS["bcnn"]()
     widths = []
-    original = dropout.F.conv2d
-    try:
-        dropout.F.conv2d = lambda x, w, *rest: widths.append(w.shape[:2]) or original(x, w, *rest)
-        with torch.inference_mode():
-            Passes(net.eval(), 40, images[:1], seeded())(images)
-    finally:
-        dropout.F.conv2d = original
+    original = nn.functional.conv2d
+    monkeypatch.setattr(
+        nn.functional, "conv2d", lambda x, w, *rest: widths.append(w.shape[:2]) or original(x, w, *rest)
+    )
+    with torch.inference_mode():
+        Passes(net.eval(), 40, images[:1], seeded())(images)
     thin = [w for w in widths if w[1] > 1]  # the second convolution's; the first runs whole
     out, into = (sum(w[i] for w in thin) / len(thin) for i in (0, 1))
     assert 28 < out < 36 and 13 < into < 19  # of 64 and 32, and once whole to see the shapes
@@ -162,3 +162,178 @@ def test_a_model_without_dropout_is_refused_with_what_to_set():
     net = LinearHead(features_data())
     with pytest.raises(UserError, match="no dropout.*model.dropout=0.5"):
         Passes(net.eval(), 5, features_data().images[:1], seeded())
+
+
+# Layers that cannot be cut down, or that have settings of their own
+
+
+class Row(nn.Module):
+    """A user's net: a row of layers on images of 4x12x12, then a linear layer for 5 classes."""
+
+    def __init__(self, *row, head=True):
+        super().__init__()
+        self.row = nn.ModuleList([*row, nn.Flatten(), nn.LazyLinear(5)] if head else row)
+
+    def layers(self):
+        return list(self.row)
+
+
+class Reversed(nn.Module):
+    """A layer of a user's own, which moves the channels."""
+
+    def forward(self, x):
+        return x.flip(1)
+
+
+def conv(inp=12, out=12, kernel=3, **options):
+    return nn.Conv2d(inp, out, kernel, **options)
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda module, given, out: out + given[0].mean())
+    return layer
+
+
+def row_of(second, *, first=None, between=()):
+    """Whole-channel dropout in front of the layer in question."""
+    return lambda: Row(first or conv(4), nn.Dropout2d(0.5), nn.ReLU(), *between, second, nn.ReLU())
+
+
+def between_of(*layers):
+    """The layers in question between a convolution and its dropout, and in between dropout and the next."""
+    return lambda: Row(conv(4), *map(deepcopy, layers), nn.Dropout2d(0.5), *map(deepcopy, layers), conv())
+
+
+norm = nn.BatchNorm2d
+ROWS = {
+    "dilated": row_of(conv(dilation=2)),
+    "dilated and strided": row_of(conv(dilation=(2, 1), stride=(1, 2), padding=1)),
+    "circular": row_of(conv(padding=1, padding_mode="circular")),
+    "reflected, in the first": row_of(conv(), first=conv(4, padding=2, padding_mode="reflect")),
+    "replicated and dilated": row_of(conv(dilation=2, padding=(2, 1), padding_mode="replicate")),
+    "same": row_of(conv(kernel=4, padding="same", dilation=2)),
+    "groups": row_of(conv(groups=3)),
+    "groups in the first": row_of(conv(), first=conv(4, 16, groups=2), between=[conv(16)]),
+    "depthwise": row_of(conv(groups=12), between=[conv()]),
+    "no bias": row_of(conv(bias=False), first=conv(4, bias=False)),
+    "transposed": row_of(nn.ConvTranspose2d(12, 3, 3, stride=2), first=nn.ConvTranspose2d(4, 12, 3)),
+    "parametrised": row_of(nn.utils.parametrizations.weight_norm(conv())),
+    "with a hook": row_of(hooked(conv()), first=hooked(conv(4))),
+    "linear, no bias": lambda: Row(nn.Flatten(), nn.Linear(576, 19, bias=False), nn.Dropout(0.5),
+                                   nn.Linear(19, 7, bias=False), nn.Dropout(0.5)),
+    "linear on the last dimension": row_of(nn.Linear(10, 7)),
+    "linear and dropout of tokens": lambda: Row(nn.Flatten(2), nn.Linear(144, 4), nn.Dropout1d(0.5),
+                                                nn.Linear(4, 5), nn.Dropout(0.5)),
+    "batch norm": between_of(norm(12)),
+    "batch norm, not affine": between_of(norm(12, affine=False)),
+    "batch norm of the batch": between_of(norm(12, track_running_stats=False)),
+    "batch norm behind dropout": lambda: Row(nn.Flatten(), nn.Linear(576, 19), nn.Dropout(0.5), nn.BatchNorm1d(19)),
+    "group norm": between_of(nn.GroupNorm(2, 12)),
+    "layer norm": between_of(nn.LayerNorm([12, 10, 10])),
+    "instance norm": between_of(nn.InstanceNorm2d(12, affine=True)),
+    "channels mixed by norm": between_of(nn.LocalResponseNorm(3)),
+    "a slope for each channel": between_of(nn.PReLU(12)),
+    "sigmoid, of 0 not 0": between_of(nn.Sigmoid()),
+    "softmax over channels": between_of(nn.Softmax2d()),
+    "pooling, padded": between_of(nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)),
+    "average pooling": between_of(nn.AvgPool2d(3, stride=2, padding=1, ceil_mode=True)),
+    "adaptive pooling": between_of(nn.AdaptiveAvgPool2d(7)),
+    "shuffled channels": between_of(nn.ChannelShuffle(3)),
+    "flat in part": row_of(nn.Flatten(2)),
+    "pixels become channels": lambda: Row(nn.PixelUnshuffle(2), conv(16), nn.Dropout2d(0.5), conv(12, 48),
+                                          nn.PixelShuffle(2), nn.Dropout2d(0.5), conv()),
+    "a user's own": between_of(Reversed()),
+    "dropout twice": lambda: Row(nn.Flatten(), nn.Linear(576, 19), nn.Dropout(0.3), nn.Dropout(0.3), nn.Linear(19, 8)),
+    "dropout of both kinds": lambda: Row(conv(4), nn.Dropout2d(0.3), nn.Dropout(0.3), conv()),
+    "one dimension": lambda: Row(nn.Flatten(2), nn.Conv1d(4, 12, 3), nn.Dropout1d(0.5), nn.Conv1d(12, 5, 3)),
+    "three dimensions": lambda: Row(nn.Unflatten(2, (3, 4)), nn.Dropout3d(0.5), nn.Conv3d(4, 5, (1, 3, 3))),
+    "a flat input": lambda: Row(nn.Flatten(), nn.Linear(576, 19), nn.Dropout2d(0.5), nn.Linear(19, 7)),
+    "one channel, often dropped": lambda: Row(conv(4, 1), nn.Dropout2d(0.6), nn.MaxPool2d(2), conv(1)),
+    "all dropped": row_of(conv(), first=nn.Sequential(conv(4)), between=[nn.Dropout2d(1.0)]),
+}  # fmt: skip
+
+
+def images_4():
+    return torch.randn(7, 4, 12, 12, generator=seeded(5))
+
+
+def own_masks(net, images, n, stream):
+    """Slower still: each mask multiplied right where the dropout stands, in the order in which masks are drawn."""
+    passes = []
+    for _ in range(n):
+        x, masks = images, {}
+        for layer in dropout_late(net.layers()):
+            if isinstance(layer, tuple(dropout.DROPOUTS)) and layer.p:
+                shape = x.shape[1:] if type(layer) is nn.Dropout else x.shape[1:2]
+                kept = torch.rand(shape, generator=stream) >= layer.p
+                masks[layer] = (kept / (1 - layer.p) if layer.p < 1 else kept * 0.0), x.ndim
+            x = layer(x)
+        x = images
+        for layer in net.layers():
+            x = layer(x)
+            if layer in masks:
+                factor = masks[layer][0]
+                x = x * (factor if type(layer) is nn.Dropout else factor.view(-1, *[1] * (x.ndim - 2)))
+        passes.append(x)
+    return torch.stack(passes, 1)
+
+
+@pytest.mark.filterwarnings("ignore:dropout2d:UserWarning", "ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("name", ROWS)
+@torch.inference_mode()
+def test_whatever_the_layers_passes_give_what_masks_give(name):
+    torch.manual_seed(0)
+    net = ROWS[name]().eval()
+    net.layers()[-1](dropout.run(net.layers()[:-1], images_4()))  # the lazy layer sees its width
+    net = lively(net)
+    logits_BSC = Passes(net, 8, images_4()[:1], seeded(3))(images_4())
+    torch.testing.assert_close(logits_BSC, own_masks(net, images_4(), 8, seeded(3)), rtol=1e-4, atol=1e-5)
+    assert name == "all dropped" or logits_BSC.std(1).max() > 1e-3
+
+
+@torch.inference_mode()
+def test_a_dilated_and_a_circular_convolution_are_still_cut_down():
+    """Not only right: the known settings of a convolution do not cost the speed."""
+    for name in ("dilated", "circular", "same", "no bias"):
+        net = ROWS[name]().eval()
+        dropout.run(net.layers(), images_4())
+        sizes, plain = [], nn.Conv2d._conv_forward
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nn.Conv2d, "_conv_forward", lambda s, x, w, b: sizes.append(x.shape[1]) or plain(s, x, w, b))  # noqa: B023
+            Passes(net, 8, images_4()[:1], seeded(3))(images_4())
+        assert len(sizes) == 11 and max(sizes[3:]) < 12, (name, sizes)  # whole: to see the shapes, before the dropout
+
+
+@pytest.mark.parametrize(
+    "layers, complaint",
+    [
+        ([nn.AlphaDropout(0.2), nn.Dropout(0.5)], "no masks for AlphaDropout. They know Dropout, Dropout1d, Dropout2d"),
+        ([nn.FeatureAlphaDropout(0.2), nn.Dropout(0.5)], "no masks for FeatureAlphaDropout"),
+        ([type("Mine", (nn.Dropout,), {})(0.5)], "no masks for Mine"),
+        ([nn.Sequential(conv(4), nn.Dropout2d(0.3)), nn.Dropout(0.5)], "Dropout2d inside the layer Sequential"),
+        (
+            [nn.Flatten(2), nn.TransformerEncoderLayer(144, 2, 8, 0.1), nn.Dropout(0.5)],
+            "inside the layer TransformerEncoderLayer",
+        ),
+        ([nn.Flatten(), nn.Dropout1d(0.5)], "Dropout1d cannot tell the channels of an input of 2 dimensions"),
+        ([nn.Dropout3d(0.5)], "Dropout3d cannot tell the channels of an input of 4 dimensions"),
+        (
+            [nn.Flatten(2), nn.Dropout2d(0.5)],
+            "Dropout2d cannot tell the channels of an input of 3 dimensions.*Use Drop",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:dropout:UserWarning")
+def test_dropout_that_no_mask_is_drawn_for_is_refused_and_does_not_rest_in_silence(layers, complaint):
+    net = Row(*layers).eval()
+    dropout.run(net.layers(), images_4())
+    with pytest.raises(UserError, match=complaint):
+        Passes(net, 5, images_4()[:1], seeded())
+
+
+def test_dropout_of_probability_0_is_no_dropout_wherever_it_stands():
+    net = Row(nn.Sequential(conv(4), nn.Dropout2d(0.0)), nn.AlphaDropout(0.0), nn.Dropout(0.5)).eval()
+    with torch.inference_mode():
+        dropout.run(net.layers(), images_4())
+        passes = Passes(net, 3, images_4()[:1], seeded(3))(images_4())
+        torch.testing.assert_close(passes, own_masks(net, images_4(), 3, seeded(3)), rtol=1e-4, atol=1e-5)
