@@ -9,6 +9,7 @@ every gain exact costs all picks together no more than the gains before the firs
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import exp, inf
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from al_bench import strategies
 from al_bench.config import function
 from al_bench.strategies import PoolView, Size, by_chunks, needs
+from al_bench.strategies.centred import Points, centred
 from al_bench.strategies.diversity import (
     AHEAD,
     blocks,
@@ -46,7 +48,7 @@ def gaussian(sigma: float) -> Kernel:
     return lambda sq_dist: sq_dist.mul_(-1 / sigma**2).exp_()
 
 
-def first_gains(x_PF: Tensor, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor) -> Tensor:
+def first_gains(x_PF: Points, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor) -> Tensor:
     """The gains of all P candidates. K(n, x) = K(x, n), so each block of the kernel is worked out once for both."""
     gain_P, begun = torch.zeros(len(x_PF), dtype=torch.float64), bool(covered_P.any())
     for a in blocks(len(x_PF)):
@@ -61,7 +63,7 @@ def first_gains(x_PF: Tensor, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, 
 
 
 def gains_of(
-    positions: Tensor, x_PF: Tensor, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor
+    positions: Tensor, x_PF: Points, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor
 ) -> Tensor:
     """The gains of some candidates."""
     gain_B = torch.zeros(len(positions), dtype=torch.float64)
@@ -73,7 +75,7 @@ def gains_of(
     return gain_B
 
 
-def cover(x_PF: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor, k: int, rng: torch.Generator) -> Tensor:
+def cover(x_PF: Points, kernel: Kernel, weight_P: Tensor, covered_P: Tensor, k: int, rng: torch.Generator) -> Tensor:
     """Greedy maximisation of the weighted coverage above. When nothing gains, a random choice among the rest."""
     norm_P, covered_P = sq_norms(x_PF), covered_P.clone()
 
@@ -87,7 +89,7 @@ def cover(x_PF: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor, k: 
     return lazy_greedy(gains, gain_P, k, take, rng)
 
 
-def neighbours(x_PF: Tensor, norm_P: Tensor, of: Tensor, delta: float) -> Tensor:
+def neighbours(x_PF: Points, norm_P: Tensor, of: Tensor, delta: float) -> Tensor:
     """How many of the images `of` each image has within delta."""
     count_P = torch.zeros(len(x_PF), dtype=torch.float64)
     for n in blocks(len(of)):
@@ -97,7 +99,7 @@ def neighbours(x_PF: Tensor, norm_P: Tensor, of: Tensor, delta: float) -> Tensor
 
 
 def cover_balls(
-    x_PF: Tensor, delta: float, covered_P: Tensor, k: int, rng: torch.Generator, rank: Callable[[Tensor], Tensor]
+    x_PF: Points, delta: float, covered_P: Tensor, k: int, rng: torch.Generator, rank: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """One by one the image of the highest rank(degree_P), the degree being how many uncovered images lie within delta.
 
@@ -124,7 +126,7 @@ def cover_balls(
 
 
 def balls_ahead(
-    x_PF: Tensor, norm_P: Tensor, delta: float, covered_P: Tensor, rank_P: Tensor, i: int
+    x_PF: Points, norm_P: Tensor, delta: float, covered_P: Tensor, rank_P: Tensor, i: int
 ) -> dict[int, Tensor]:
     """Which images lie within delta of i and of those of the highest ranks, and of what these cover where that is few.
 
@@ -142,7 +144,7 @@ def balls_ahead(
     return found | (balls(covers) if 0 < len(covers) <= 4 * room else {})  # a byte each, not four
 
 
-def pure_radius(x_PF: Tensor, n_classes: int, purity: float, rng: torch.Generator) -> float:
+def pure_radius(x_PF: Points, n_classes: int, purity: float, rng: torch.Generator) -> float:
     """The largest radius at which at least a share `purity` of the balls hold one pseudo-label only.
 
     The pseudo-labels are k-means clusters. The ball around an image is pure up to its distance to the nearest image of
@@ -161,6 +163,11 @@ def pure_radius(x_PF: Tensor, n_classes: int, purity: float, rng: torch.Generato
             limit_N[n] = torch.minimum(limit_N[n], dist_NP.min(dim=1).values)
     impure = int((1 - purity) * len(limit_N) + 1e-9)
     return float(limit_N.sort().values[min(impure, len(limit_N) - 1)].sqrt())
+
+
+def with_centred_features(view: PoolView) -> PoolView:
+    pool, labelled = centred(view.features_PF, view.labelled_features_LF)
+    return replace(view, features_PF=pool, labelled_features_LF=labelled)
 
 
 def radius(view: PoolView, delta: float | None, purity: float, rng: torch.Generator) -> float:
@@ -184,6 +191,7 @@ def prob_cover(
     delta None: pure_radius, on the pool of this round with as many clusters as classes; the paper fixes one delta for
     each data set on all its images. When all is covered: a random choice among the rest.
     """
+    view = with_centred_features(view)
     delta = radius(view, delta, purity, rng)
     covered_P = ball(delta)(nearest(view.features_PF, view.labelled_features_LF)[0])
     return cover_balls(view.features_PF, delta, covered_P, k, rng, lambda degree_P: degree_P)
@@ -197,19 +205,19 @@ def max_herding(view: PoolView, k: int, rng: torch.Generator, *, sigma: float = 
     """
     if sigma <= 0:
         raise ValueError(f"sigma is {sigma} and has to be above 0")
-    kernel = gaussian(sigma)
+    view, kernel = with_centred_features(view), gaussian(sigma)
     covered_P = kernel(nearest(view.features_PF, view.labelled_features_LF)[0])
     return cover(view.features_PF, kernel, torch.ones(view.n_pool), covered_P, k, rng)
 
 
-def least_distance(x_LF: Tensor) -> float:
+def least_distance(x_LF: Points) -> float:
     """The smallest distance above 0 between two rows, 1.0 where there is none."""
     norm_L, least = sq_norms(x_LF) if len(x_LF) else None, inf
     for a in blocks(len(x_LF)):
         for b in blocks(len(x_LF)):
             dist_AB = sq_distances(x_LF[a], x_LF[b], norm_L[a], norm_L[b])
-            # Rounding leaves copies at 1e-6 or less: see sq_norms.
-            least = min(least, float(dist_AB.masked_fill_(dist_AB < 1e-5, inf).min()))
+            # Rounding leaves copies at a millionth of their squared length or less: see sq_norms.
+            least = min(least, float(dist_AB.masked_fill_(dist_AB <= 1e-5 * norm_L.max(), inf).min()))
     return 1.0 if least == inf else least**0.5
 
 
@@ -235,6 +243,7 @@ def uncertainty_herding(
     weight_P = by_chunks(lambda x: score((x.float() / temperature).log_softmax(-1)).float(), view.log_probs_PSC)
     if not (weight_P >= 0).all():
         raise ValueError(f"{uncertainty} is NaN or below 0 for some images and cannot weigh them")
+    view = with_centred_features(view)
     kernel = gaussian(least_distance(view.labelled_features_LF))
     covered_P = kernel(nearest(view.features_PF, view.labelled_features_LF)[0])
     return cover(view.features_PF, kernel, weight_P, covered_P, k, rng)
@@ -303,6 +312,7 @@ def dcom(
     """
     if not 0 < max_delta <= 2:
         raise ValueError(f"max_delta={max_delta} has to be above 0 and at most 2, the diameter of the unit ball")
+    view = with_centred_features(view)
     delta = radius(view, delta, purity, rng)
     radius_L, covered_P = labelled_balls(view, delta, max_delta)
     skill = competence(share_covered(covered_P, len(radius_L)))

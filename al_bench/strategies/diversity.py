@@ -2,6 +2,7 @@
 
 P pool images, L labelled, D embedding width, F width of the fixed features, K clusters, N and M rows of any kind.
 Distances are Euclidean, worked out as |x|^2 + |y|^2 - 2 <x, y> in blocks of rows, never for all pairs at once.
+Rows that lie far from 0 are taken less their mean first (centred.py).
 """
 
 import warnings
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from al_bench import strategies
 from al_bench.strategies import PoolView, by_chunks, needs, top_k
+from al_bench.strategies.centred import Points, centred
 from al_bench.strategies.greedy import draw, random_argmax
 
 Rows = Callable[[Tensor], Tensor]  # positions -> a float32 copy of those rows
@@ -25,7 +27,7 @@ NEIGHBOURS, SMALL, MOST_CLUSTERS = 20, 5, 500  # TypiClust's
 AHEAD = 64  # rows of distances k_center works out together
 
 
-def sq_norms(x_ND: Tensor) -> Tensor:
+def sq_norms(x_ND: Points) -> Tensor:
     """Squared lengths less a millionth, so that equal rows are at distance exactly 0 in spite of rounding."""
     return by_chunks(lambda x: x.float().square().sum(1) * (1 - 1e-6), x_ND)
 
@@ -48,12 +50,12 @@ def blocks(n: int) -> Iterator[slice]:
     return (slice(i, min(i + side, n)) for i in range(0, n, side))
 
 
-def to_all(y_MD: Tensor, norm_M: Tensor, x_PD: Tensor, norm_P: Tensor) -> Tensor:
+def to_all(y_MD: Tensor, norm_M: Tensor, x_PD: Points, norm_P: Tensor) -> Tensor:
     """Squared distances [M, P] of a few rows to a whole pool."""
     return torch.cat([sq_distances(y_MD, x_PD[p], norm_M, norm_P[p]) for p in blocks(len(x_PD))], 1)
 
 
-def nearest(x_ND: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(x_ND: Points, y_MD: Points) -> tuple[Tensor, Tensor]:
     """Of each row of x the squared distance to the nearest row of y, and which that is (inf and 0 where y is empty)."""
     dist_N, index_N = torch.full((len(x_ND),), inf), torch.zeros(len(x_ND), dtype=torch.int64)
     norm_N, norm_M = sq_norms(x_ND), sq_norms(y_MD) if len(y_MD) else None
@@ -77,6 +79,7 @@ def k_center(view: PoolView, k: int, rng: torch.Generator, *, unit: bool = False
     x_PD, labelled_LD = view.emb_PD, view.labelled_emb_LD
     if unit:
         x_PD, labelled_LD = (F.normalize(x.float(), dim=1) for x in (x_PD, labelled_LD))
+    x_PD, labelled_LD = centred(x_PD, labelled_LD)
     norm_P = sq_norms(x_PD)
     dist_P = nearest(x_PD, labelled_LD)[0]
     width = min(len(x_PD), AHEAD, max(1, strategies.CHUNK // len(x_PD)))
@@ -94,7 +97,7 @@ def k_center(view: PoolView, k: int, rng: torch.Generator, *, unit: bool = False
         dist_P[i] = -1
 
 
-def gather(parts: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+def gather(parts: tuple[Points, ...], rows: Tensor) -> Tensor:
     """Rows, in ascending order, of the parts laid end to end; a copy in float32."""
     found, start = [], 0
     for x in parts:
@@ -143,7 +146,7 @@ def fit_centres(
     return torch.from_numpy(model.cluster_centers_).float()
 
 
-def cluster(parts: tuple[Tensor, ...], n_clusters: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def cluster(parts: tuple[Points, ...], n_clusters: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """k-means centres [K, D] of the parts' rows together, and the nearest centre of each row. Some may have none."""
     n = sum(len(x) for x in parts)
     centre_KD = fit_centres(lambda at: gather(parts, at), n, parts[0].shape[1], min(n_clusters, n), rng)
@@ -189,12 +192,13 @@ def k_means(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
     From the largest cluster to the smallest, so that the first picks stand for most images; where a centre's nearest
     image is taken it gets the nearest that is not.
     """
-    centre_KD, cluster_P = cluster((view.emb_PD,), k, rng)
+    emb = centred(view.emb_PD)
+    centre_KD, cluster_P = cluster(emb, k, rng)
     order_K = top_k(cluster_P.bincount(minlength=k).float(), k, rng)
-    return nearest_to_centres(lambda at: view.emb_PD[at].float(), view.n_pool, centre_KD[order_K], rng)
+    return nearest_to_centres(lambda at: emb[0][at].float(), view.n_pool, centre_KD[order_K], rng)
 
 
-def typicality(parts: tuple[Tensor, ...], members: Tensor) -> Tensor:
+def typicality(parts: tuple[Points, ...], members: Tensor) -> Tensor:
     """Inverse mean distance to the 20 nearest other members, or to all where there are fewer.
 
     Infinite where all of those are copies, and for a single member.
@@ -215,7 +219,7 @@ def typicality(parts: tuple[Tensor, ...], members: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def typical_order(parts: tuple[Tensor, ...], cluster_N: Tensor, c: int, rng: torch.Generator) -> list[int]:
+def typical_order(parts: tuple[Points, ...], cluster_N: Tensor, c: int, rng: torch.Generator) -> list[int]:
     """The pool's members of cluster c, the least typical first; positions in the pool."""
     members = (cluster_N == c).nonzero()[:, 0]
     order = members[top_k(typicality(parts, members), len(members), rng)] - len(parts[0])
@@ -231,7 +235,7 @@ def typiclust(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
     5 images wait until the others are used up. A labelled image counts as a neighbour: being typical is a property of
     the data, not of what is left of it.
     """
-    parts = view.labelled_features_LF, view.features_PF
+    parts = centred(view.labelled_features_LF, view.features_PF)
     n_labelled = len(parts[0])
     centre_KF, cluster_N = cluster(parts, min(n_labelled + k, MOST_CLUSTERS), rng)
     size_K = cluster_N.bincount(minlength=len(centre_KF))

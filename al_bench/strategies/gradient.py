@@ -7,12 +7,14 @@ left out throughout, as in BADGE.
 """
 
 from collections.abc import Callable, Iterable
+from math import prod
 
 import torch
 from torch import Tensor
 
 from al_bench import strategies
 from al_bench.strategies import PoolView, by_chunks, joined, needs, top_k
+from al_bench.strategies.centred import Centred, Points, centred
 from al_bench.strategies.greedy import draw, random_argmax
 from al_bench.strategies.uncertainty import unlikely_probs
 
@@ -53,11 +55,13 @@ def times(rows_PD: Tensor, right_DK: Tensor) -> Tensor:
     return torch.cat([left_KD @ copy_ND[: len(part)].copy_(part).T for part in parts], dim=1).T
 
 
-def product(rows_PD: Tensor) -> Callable[[Tensor], Tensor]:
+def product(rows_PD: Points) -> Callable[[Tensor], Tensor]:
     """v_D -> rows_PD @ v_D, from a copy laid out by columns where that is small: it is read in half the time."""
-    if rows_PD.numel() > KEPT:
+    if prod(rows_PD.shape) > KEPT and isinstance(rows_PD, Centred):
+        return lambda v_D: by_chunks(lambda x_ND: x_ND @ v_D, rows_PD)
+    if prod(rows_PD.shape) > KEPT:
         return lambda v_D: times(rows_PD, v_D[:, None])[:, 0]
-    columns_DP = rows_PD.T.float().contiguous()
+    columns_DP = rows_PD[:].T.float().contiguous()
     return lambda v_D: v_D @ columns_DP
 
 
@@ -65,21 +69,37 @@ def sq_length(rows_PD: Tensor) -> Tensor:
     return rows_PD.double().square().sum(dim=1)
 
 
+def left_out(parts: Iterable[Tensor], a_C: Tensor, i: int, mean_D: Tensor, mean_times_P: Tensor) -> Tensor:
+    """What |g - g'|^2 has more than |a (x) h - a' (x) h'|^2 where g = a (x) (m + h): with b = a - a' it is
+    |b|^2 |m|^2 + 2 <b, a> <m, h> - 2 <b, a'> <m, h'>. The image i has a' and h'; mean_times_P is <m, h>."""
+
+    def products(part: Tensor) -> Tensor:
+        b = (part - a_C).double()
+        return torch.stack([b.square().sum(dim=1), (b * part).sum(dim=1), b @ a_C.double()], dim=1)
+
+    sq_P, own_P, other_P = joined(map(products, parts), len(mean_times_P)).unbind(dim=1)
+    return sq_P * mean_D.double().square().sum() + 2 * (own_P * mean_times_P - other_P * mean_times_P[i])
+
+
 @needs(embeddings=True, memory=lambda n: 4 * (min(n.P * n.C, KEPT) + min(n.P * n.D, KEPT)) + 500 * n.P)
 def badge(view: PoolView, k: int, rng: torch.Generator, *, first: str = "longest") -> Tensor:
     """BADGE (Ash et al., 2020, Algorithm 1): k-means++ seeding over the gradients a (x) h of the predicted class.
 
-    O(P(C + D)) a pick, for |g - g'|^2 = |a|^2 |h|^2 + |a'|^2 |h'|^2 - 2 <a, a'> <h, h'>.
+    O(P(C + D)) a pick, for |g - g'|^2 = |a|^2 |h|^2 + |a'|^2 |h'|^2 - 2 <a, a'> <h, h'>. Where the embeddings lie far
+    from 0, h is taken less their mean m here, and left_out adds what depends on m.
     first: the "longest" gradient is the first centre, as in the authors' code; the paper's k-means++ draws it at
     "random". Where all that is left lies on a centre, the choice is random.
     """
     if first not in ("longest", "random"):
         raise ValueError(f"first has to be longest or random, not {first}")
-    emb_PD, emb_times, a = view.emb_PD, product(view.emb_PD), kept(logit_gradient, view.log_probs_PSC)
-    sq_norm_P = joined((sq_length(part) for part in a()), view.n_pool) * by_chunks(
-        sq_length, emb_PD, width=8 * emb_PD.shape[1]
-    )
+    (emb_PD,), a = centred(view.emb_PD), kept(logit_gradient, view.log_probs_PSC)
+    emb_times, width = product(emb_PD), 8 * emb_PD.shape[1]
+    sq_a_P = joined((sq_length(part) for part in a()), view.n_pool)
+    sq_norm_P = sq_a_P * by_chunks(sq_length, view.emb_PD, width=width)
     picked = [random_argmax(sq_norm_P, rng) if first == "longest" else draw(torch.ones(view.n_pool), [], rng)]
+    if isinstance(emb_PD, Centred):
+        sq_norm_P = sq_a_P * by_chunks(sq_length, emb_PD, width=width)
+        mean_times_P = by_chunks(lambda h: h.double() @ emb_PD.mean_D.double(), emb_PD, width=width)
     sq_dist_P = torch.full_like(sq_norm_P, torch.inf)
     while len(picked) < k:
         i = picked[-1]
@@ -88,6 +108,8 @@ def badge(view: PoolView, k: int, rng: torch.Generator, *, first: str = "longest
         inner_P *= emb_times(h_D)
         sums_P = sq_norm_P + sq_norm_P[i]
         new_P = sums_P - 2 * inner_P
+        if isinstance(emb_PD, Centred):
+            new_P += left_out(a(), a_C, i, emb_PD.mean_D, mean_times_P)
         sq_dist_P = torch.minimum(sq_dist_P, new_P.where(new_P > ROUNDING * sums_P, 0))
         picked.append(draw(sq_dist_P, picked, rng))
     return torch.tensor(picked)

@@ -12,6 +12,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from al_bench.strategies import PoolView, by_chunks, joined, needs, top_k
+from al_bench.strategies.centred import SAMPLE, centred, mean_if_far
 from al_bench.strategies.diversity import cluster, fit_centres, fit_memory, nearest_to_centres, sq_distances, sq_norms
 from al_bench.strategies.gradient import KEPT, kept, logit_gradient
 from al_bench.strategies.greedy import draw, random_argmax
@@ -27,8 +28,10 @@ def cluster_picks(
         x_ND = emb_PD[among_M[at]].float()
         return F.normalize(x_ND, dim=1) if unit else x_ND
 
-    centre_KD = fit_centres(rows, len(among_M), emb_PD.shape[1], k, rng, weight_M)
-    return among_M[nearest_to_centres(rows, len(among_M), centre_KD, rng)]
+    mean_D = mean_if_far(rows(torch.arange(0, len(among_M), ceil(len(among_M) / SAMPLE))))
+    near_0 = rows if mean_D is None else lambda at: rows(at) - mean_D
+    centre_KD = fit_centres(near_0, len(among_M), emb_PD.shape[1], k, rng, weight_M)
+    return among_M[nearest_to_centres(near_0, len(among_M), centre_KD, rng)]
 
 
 @needs(embeddings=True, memory=lambda n: fit_memory(n.P, n.D, n.k) + 80 * n.P)
@@ -85,7 +88,7 @@ def cluster_margin(
     if len(among_M) <= limit:
         cluster_M = agglomerate(x_MD, n_clusters)
     else:
-        cluster_M = cluster((x_MD,), n_clusters, rng)[1]
+        cluster_M = cluster(centred(x_MD), n_clusters, rng)[1]
     return among_M[round_robin(cluster_M, k, rng)]
 
 
@@ -212,7 +215,8 @@ def contrast_score(view: PoolView, neighbours: int) -> Tensor:
 
     Infinite where a neighbour deems possible what the image rules out.
     """
-    near_emb_LD, norm_L = view.labelled_emb_LD.float(), sq_norms(view.labelled_emb_LD)
+    emb_PD, labelled_LD = centred(view.emb_PD, view.labelled_emb_LD)
+    near_emb_LD, norm_L = labelled_LD[:].float(), sq_norms(labelled_LD)
     log_q_LC = mean_log_probs(view.labelled_log_probs_LC[:, None])
     neighbours = min(neighbours, len(norm_L))
 
@@ -223,8 +227,8 @@ def contrast_score(view: PoolView, neighbours: int) -> Tensor:
         terms_NKC = q_NKC * (log_q_NKC - mean_log_probs(log_probs_NSC)[:, None])
         return terms_NKC.where(q_NKC > 0, 0).sum(dim=2).mean(dim=1)
 
-    width = len(norm_L) + view.emb_PD.shape[1] + 4 * neighbours * view.n_classes
-    return by_chunks(score, view.log_probs_PSC, view.emb_PD, width=width)
+    width = len(norm_L) + emb_PD.shape[1] + 4 * neighbours * view.n_classes
+    return by_chunks(score, view.log_probs_PSC, emb_PD, width=width)
 
 
 @needs(embeddings=True, labelled=True, memory=lambda n: 4 * n.L * n.D + 24 * n.L * n.C)
