@@ -92,6 +92,8 @@ class DatasetConfig:
     antialias: bool = True
     mean: list[float] = field(default_factory=lambda: [0.0])
     std: list[float] = field(default_factory=lambda: [1.0])
+    max_pixels: int | None = None  # of a file; null: Pillow's limit, 89,478,485
+    white: float | None = None  # its value in images of 16 or 32 bits or floats; null: what the file says
 
 
 @dataclass
@@ -292,6 +294,8 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
             d.test_fraction is not None and not 0 < d.test_fraction < 1,
             f"dataset.test_fraction={d.test_fraction}: between 0 and 1.",
         ),
+        (d.max_pixels is not None and d.max_pixels < 1, f"dataset.max_pixels={d.max_pixels}: 1 or more, or null."),
+        (d.white is not None and not 0 < d.white < inf, f"dataset.white={d.white}: above 0, or null."),
         (not 1 <= s.imbalance < inf, f"stressor.imbalance={s.imbalance}: 1 (balanced) or more."),
         (not 0 <= s.label_noise < 1, f"stressor.label_noise={s.label_noise}: from 0 to below 1."),
         (s.images is not None and s.images < 2, f"stressor.images={s.images}: 2 or more, or null for all."),

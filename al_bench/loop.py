@@ -95,7 +95,7 @@ def begin(
     if stops_at_reference(c):
         reference(c)  # a missing one is told before images are decoded
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
-    dataset, oracle = sources.load(c.dataset, source, c.seed, c.stressor, c.cache_dir)
+    dataset, oracle = sources.load(c.dataset, source, c.seed, c.stressor, c.cache_dir, store.folder.parents[3])
     check_budget(len(dataset.train_idx), c.budget)
     dataset = engine.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
     if c.trainer.test_passes:

@@ -130,6 +130,8 @@ class RunStore:
             "dataset": {
                 "name": dataset.name, "checksum": dataset.checksum, "classes": list(dataset.class_names),
                 "n_train": len(dataset.train_idx), "n_test": len(dataset.test_idx), "skipped": list(dataset.skipped),
+                "warnings": list(dataset.warnings),
+                "images": dataset.listing and os.path.relpath(dataset.listing, self.folder),
             },
             "initial_set": {"n": len(pool.labelled_L), "checksum": _checksum(pool.labelled_L.tolist())},
             "validation_set": {"n": len(pool.validation_V), "checksum": _checksum(pool.validation_V.tolist())},

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from al_bench.config import OnBadImage
-from al_bench.data.decode import decode, files_in, resize
+from al_bench.config import DatasetConfig, OnBadImage
+from al_bench.data.decode import decode
+from al_bench.data.files import files_in
+from al_bench.data.photo import resize
 from al_bench.errors import UserError
 
 STOP, SKIP = OnBadImage.stop, OnBadImage.skip
@@ -51,8 +53,9 @@ def zipped(path, files, compression=zipfile.ZIP_STORED, **claims):
     return path
 
 
-def decoded(root, tmp_path, size=8, on_bad=STOP, antialias=True):
-    return decode(files_in(str(root)), size, antialias, on_bad, str(tmp_path / "cache"))
+def decoded(root, tmp_path, size=8, on_bad=STOP, **options):
+    c = DatasetConfig(on_bad_image=on_bad, **options)
+    return decode(files_in(str(root)), size, c, str(tmp_path / "cache"))
 
 
 def png_of_side(side):

@@ -1,6 +1,7 @@
 """What the rest of al_bench knows of a data set. N images in all, V for the test, C classes, H x W pixels."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ class Dataset:
     std: tuple[float, ...] | Tensor
     checksum: str  # of images and labels
     skipped: tuple[str, ...] = ()  # files left out by dataset.on_bad_image=skip
+    warnings: tuple[str, ...] = ()  # what is odd about the data and stops nothing
+    listing: Path | None = None  # the table of which image an index is, for people: nothing reads it
 
     @property
     def n_classes(self) -> int:

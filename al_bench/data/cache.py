@@ -40,6 +40,8 @@ def cached_array(
     folder = Path(cache_dir).expanduser()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     data, meta = folder / f"{name}.bin", folder / f"{name}.json"
+    if found := _look(data, meta):  # whoever may only read, another user's cache or a disk, needs no lock
+        return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f"{name}.lock"):  # the other jobs of a sweep wait for the first, then read
@@ -63,17 +65,37 @@ def cached_array(
 
 
 def checksum(array: np.ndarray) -> str:
-    """sha256 over the sha256 of chunks, on as many threads as there are cores."""
+    """sha256 over the sha256 of chunks, on as many threads as it may use cores."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     parts = [flat[i : i + CHUNK] for i in range(0, len(flat), CHUNK)]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(n_cores()) as threads:
         digests = threads.map(lambda part: hashlib.sha256(part).digest(), parts)
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def n_cores() -> int:
+    """Cores that this process may use: on a shared machine fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _look(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """Without a lock another process may be half way through, so nothing is said of what is not sound."""
+    try:
+        return _sound(data, meta)
+    except OSError:
+        return None  # whatever it is, the one with the lock meets it as well
 
 
 def _open(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
     if not data.exists() and not meta.exists():
         return None
+    found = _sound(data, meta)
+    if found is None:
+        log.warning(f"The cached array {data} was cut short or altered; it is made again.")
+    return found
+
+
+def _sound(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
     try:
         facts = json.loads(meta.read_text())
         if facts.pop("seal") == _seal(facts):
@@ -86,7 +108,6 @@ def _open(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
                 return array, facts["notes"]
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         pass  # missing, or damaged in some way
-    log.warning(f"The cached array {data} was cut short or altered; it is made again.")
     return None
 
 

@@ -2,9 +2,12 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import filelock
 import numpy as np
@@ -14,9 +17,12 @@ from torch import Tensor
 
 from al_bench import rng
 from al_bench.config import DatasetConfig, OnBadImage, StressorConfig, function
-from al_bench.data import Dataset, stressors
+from al_bench.data import Dataset, layout, stressors
 from al_bench.data.cache import checksum
-from al_bench.data.decode import ImageFiles, complaint, decode, files_in
+from al_bench.data.decode import complaint, decode
+from al_bench.data.files import ImageFiles, files_in, printable
+from al_bench.data.idx import packed
+from al_bench.data.listing import write_listing
 from al_bench.data.oracle import Oracle
 from al_bench.data.stressors import UNSTRESSED, Split
 from al_bench.errors import UserError
@@ -24,6 +30,7 @@ from al_bench.errors import UserError
 log = logging.getLogger("al_bench")
 
 PHOTO_SIZE = 64  # pixels, where neither dataset.image_size nor the model asks for a size
+THUMBNAILS = "@eaDir"  # where a NAS keeps small copies of images
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Images:
     checksum: str
     kept_N: Tensor  # which of the source's images they are
     skipped: tuple[str, ...] = ()  # file names
+    same: tuple[tuple[int, ...], ...] = ()  # images whose files are equal to the byte
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Source:
     image_shape: tuple[int, int, int]  # channels, height, width
     test_idx: Tensor | None  # the data's own test split
     read: Callable[[], Images]
+    files: tuple[str, ...] = ()  # the name of each image's file, where it has one
+    warnings: tuple[str, ...] = ()  # what is odd about the data and stops nothing
 
 
 def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
@@ -56,18 +67,23 @@ def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
             "channels: one value for all of them, or one for each."
         )
     if len(source.class_names) < 2:
-        names = ", ".join(source.class_names)
+        names = ", ".join(map(printable, source.class_names))
         raise UserError(f"dataset {c.name} has one class only ({names}): there is nothing to learn. Add another.")
     return source
 
 
 def load(
-    c: DatasetConfig, source: Source, seed: int, stressor: StressorConfig = UNSTRESSED, cache_dir: str = ""
-) -> tuple[Dataset, Oracle]:
+    c: DatasetConfig, source: Source, seed: int, stressor: StressorConfig = UNSTRESSED, cache_dir: str = "",
+    list_in: Path | None = None,
+) -> tuple[Dataset, Oracle]:  # fmt: skip
+    """list_in: the folder that gets the table of which image an index is."""
     images = source.read()
     used = stressed(c, source, images.kept_N, seed, stressor)
     if images.skipped:
         log.warning(f"dataset.on_bad_image=skip left out {len(images.skipped):,} files; run.json names them.")
+    warnings = (*source.warnings, *images.warnings, *_leaks(images.same, used))
+    for warning in warnings:
+        log.warning(warning)
     pixels, seen = images.pixels, images.checksum
     if used.copied_N is not None:
         sd = [stressor.noise * std for std in c.std]
@@ -83,8 +99,32 @@ def load(
         std=tuple(c.std),
         checksum=hashlib.sha256((seen + checksum(source.labels_N[images.kept_N].numpy())).encode()).hexdigest(),
         skipped=images.skipped,
+        warnings=warnings,
+        listing=_listing(list_in, source, images.kept_N, used) if list_in else None,
     )
     return dataset, Oracle(used.labels_N, used.train_idx)
+
+
+def _leaks(same: Sequence[Sequence[int]], used: Split) -> tuple[str, ...]:
+    """Test images that are training images as well: what is measured on them is memory."""
+    train, test = ((idx if used.copied_N is None else used.copied_N[idx]) for idx in (used.train_idx, used.test_idx))
+    trained = set(train.tolist()) if same else set()
+    in_both = [row for group in same if trained.intersection(group) for row in group]
+    n = int(torch.isin(test, torch.tensor(in_both, dtype=torch.int64)).sum())
+    if not n:
+        return ()
+    return (
+        f"{n:,} of the {len(test):,} test images are byte-identical to training images, so the test is too easy. "
+        "Remove one of each.",
+    )
+
+
+def _listing(folder: Path, source: Source, kept_N: Tensor, used: Split) -> Path | None:
+    """With the classes that the source names: noise and foreign classes are the Oracle's matter."""
+    shown_N = (kept_N if used.copied_N is None else kept_N[used.copied_N]).tolist()
+    labels_N = source.labels_N.tolist()
+    files = [source.files[i] for i in shown_N] if source.files else []
+    return write_listing(folder, files, (source.class_names[labels_N[i]] for i in shown_N))
 
 
 def stressed(c: DatasetConfig, source: Source, kept_N: Tensor, seed: int, stressor: StressorConfig) -> Split:
@@ -128,7 +168,7 @@ def dogs_vs_cats(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     if (root / "train.zip").exists() and not (root / "train").exists():
         root = root / "train.zip"
     files = files_in(str(root))
-    kinds = _cat_or_dog(files.names)
+    kinds = layout.cat_or_dog(files.names)
     if not kinds:
         raise UserError(
             f"dataset.root={root}: none of its {len(files.names)} files is named cat.* or dog.*, or lies in Cat/ or "
@@ -138,99 +178,75 @@ def dogs_vs_cats(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     if strangers and c.on_bad_image is OnBadImage.stop:
         raise UserError(complaint(files.where, strangers))
     labels = {name: ("cat", "dog").index(kind) for name, kind in kinds.items() if name not in strangers}
+    layout.refuse_merging(c, kinds)
     return _from_files(c, files, labels, ("cat", "dog"), set(), model_size, cache_dir, skipped=tuple(strangers))
-
-
-def _cat_or_dog(names: Sequence[str]) -> dict[str, str]:
-    """What each photograph is called: Microsoft's `Cat/0.jpg`, or Kaggle's `cat.0.jpg` and all that lies beside it."""
-    places = [(name, *name.rpartition("/")[::2]) for name in names]
-    pets = {name: home.rpartition("/")[2].lower() for name, home, _ in places if f"/{home}".endswith(("/Cat", "/Dog"))}
-    homes = {home for _, home, file in places if file.startswith(("cat.", "dog."))}
-    return pets or {name: file.split(".")[0] for name, home, file in places if home in homes}
 
 
 def image_folder(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     """One sub-folder a class; with train/ and test/ above them that split is kept. A folder or a zip of one."""
     files = files_in(str(_root(c)))
     base = ""
-    while len(top := _subfolders(files, base)) == 1 and _subfolders(files, f"{base}{top[0]}/"):
+    while len(top := layout.subfolders(files, base)) == 1 and layout.subfolders(files, f"{base}{top[0]}/"):
         base += f"{top[0]}/"  # an archive often has one folder around it all
     is_split = {"train", "test"} <= set(top)
     home = f"{base}train/" if is_split else base
-    train = _by_class(files, home)
-    test = _by_class(files, f"{base}test/") if is_split else {}
-    class_names = tuple(_subfolders(files, home))
+    lost = {name: why for name, why in files.faults.items() if name.rpartition("/")[0] == home.rstrip("/")}
+    if lost and c.on_bad_image is OnBadImage.stop:  # a dead link may have been a class
+        raise UserError(complaint(files.where, lost))
+    train = layout.by_class(files, home)
+    test = layout.by_class(files, f"{base}test/") if is_split else {}
+    class_names = tuple(layout.subfolders(files, home))
     if not is_split:
-        _refuse_unnamed_split(c, top, (_subfolders(files, f"{base}{part}/") for part in top))
-    _refuse_layout(c, top, class_names, test)
+        layout.refuse_unnamed_split(c, top, (layout.subfolders(files, f"{base}{part}/") for part in top))
+    layout.refuse_layout(c, top, class_names, test)
+    layout.refuse_unreadable_name(c, class_names)
     labels = {name: class_names.index(folder) for name, folder in (train | test).items()}
-    return _from_files(c, files, labels, class_names, set(test), model_size, cache_dir)
-
-
-def _subfolders(files: ImageFiles, above: str) -> list[str]:
-    below = [folder.removeprefix(above) for folder in files.folders if folder.startswith(above)]
-    return sorted(folder for folder in below if "/" not in folder)
-
-
-def _by_class(files: ImageFiles, above: str) -> dict[str, str]:
-    """Each file's class: the first folder below `above`, however deep the file lies in it."""
-    below = {name: name.removeprefix(above) for name in files.names if name.startswith(above)}
-    return {name: rest.split("/")[0] for name, rest in below.items() if "/" in rest}
-
-
-def _refuse_unnamed_split(c: DatasetConfig, top: list[str], inside: Iterator[list[str]]) -> None:
-    """train/ and val/, or Train/ and Test/, would be taken for two classes. Looks no further than it has to."""
-    first = next(inside, [])
-    if len(top) > 1 and len(first) > 1 and all(folders == first for folders in inside):
-        raise UserError(
-            f"dataset.root={c.root}: {'/ and '.join(top)}/ hold the same folders ({', '.join(first[:3])}...), so "
-            "they are no classes. Name the parts of a split train/ and test/."
-        )
-
-
-def _refuse_layout(c: DatasetConfig, top: list[str], class_names: tuple[str, ...], test: dict[str, str]) -> None:
-    if not class_names:
-        raise UserError(
-            f"dataset.root={c.root}: no class folders in {'train/' if 'train' in top else 'it'}. "
-            "It needs one sub-folder a class, with that class's images in it."
-        )
-    if not {"train", "test"} <= set(top):
-        return
-    if others := sorted(set(top) - {"train", "test"}):
-        raise UserError(
-            f"dataset.root={c.root}: beside train/ and test/ there is {others[0]}/, which would not be read. "
-            "Move its images into train/ (validation images are drawn from there), or take it away."
-        )
-    if not test:
-        raise UserError(f"dataset.root={c.root}: test/ holds no class folders with images. Fill it or remove it.")
-    if strange := sorted(set(test.values()) - set(class_names)):
-        raise UserError(f"dataset.root={c.root}: test/ has a class {strange[0]!r} that train/ lacks.")
+    return _from_files(c, files, labels, class_names, set(test), model_size, cache_dir, skipped=tuple(lost))
 
 
 def _from_files(
     c: DatasetConfig, files: ImageFiles, labels: dict[str, int], class_names: tuple[str, ...], test: set[str],
     model_size: int | None, cache_dir: str, skipped: Sequence[str] = (),
 ) -> Source:  # fmt: skip
-    files = replace(files, names=tuple(labels))
+    files = replace(files, sizes={name: files.sizes[name] for name in labels})
     size = c.image_size or model_size or PHOTO_SIZE
 
     def read() -> Images:
-        pixels, notes = decode(files, size, c.antialias, c.on_bad_image, cache_dir)
+        pixels, notes = decode(files, size, c, cache_dir)
         bad = set(notes["skipped"])
         kept = [row for row, name in enumerate(files.names) if name not in bad]
-        return Images(pixels, notes["checksum"], torch.tensor(kept), (*skipped, *notes["skipped"]))
+        skips = (*skipped, *notes["skipped"])
+        same = tuple(map(tuple, notes["same"]))
+        return Images(pixels, notes["checksum"], torch.tensor(kept), skips, same, _darkness(notes["peak"]))
 
     test_idx = torch.tensor([i for i, name in enumerate(files.names) if name in test]) if test else None
     labels_N = torch.tensor(list(labels.values()), dtype=torch.int64)
-    return Source(labels_N, class_names, (3, size, size), test_idx, read)
+    warnings = (*files.warnings, *_thumbnails(files.names))
+    return Source(labels_N, class_names, (3, size, size), test_idx, read, files.names, warnings)
+
+
+def _darkness(peak: int | None) -> tuple[str, ...]:
+    """12 bits in files of 16: a file does not say so, and a dark one looks the same. All files of a camera do not."""
+    bits = max(9, int(peak or 0).bit_length())
+    if peak is None or bits > 14:
+        return ()
+    return (
+        f"No value of the images of 16 bits is above {peak:,}, where 65,535 is white: they are almost black. If they "
+        f"hold {bits} bits, say so: dataset.white={2**bits - 1} (grey only).",
+    )
+
+
+def _thumbnails(names: Sequence[str]) -> tuple[str, ...]:
+    n = sum(f"/{THUMBNAILS}/" in f"/{name}" for name in names)
+    return (f"{n:,} of the images lie in {THUMBNAILS}/, thumbnails that a NAS made. Remove them.",) if n else ()
 
 
 def mnist(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
-    return _torchvision(c, cache_dir, "MNIST", {"train": True}, {"train": False})
+    return _mnist(c, cache_dir, "MNIST")
 
 
 def fashion_mnist(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
-    return _torchvision(c, cache_dir, "FashionMNIST", {"train": True}, {"train": False})
+    return _mnist(c, cache_dir, "FashionMNIST")
 
 
 def cifar10(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
@@ -245,10 +261,32 @@ def svhn(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     return _torchvision(c, cache_dir, "SVHN", {"split": "train"}, {"split": "test"})
 
 
+def _mnist(c: DatasetConfig, cache_dir: str, name: str) -> Source:
+    """From the .gz files where the unpacked ones are missing."""
+    import torchvision.datasets
+
+    whole = {"train": True}, {"train": False}
+    try:
+        parts = packed(_root(c) / name / "raw")
+    except UserError as damaged:  # or another process is fetching them at this moment, and holds the lock
+        try:
+            return _torchvision(c, cache_dir, name, *whole)
+        except UserError:
+            raise damaged from None
+    if parts is None:
+        return _torchvision(c, cache_dir, name, *whole)
+    classes = getattr(torchvision.datasets, name).classes
+    return _of_parts(c, [SimpleNamespace(data=x, targets=y, classes=classes) for x, y in parts])
+
+
 def _torchvision(c: DatasetConfig, cache_dir: str, name: str, train: dict, test: dict) -> Source:
     import torchvision.datasets
 
-    kind, root, cache = getattr(torchvision.datasets, name), str(_root(c)), Path(cache_dir).expanduser()
+    kind, root = getattr(torchvision.datasets, name), str(_root(c))
+    with suppress(Exception):  # not there, or not whole: fetching them will tell
+        # Without the lock, so that data and cache may lie where nothing can be written.
+        return _of_parts(c, [kind(root, **part) for part in (train, test)])
+    cache = Path(cache_dir).expanduser()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(cache / f"{name}.lock"):  # of a sweep's first jobs only one downloads and unpacks
@@ -258,6 +296,11 @@ def _torchvision(c: DatasetConfig, cache_dir: str, name: str, train: dict, test:
             f"dataset {c.name} is not whole in dataset.root={root}, and could not be fetched "
             f"({type(error).__name__}: {error}). Delete what is broken there; without a network, bring the files."
         ) from error
+    return _of_parts(c, parts)
+
+
+def _of_parts(c: DatasetConfig, parts: Sequence[Any]) -> Source:
+    """parts: torchvision's, to train on and for the test."""
     images = np.concatenate([_as_nhwc(part.data) for part in parts])
     labels = np.concatenate([np.asarray(getattr(part, "targets", getattr(part, "labels", None))) for part in parts])
     names = tuple(map(str, getattr(parts[0], "classes", range(10))))

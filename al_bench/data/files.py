@@ -1,0 +1,190 @@
+"""Image files of a folder or a zip: which there are, in a fixed order, and how to read one."""
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import unicodedata
+import weakref
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from al_bench.errors import UserError
+
+LARGEST_FILE = 1 << 28  # bytes; an archive can promise any size
+NAMED = 3  # of the files that a warning is about
+
+NOT_A_FILE = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Files of a folder or an archive, in a fixed order, and how to read one."""
+
+    where: Path
+    sizes: dict[str, int]  # bytes, by posix path below `where`
+    folders: tuple[str, ...]
+    read: Callable[[str], bytes]
+    fingerprint: str  # changes with any name and any content
+    faults: dict[str, str] = field(default_factory=dict)  # why some of them cannot be read
+    warnings: tuple[str, ...] = ()  # what is odd about them and stops nothing
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.sizes)
+
+
+def files_in(root: str) -> ImageFiles:
+    """Every file of a folder or a zip (or of the train.zip inside a zip), hidden ones left out."""
+    path, shown = Path(root).expanduser(), f"dataset.root={printable(root)}"
+    try:
+        if not path.exists():
+            raise UserError(f"{shown}: there is no such file or folder. Give the path of the images.")
+        if not (path.is_dir() or path.is_file()):  # opening a pipe would wait for ever
+            raise UserError(f"{shown} is {NOT_A_FILE[stat.S_IFMT(path.stat().st_mode)]}. Give a folder or a zip.")
+        return _folder(path) if path.is_dir() else _archive(path, zipfile.ZipFile(path))
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{shown} cannot be read: {printable(str(error))}. It must be a folder or a zip of images; "
+            "if it is a zip, is it all there, and does it open without a password?"
+        ) from None
+
+
+def printable(name: str) -> str:
+    """A name as a terminal may show it: control characters and bytes that are not UTF-8 are escaped."""
+    is_plain = [c.isprintable() or unicodedata.category(c) == "Zs" for c in name]
+    return "".join(c if plain else c.encode("unicode_escape").decode() for c, plain in zip(name, is_plain, strict=True))
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, for a warning."""
+    return ", ".join(map(printable, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
+
+
+def _folder(path: Path) -> ImageFiles:
+    folders: list[str] = []
+    contents: list[tuple[str, int, int, int]] = []
+    faults: dict[str, str] = {}
+    for home, subfolders, names in os.walk(path, onerror=_raise, followlinks=True):
+        above = Path(home).relative_to(path).as_posix() + "/"
+        above = "" if above == "./" else above
+        subfolders[:] = [name for name in subfolders if _is_visible(name)]
+        for name in subfolders:
+            _refuse_loop(Path(home, name))
+        folders += [above + name for name in subfolders]
+        for name in filter(_is_visible, names):
+            facts, fault = _look_at(os.path.join(home, name))
+            contents.append((above + name, *facts))
+            if fault:
+                faults[above + name] = fault
+    contents.sort()
+    sizes = {name: size for name, size, _, _ in contents}
+
+    def read(name: str) -> bytes:
+        if name in faults:
+            raise ValueError(faults[name])
+        return (path / name).read_bytes()
+
+    # Where: another folder may hold files of the same names, sizes and times.
+    fingerprint = _digest([str(path.resolve()), *contents])
+    return ImageFiles(path, sizes, tuple(sorted(folders)), read, fingerprint, faults)
+
+
+def _look_at(path: str) -> tuple[tuple[int, int, int], str | None]:
+    """Size and times, and why it cannot be read. Reading every byte would take longer than a second start may.
+
+    The time of the last change of the inode is among the times: a copy can bring the other time along, this one no.
+    """
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return (0, 0, 0), "a link that leads nowhere" if os.path.islink(path) else "it cannot be looked at"
+    fault = NOT_A_FILE.get(stat.S_IFMT(facts.st_mode))
+    return (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns), fault and f"{fault}, not a file"
+
+
+def _refuse_loop(folder: Path) -> None:
+    if folder.is_symlink() and any(above.samefile(folder) for above in folder.parents):
+        raise UserError(
+            f"{printable(str(folder))} is a link to a folder that it lies in, so its images have no end. Remove it."
+        )
+
+
+def _archive(path: Path, archive: zipfile.ZipFile) -> ImageFiles:
+    infos = {_inside(path, i.filename): i for i in archive.infolist()}
+    members = {name: i for name, i in infos.items() if not i.is_dir() and _is_visible(name)}
+    if inner := next((i for name, i in members.items() if name.rpartition("/")[2] == "train.zip"), None):
+        return _archive(path, _inner(archive, inner))
+    homes = {name if i.is_dir() else name.rpartition("/")[0] for name, i in infos.items() if _is_visible(name)}
+    contents = sorted((name, i.file_size, i.CRC) for name, i in members.items())
+    return ImageFiles(
+        path,
+        {name: size for name, size, _ in contents},
+        _with_parents(homes),
+        lambda name: archive.read(members[name]),
+        _digest(contents),
+        warnings=_doubled(path, archive),
+    )
+
+
+def _doubled(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
+    times = Counter(_inside(path, i.filename) for i in archive.infolist() if not i.is_dir())
+    twice = [name for name, n in times.items() if n > 1 and _is_visible(name)]
+    if not twice:
+        return ()
+    lost = sum(times[name] - 1 for name in twice)
+    return (
+        f"{printable(str(path))} holds several files of one name ({some(twice)}): only the last of each name is read, "
+        f"{lost:,} files are not.",
+    )
+
+
+def _inner(outer: zipfile.ZipFile, info: zipfile.ZipInfo) -> zipfile.ZipFile:
+    """A zip inside a zip, by way of a nameless file: Kaggle's is too large for the memory of each job of a sweep."""
+    folder = tempfile.gettempdir()
+    if info.file_size > shutil.disk_usage(folder).free:
+        raise ValueError(f"its {info.filename} takes {info.file_size:,} bytes, and {folder} has less space left")
+    with ExitStack() as where_it_fails, outer.open(info) as packed:
+        file = where_it_fails.enter_context(tempfile.TemporaryFile())
+        shutil.copyfileobj(packed, file, 1 << 20)
+        archive = zipfile.ZipFile(file)
+        weakref.finalize(archive, where_it_fails.pop_all().close)
+    return archive
+
+
+def _inside(path: Path, name: str) -> str:
+    """The name as a plain posix path. Raises UserError where it points outside the archive."""
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or parts[0].endswith(":") or (parts[0] == "" and name):
+        raise UserError(
+            f"{path} holds a file named {name!r}, which points outside the archive. It is not read: get a clean copy."
+        )
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def _with_parents(folders: Iterable[str]) -> tuple[str, ...]:
+    above = (folder for name in folders for folder in (PurePosixPath(name), *PurePosixPath(name).parents))
+    return tuple(sorted({str(folder) for folder in above} - {"."}))
+
+
+def _is_visible(name: str) -> bool:
+    return "/." not in f"/{name}" and "/__MACOSX" not in f"/{name}"
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _digest(contents: Sequence[object]) -> str:
+    return hashlib.sha256(repr(contents).encode()).hexdigest()

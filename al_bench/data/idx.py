@@ -1,0 +1,47 @@
+"""MNIST's files as they are published: packed, in the format IDX (a type, the sizes, then bytes)."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from al_bench.data.files import printable
+from al_bench.errors import UserError
+
+NAMES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+def packed(raw: Path) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """Images and labels to train on, then those for the test; None where no .gz file is needed, or one is missing.
+
+    Raises UserError where a file is damaged.
+    """
+    found = {name: _find(raw / name) for pair in NAMES.values() for name in pair}
+    if None in found.values() or not any(path.suffix == ".gz" for path in found.values()):
+        return None
+    parts = [(_read(found[images], 3), _read(found[labels], 1)) for images, labels in NAMES.values()]
+    for images, labels in parts:
+        if len(images) != len(labels):
+            raise UserError(f"{printable(str(raw))}: {len(images):,} images and {len(labels):,} labels of one part.")
+    return parts
+
+
+def _find(path: Path) -> Path | None:
+    return next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
+
+
+def _read(path: Path, dimensions: int) -> np.ndarray:
+    try:
+        content = (gzip.decompress if path.suffix == ".gz" else bytes)(path.read_bytes())
+        if content[:4] != bytes((0, 0, 8, dimensions)):
+            raise ValueError("it does not begin as such a file does")
+        sizes = np.frombuffer(content, ">i4", dimensions, offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(
+            f"{printable(str(path))} is damaged ({error}), and it could not be fetched. Bring a sound one."
+        ) from None

@@ -1,0 +1,48 @@
+"""Which image an index is: a table for people, beside the runs of a study. No part of the program reads it."""
+
+import csv
+import errno
+import hashlib
+import io
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from al_bench.data.files import printable
+from al_bench.store import write_atomically
+
+log = logging.getLogger("al_bench")
+
+
+def write_listing(folder: Path, files: Sequence[str], classes: Iterable[str]) -> Path | None:
+    """images-<checksum>.csv of one row an image, once for all runs of the same images. None where it cannot be written.
+
+    files: their names, or nothing for data that come without.
+    """
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["index", *(["file"] if files else []), "class"])
+    names = ((_as_path(name),) for name in files) if files else iter(lambda: (), None)
+    rows.writerows((i, *name, _as_text(label)) for i, (name, label) in enumerate(zip(names, classes, strict=False)))
+    path = folder / f"images-{hashlib.sha256(table.getvalue().encode()).hexdigest()[:12]}.csv"
+    try:
+        if not path.exists():
+            write_atomically(path, table.getvalue())
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        log.warning(f"{path} cannot be written ({error.strerror}), so no file says which image an index is.")
+        return None
+    return path
+
+
+def _is_formula(text: str) -> bool:
+    return text.startswith(("=", "+", "-", "@"))  # for a spreadsheet
+
+
+def _as_path(name: str) -> str:
+    return printable(f"./{name}" if _is_formula(name) else name)
+
+
+def _as_text(label: str) -> str:
+    return printable(f"'{label}" if _is_formula(label) else label)

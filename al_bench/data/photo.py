@@ -1,0 +1,212 @@
+"""The content of one image file -> upright 8-bit RGB -> a square. Only Pillow's decoders that run in this process."""
+
+import io
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+
+# No EPS, which starts Ghostscript, and none that only ask another program. TGA has no signature, so it comes last.
+FORMATS = (
+    "AVIF", "BMP", "CUR", "DDS", "DIB", "FITS", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MSP", "PCX", "PNG",
+    "PPM", "PSD", "QOI", "SGI", "SUN", "TIFF", "WEBP", "XBM", "XPM", "TGA",
+)  # fmt: skip
+NOT_READ = {  # how files start that people have and that none of these decoders reads
+    "HEIC": rb".{4}ftyp(.{4}){0,16}?(hei[cxms]|hev[cxms])",
+    "AVIF": rb".{4}ftyp(.{4}){0,16}?avi[fs]",  # an older Pillow, or one built without it
+    "JPEG XL": rb"\xff\x0a|\x00\x00\x00\x0cJXL ",
+    "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "PDF": rb"%PDF",
+    "SVG": rb"\s*(<\?xml[^>]*>\s*)?(<!.*?>\s*)*<svg",
+    "WMF": rb"\xd7\xcd\xc6\x9a",
+    "DICOM": rb".{128}DICM",
+    "HDF5": rb"\x89HDF",
+}
+TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ORIENTATION, BITS, SAMPLE_FORMAT, HIGHEST, HIGHEST_SIGNED = 0x0112, 258, 339, 281, 341  # tags of EXIF and TIFF
+FULL_16 = 65535
+STRIP = 1 << 20  # pixels converted at once: whole copies of a large image would take more memory than the image
+SLACK = 1e-3  # of white: how far the rounding of a float image may lie outside
+
+
+class Room:
+    """So much of something at once, over all threads. Who asks for more than there is has to be alone."""
+
+    def __init__(self, size: int) -> None:
+        self.size = self.free = size
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, n: int) -> Iterator[None]:
+        n = min(n, self.size)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= n)
+            self.free -= n
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += n
+                self.changed.notify_all()
+
+
+def opened(content: bytes) -> Image.Image:
+    """The header is read and no pixel. Raises what Pillow raises."""
+    Image.init()  # a format that this Pillow lacks is left out
+    return Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def why_bad(content: bytes, error: Exception, most_pixels: int) -> str:
+    """In words for the person whose file it is."""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"too many pixels, more than {most_pixels:,}; dataset.max_pixels=... raises the limit"
+    is_unknown = isinstance(error, UnidentifiedImageError)
+    for name, start in NOT_READ.items():
+        if re.match(start, content[:1024], re.DOTALL) and (is_unknown or name == "HEIC"):
+            return f"{name} is not a format that is read; convert it to JPEG or PNG"
+    if is_unknown and content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "a damaged TIFF, or a kind of it that is not read; convert it to 8 or 16 bits"
+    return "not an image" if is_unknown else str(error) or type(error).__name__
+
+
+def upright_rgb(image: Image.Image, content: bytes, white: float | None) -> tuple[Image.Image, int | None]:
+    """Upright 8-bit RGB: EXIF orientation applied, transparency laid on white, deeper images scaled to 8 bits.
+
+    white: the value that is white in images of more than 8 bits; None: what the file says. Also returns the highest
+    value where nothing but 16 bits a sample says which one is white. Raises ValueError where nothing says it.
+    """
+    is_deep_colour = image.mode[0] not in "IF" and any(";16" in str(tile[3]) for tile in image.tile)
+    image.load()
+    turn = _turn(image)  # after the pixels: some formats have it behind them, and TIFF is turned by then
+    if is_deep_colour:
+        peak = _peak_of_colour(image, white)
+    elif image.mode[0] in "IF":
+        image, peak = _grey(image, content, white)
+    else:
+        peak = None
+    rgb = _rgb(image)
+    return (rgb if turn is None else rgb.transpose(turn)), peak
+
+
+def resize(image: Image.Image, size: int, antialias: bool) -> np.ndarray:
+    """Both sides to `size` (squashed, not cropped), bilinear. Without antialias: the four nearest pixels alone."""
+    if antialias or image.size == (size, size):
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    # Not Image.transform: it cuts the fraction off, and images come out half a grey level darker.
+    pixels_1CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    return F.interpolate(pixels_1CHW, (size, size), mode="bilinear")[0].permute(1, 2, 0).numpy()
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """The orientation alone: the rest of EXIF may hold anything, and a photograph without any is sound."""
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # whatever a damaged header makes Pillow raise
+        return None
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    rgb = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        if strip.has_transparency_data:
+            rgba = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        rgb.paste(strip.convert("RGB"), (0, top))
+    return rgb
+
+
+def _grey(image: Image.Image, content: bytes, asked: float | None) -> tuple[Image.Image, int | None]:
+    """An image of 16 or 32 bits, whole numbers or floats, in 8 bits; the peak as of `upright_rgb`."""
+    is_float = image.mode == "F"
+    low, high = _range(image)
+    white, is_said = (asked, True) if asked else _white(image, content, high)
+    slack = SLACK * (white or 1) if is_float else 0
+    if white is None or not -slack <= low <= high <= white + slack:  # NaN is nowhere
+        why = "nothing says which one is white" if asked is None else f"and white is {asked:g}"
+        raise ValueError(f"its values go from {low:g} to {high:g}, {why}; dataset.white=... says it")
+    grey = Image.new("L", image.size)
+    for top, strip in _strips(image):
+        values = np.asarray(strip).astype(np.float64) * 255 / white
+        values = np.rint(values) if is_float else np.floor(values)
+        grey.paste(Image.fromarray(values.clip(0, 255).astype(np.uint8)), (0, top))
+    return grey, None if is_said else int(high)
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
+    ends = [(values.min(), values.max()) for values in (np.asarray(strip) for _, strip in _strips(image))]
+    low, high = np.array(ends, dtype=np.float64).T
+    return float(low.min()), float(high.max())
+
+
+def _white(image: Image.Image, content: bytes, high: float) -> tuple[float | None, bool]:
+    """The value that is white, if it can be known, and whether anything but the number of bits says so."""
+    if image.mode == "F":
+        return (1.0 if high <= 1 + SLACK else None), True
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        is_16 = image.mode != "I" or image.format in ("PNG", "PPM")  # which some versions of Pillow widen
+        bits = _significant_bits(image, content) if image.format == "PNG" else 16
+        return (float(2**bits - 1) if is_16 else None), bits < 16
+    if said := _said_by(tags, high):
+        return said, True
+    if tags.get(SAMPLE_FORMAT, (1,))[0] != 1 or tags.get(BITS, (1,))[0] > 16:  # signed, or 32 bits
+        return None, True
+    bits = tags.get(BITS, (16,))[0]
+    return float(2**bits - 1), bits < 16
+
+
+def _said_by(tags: dict, high: float) -> float | None:
+    """What TIFF's tags say of the highest value, where they mean a number of bits: some note what an image holds."""
+    said = [float(value) for tag in (HIGHEST, HIGHEST_SIGNED) for value in np.ravel(tags.get(tag, ()))[:1]]
+    depths = [value for value in said if value in {float(2**bits - 1) for bits in range(9, 16)}]
+    return min(depths) if depths and high <= min(depths) else None
+
+
+def _significant_bits(image: Image.Image, png: bytes) -> int:
+    """Fewer than 16 where sBIT says so and the values were never scaled to the full 16 bits, as PNG asks.
+
+    A scaled value that is no larger than sBIT's highest ends in zeros.
+    """
+    at = 8
+    while (kind := png[at + 4 : at + 8]) not in (b"sBIT", b"IDAT", b""):
+        at += 12 + int.from_bytes(png[at : at + 4], "big")
+    bits = png[at + 8] if kind == b"sBIT" else 16
+    if not 8 < bits < 16 or _range(image)[1] >= 2**bits:
+        return 16
+    ends = (1 << (16 - bits)) - 1
+    return bits if any((np.asarray(strip).astype(np.int64) & ends).any() for _, strip in _strips(image)) else 16
+
+
+def _peak_of_colour(image: Image.Image, asked: float | None) -> int | None:
+    """Of 16-bit colour Pillow gives the upper eight bits alone, so it cannot be scaled."""
+    if asked == FULL_16:
+        return None
+    colours = [band for band, name in zip(image.split(), image.getbands(), strict=True) if name != "A"]
+    peak = 256 * max(band.getextrema()[1] for band in colours) + 255
+    said = _said_by(getattr(image, "tag_v2", {}), peak)
+    if asked or said:
+        raise ValueError(
+            f"colour of 16 bits a channel is read where {FULL_16} is white, not {asked or said:g}; convert it to 8 bits"
+        )
+    return peak
