@@ -2,8 +2,14 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
+import filelock
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -158,6 +164,54 @@ def test_a_folder_that_cannot_be_written_is_said_so(folder, tmp_path):
             cached(tmp_path / folder, fill)
     finally:
         os.seteuid(user)
+
+
+def test_a_filled_cache_is_read_where_nothing_can_be_written(tiny_disk, logged):
+    cached(tiny_disk, fill)
+    for lock in tiny_disk.glob("*.lock"):
+        lock.unlink()
+    subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
+    assert cached(tiny_disk, not_again)[0].tolist() == ROWS and not logged.text
+    with pytest.raises(UserError, match=f"cache folder {tiny_disk} cannot be written"):
+        cached_array(str(tiny_disk), {"name": "others"}, (4, 3), "uint8", fill)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777])
+def test_a_second_user_reads_what_the_first_made(mode, logged):
+    with tempfile.TemporaryDirectory() as folder:  # not below tmp_path, which is closed to others
+        cached(folder, fill)
+        Path(folder).chmod(mode)
+        user = os.geteuid()
+        os.seteuid(user or 65534)
+        try:
+            assert cached(folder, not_again)[0].tolist() == ROWS and not logged.text
+        finally:
+            os.seteuid(user)
+
+
+def test_what_another_process_is_writing_is_no_damage(tmp_path, logged):
+    cached(tmp_path, fill)
+    path = next(tmp_path.glob("*.json"))
+    path.rename(tmp_path / "aside")  # as between the two files that it writes
+    with ThreadPoolExecutor(1) as other:
+        with filelock.FileLock(next(tmp_path.glob("*.lock"))):
+            reading = other.submit(cached, tmp_path, not_again)
+            time.sleep(0.1)
+            (tmp_path / "aside").rename(path)
+        assert reading.result()[0].tolist() == ROWS and not logged.text
+
+
+def test_as_many_threads_as_the_process_may_use_cores(monkeypatch):
+    cores, threads = os.sched_getaffinity(0), []
+    pool = cache.ThreadPoolExecutor
+    monkeypatch.setattr(cache, "ThreadPoolExecutor", lambda n: threads.append(n) or pool(n))
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        cache.checksum(np.zeros(9))
+        assert cache.n_cores() == 1 and threads == [1]
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert cache.n_cores() == len(cores)
 
 
 def test_features_of_another_backbone_or_of_other_weights_are_another_file(tmp_path, one_thread):

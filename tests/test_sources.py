@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from conftest import run_here
 from test_decode import grey, write, zipped
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN
 
@@ -82,6 +83,73 @@ def test_strangers_and_broken_files_among_cats_and_dogs_stop_or_are_skipped_and_
 
 
 PLACES = [write, lambda folder, files: zipped(folder.with_suffix(".zip"), files)]
+
+TENSORFLOW = {
+    f"cats_and_dogs_filtered/{part}/{kind}s/{kind}.{value}.jpg": grey(value)
+    for value, kind in CATS_AND_DOGS.items()
+    for part in ("train", "validation")
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "source, files, message",
+    [
+        ("dogs_vs_cats", TENSORFLOW, "cats lie in several folders .*filtered/train/cats/, .*/validation/cats/"),
+        ("dogs_vs_cats", below("train", PETS) | below("validation", PETS), "cats lie .*train/Cat/, validation/Cat/"),
+        ("dogs_vs_cats", TRAIN | below("holdout", KAGGLE), "cats lie in several folders .holdout/, train/"),
+        ("image_folder", TENSORFLOW, "train/ and validation/ hold the same folders .cats, dogs"),
+        ("image_folder", greys("train/a/0 train/b/1 validation/a/2"), "train/ and validation/ are named like"),
+        ("image_folder", greys("in/Training/a/0 in/Training/b/1 in/val/b/2"), "Training/ and val/ are named like"),
+    ],
+)
+def test_the_parts_of_a_split_are_never_merged(source, files, message, place, tmp_path):
+    with pytest.raises(UserError, match=f"{message}(?s:.*)train/ and test/"):
+        loaded(place(tmp_path / "in", files), tmp_path, source)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_test_images_that_are_training_images_are_told_with_their_number(place, tmp_path):
+    def told(name, source, files):
+        dataset, _ = loaded(place(tmp_path / name, files), tmp_path, source)
+        tested = dataset.images[dataset.test_idx, 0, 0, 0].tolist()
+        return [warning for warning in dataset.warnings if "byte-identical" in warning], tested.count(7)
+
+    both = {f"{part}/{kind}/{i}.png": grey(10 * i + (kind == "a")) for i in range(20) for kind in "ab" for part in
+            ("train", "test")}  # fmt: skip
+    (all_of_them,), _ = told("both", "image_folder", both)
+    assert all_of_them.startswith("40 of the 40 test images are byte-identical to training images")
+    (some,), _ = told("some", "image_folder", both | {f"test/a/{i}.png": grey(200 + i) for i in range(15)})
+    assert some.startswith("25 of the 40")
+    drawn = KAGGLE | {f"cat.{i}.jpg": grey(7) for i in range(50, 90)}
+    (by_chance,), n = told("drawn", "dogs_vs_cats", drawn)
+    assert n > 5 and by_chance.startswith(f"{n} of the 12")
+    assert not told("sound", "dogs_vs_cats", KAGGLE)[0]
+
+
+@pytest.mark.parametrize(
+    "names, number",
+    [
+        ("a/1.png a/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg a/@eaDir/1.png/SYNOPHOTO_THUMB_S.jpg b/2.png b/3.png", 2),
+        ("train/a/1 train/a/@eaDir/1 train/b/2 test/a/3 test/b/@eaDir/4/5", 2),
+        ("a/1 a/2 b/3 b/4", 0),
+    ],
+)
+def test_thumbnails_that_a_nas_leaves_are_told_with_their_number(names, number, tmp_path):
+    warnings = loaded(write(tmp_path / "in", greys(names)), tmp_path, "image_folder")[0].warnings
+    assert [w.split(" lie in ")[0] for w in warnings if "@eaDir" in w] == [f"{number} of the images"] * bool(number)
+
+
+def test_what_is_told_of_data_is_in_the_log_and_beside_the_run(tmp_path, one_thread):
+    parts = [(part, kind) for part in ("train", "test") for kind in "ab"]
+    files = {f"{part}/{kind}/{i}.png": grey(10 * i + (kind == "a")) for part, kind in parts for i in range(20)}
+    root = write(tmp_path / "in", files)
+    store = run_here(
+        tmp_path, "dataset=image_folder", f"dataset.root={root}", "dataset.image_size=8", "trainer.max_steps=1",
+        "budget.initial=4", "budget.query=2", "budget.rounds=1", "budget.validation=2",
+    )  # fmt: skip
+    (warning,) = store.info()["dataset"]["warnings"]
+    assert warning.startswith("40 of the 40 test images") and warning in (store.folder / "run.log").read_text()
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -167,6 +235,48 @@ def test_mnist_keeps_its_test_split(name, tmp_path, shared):
     assert len(dataset.test_idx) == 10_000
     assert oracle.label(torch.arange(5)).tolist() == [5, 0, 4, 1, 9]
     assert dataset.test_labels_V[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def idx(values, *sizes):
+    return bytes((0, 0, 8, len(sizes))) + b"".join(n.to_bytes(4, "big") for n in sizes) + bytes(values)
+
+
+RAW = {
+    "train-images-idx3-ubyte": idx(range(12), 3, 2, 2),
+    "train-labels-idx1-ubyte": idx((7, 8, 9), 3),
+    "t10k-images-idx3-ubyte": idx(range(20, 28), 2, 2, 2),
+    "t10k-labels-idx1-ubyte": idx((0, 1), 2),
+}
+
+
+@pytest.mark.parametrize("unpacked", [set(), {"train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"}, set(RAW)])
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_mnist_is_read_from_gz_files_where_the_unpacked_ones_are_missing(name, unpacked, tmp_path, monkeypatch):
+    """And from a place, and beside a cache, where nothing can be written."""
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    files = {file if file in unpacked else f"{file}.gz": content for file, content in RAW.items()}
+    raw = write(tmp_path / name / "raw", {f: gzip.compress(c) if f.endswith(".gz") else c for f, c in files.items()})
+    c = DatasetConfig("", "mnist", str(tmp_path))
+    write(tmp_path, {"no folder": b""})
+    source = getattr(sources, "mnist" if name == "MNIST" else "fashion_mnist")(c, None, str(tmp_path / "no folder"))
+    pixels = source.read().pixels
+    assert pixels.shape == (5, 2, 2, 1) and pixels.ravel().tolist() == [*range(12), *range(20, 28)]
+    assert source.labels_N.tolist() == [7, 8, 9, 0, 1] and source.test_idx.tolist() == [3, 4]
+    assert len(source.class_names) == 10 and {path.name for path in raw.iterdir()} == files.keys()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [lambda whole: gzip.compress(whole)[:-9], lambda _: b"no gzip", lambda _: gzip.compress(b"no images"),
+     lambda whole: gzip.compress(whole[:-1])],
+)  # fmt: skip
+def test_a_damaged_gz_file_is_named(damaged, tmp_path, monkeypatch):
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    files = {f"{file}.gz": gzip.compress(whole) for file, whole in RAW.items()}
+    name = "train-images-idx3-ubyte"
+    write(tmp_path / "MNIST" / "raw", files | {f"{name}.gz": damaged(RAW[name])})
+    with pytest.raises(UserError, match=f"{name}.gz is damaged"):
+        loaded(tmp_path, tmp_path, "mnist")
 
 
 def test_data_that_are_absent_or_broken_and_cannot_be_fetched_say_so(tmp_path, monkeypatch):

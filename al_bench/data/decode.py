@@ -18,7 +18,7 @@ from rich.progress import track
 from al_bench.config import DatasetConfig, OnBadImage
 from al_bench.data.cache import cached_array, n_cores
 from al_bench.data.files import LARGEST_FILE, ImageFiles, printable
-from al_bench.data.photo import Room, opened, resize, upright_rgb, why_bad
+from al_bench.data.photo import Room, hand_back, square, why_bad
 from al_bench.errors import UserError
 
 LISTED = 20
@@ -66,10 +66,7 @@ def _decode_all(files: ImageFiles, size: int, c: DatasetConfig, out: np.ndarray)
                 raise ValueError(f"{files.sizes[name]:,} bytes, too large for a photograph")
             with contents.taken(files.sizes[name]):
                 content = files.read(name)
-                image = opened(content)
-                with pixels.taken(image.width * image.height):
-                    image, peak = upright_rgb(image, content, c.white)
-                    out[row] = resize(image, size, c.antialias)
+                out[row], peak = square(content, size, c.antialias, c.white, pixels)
             return Seen(hashlib.blake2b(content, digest_size=16).digest(), peak)
         except Exception as error:  # a broken file makes a decoder raise anything; whatever it is, the file is named
             return Seen(fault=why_bad(content, error, Image.MAX_IMAGE_PIXELS))
@@ -77,6 +74,7 @@ def _decode_all(files: ImageFiles, size: int, c: DatasetConfig, out: np.ndarray)
     with _pixel_limit(c.max_pixels), ThreadPoolExecutor(n_cores()) as threads:
         rows = threads.map(one, range(len(out)))
         seen = list(track(rows, "Decoding images", total=len(out), disable=not sys.stdout.isatty(), transient=True))
+    hand_back()
     bad = {names[row]: s.fault for row, s in enumerate(seen) if s.fault}
     kept = [row for row, s in enumerate(seen) if not s.fault]
     if bad and (c.on_bad_image is OnBadImage.stop or not kept):

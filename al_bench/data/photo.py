@@ -1,7 +1,9 @@
 """The content of one image file -> upright 8-bit RGB -> a square. Only Pillow's decoders that run in this process."""
 
+import ctypes
 import io
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 # No EPS, which starts Ghostscript, and none that only ask another program. TGA has no signature, so it comes last.
 FORMATS = (
@@ -38,6 +40,7 @@ TURNS = {  # by EXIF's orientation
 }
 ORIENTATION, BITS, SAMPLE_FORMAT, HIGHEST, HIGHEST_SIGNED = 0x0112, 258, 339, 281, 341  # tags of EXIF and TIFF
 FULL_16 = 65535
+LARGE = 1 << 24  # pixels
 STRIP = 1 << 20  # pixels converted at once: whole copies of a large image would take more memory than the image
 SLACK = 1e-3  # of white: how far the rounding of a float image may lie outside
 
@@ -63,6 +66,27 @@ class Room:
                 self.changed.notify_all()
 
 
+def square(
+    content: bytes, size: int, antialias: bool, white: float | None, room: Room
+) -> tuple[np.ndarray, int | None]:
+    """uint8 [size, size, 3] of a file's content; the rest as of `upright_rgb`. room: of pixels decoded at once."""
+    image = opened(content)
+    n = image.width * image.height
+    with room.taken(n):
+        image, peak = upright_rgb(image, content, white)
+        pixels = resize(image, size, antialias)
+        del image
+        if n > LARGE:
+            hand_back()
+    return pixels, peak
+
+
+def hand_back() -> None:
+    """glibc keeps what is freed, for each thread by itself: after large images that would be their sum."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
 def opened(content: bytes) -> Image.Image:
     """The header is read and no pixel. Raises what Pillow raises."""
     Image.init()  # a format that this Pillow lacks is left out
@@ -75,7 +99,8 @@ def why_bad(content: bytes, error: Exception, most_pixels: int) -> str:
         return f"too many pixels, more than {most_pixels:,}; dataset.max_pixels=... raises the limit"
     is_unknown = isinstance(error, UnidentifiedImageError)
     for name, start in NOT_READ.items():
-        if re.match(start, content[:1024], re.DOTALL) and (is_unknown or name == "HEIC"):
+        is_asked = is_unknown or name == "HEIC"  # which an AVIF decoder may have tried
+        if is_asked and re.match(start, content[:1024], re.DOTALL) and not (name == "AVIF" and features.check("avif")):
             return f"{name} is not a format that is read; convert it to JPEG or PNG"
     if is_unknown and content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "a damaged TIFF, or a kind of it that is not read; convert it to 8 or 16 bits"
@@ -142,15 +167,22 @@ def _grey(image: Image.Image, content: bytes, asked: float | None) -> tuple[Imag
     low, high = _range(image)
     white, is_said = (asked, True) if asked else _white(image, content, high)
     slack = SLACK * (white or 1) if is_float else 0
-    if white is None or not -slack <= low <= high <= white + slack:  # NaN is nowhere
-        why = "nothing says which one is white" if asked is None else f"and white is {asked:g}"
-        raise ValueError(f"its values go from {low:g} to {high:g}, {why}; dataset.white=... says it")
+    if why := _why_unknown(low, high, white, slack):
+        raise ValueError(f"its values go from {low:g} to {high:g}, {why}")
     grey = Image.new("L", image.size)
     for top, strip in _strips(image):
         values = np.asarray(strip).astype(np.float64) * 255 / white
         values = np.rint(values) if is_float else np.floor(values)
         grey.paste(Image.fromarray(values.clip(0, 255).astype(np.uint8)), (0, top))
     return grey, None if is_said else int(high)
+
+
+def _why_unknown(low: float, high: float, white: float | None, slack: float) -> str | None:
+    if not low >= -slack:  # NaN is neither
+        return "and black is 0; convert it to 8 bits"
+    if white is None:
+        return "and nothing says which one is white; dataset.white=... does"
+    return f"and white is {white:g}; raise dataset.white" if high > white + slack else None
 
 
 def _range(image: Image.Image) -> tuple[float, float]:
