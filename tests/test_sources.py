@@ -286,6 +286,12 @@ def test_data_that_are_absent_or_broken_and_cannot_be_fetched_say_so(tmp_path, m
             loaded(write(tmp_path, files), tmp_path, "mnist")
 
 
+def test_settings_about_files_are_refused_where_there_are_none():
+    for key, value in (("white", 4095.0), ("max_pixels", 10**9)):
+        with pytest.raises(UserError, match=f"dataset.{key} is about image files, and dataset digits has none"):
+            loaded(None, Path("unused"), "digits", image_size=None, **{key: value})
+
+
 # Three images to train on and two for the test, in the formats of CIFAR and SVHN.
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 LABELS = np.array([0, 2, 1, 2, 0])

@@ -136,7 +136,7 @@ def test_a_start_that_finished_no_round_may_be_corrected(tmp_path):
 
 
 class Facts:
-    name, class_names, skipped, checksum = "digits", ("a", "b"), (), "one"
+    name, class_names, skipped, warnings, listing, checksum = "digits", ("a", "b"), (), (), None, "one"
     train_idx = test_idx = labelled_L = validation_V = __import__("torch").arange(3)
 
 

@@ -168,7 +168,8 @@ def _inside(path: Path, name: str) -> str:
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or parts[0].endswith(":") or (parts[0] == "" and name):
         raise UserError(
-            f"{path} holds a file named {name!r}, which points outside the archive. It is not read: get a clean copy."
+            f"{printable(str(path))} holds a file named {name!r}, which points outside the archive. It is "
+            "not read: get a clean copy."
         )
     return "/".join(part for part in parts if part not in ("", "."))
 

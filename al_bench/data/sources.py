@@ -17,7 +17,7 @@ from torch import Tensor
 
 from al_bench import rng
 from al_bench.config import DatasetConfig, OnBadImage, StressorConfig, function
-from al_bench.data import Dataset, layout, stressors
+from al_bench.data import Dataset, layout, oddities, stressors
 from al_bench.data.cache import checksum
 from al_bench.data.decode import complaint, decode
 from al_bench.data.files import ImageFiles, files_in, printable
@@ -30,7 +30,6 @@ from al_bench.errors import UserError
 log = logging.getLogger("al_bench")
 
 PHOTO_SIZE = 64  # pixels, where neither dataset.image_size nor the model asks for a size
-THUMBNAILS = "@eaDir"  # where a NAS keeps small copies of images
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def load(
     used = stressed(c, source, images.kept_N, seed, stressor)
     if images.skipped:
         log.warning(f"dataset.on_bad_image=skip left out {len(images.skipped):,} files; run.json names them.")
-    warnings = (*source.warnings, *images.warnings, *_leaks(images.same, used))
+    warnings = (*source.warnings, *images.warnings, *oddities.tested_and_trained(images.same, used))
     for warning in warnings:
         log.warning(warning)
     pixels, seen = images.pixels, images.checksum
@@ -103,20 +102,6 @@ def load(
         listing=_listing(list_in, source, images.kept_N, used) if list_in else None,
     )
     return dataset, Oracle(used.labels_N, used.train_idx)
-
-
-def _leaks(same: Sequence[Sequence[int]], used: Split) -> tuple[str, ...]:
-    """Test images that are training images as well: what is measured on them is memory."""
-    train, test = ((idx if used.copied_N is None else used.copied_N[idx]) for idx in (used.train_idx, used.test_idx))
-    trained = set(train.tolist()) if same else set()
-    in_both = [row for group in same if trained.intersection(group) for row in group]
-    n = int(torch.isin(test, torch.tensor(in_both, dtype=torch.int64)).sum())
-    if not n:
-        return ()
-    return (
-        f"{n:,} of the {len(test):,} test images are byte-identical to training images, so the test is too easy. "
-        "Remove one of each.",
-    )
 
 
 def _listing(folder: Path, source: Source, kept_N: Tensor, used: Split) -> Path | None:
@@ -217,28 +202,12 @@ def _from_files(
         kept = [row for row, name in enumerate(files.names) if name not in bad]
         skips = (*skipped, *notes["skipped"])
         same = tuple(map(tuple, notes["same"]))
-        return Images(pixels, notes["checksum"], torch.tensor(kept), skips, same, _darkness(notes["peak"]))
+        return Images(pixels, notes["checksum"], torch.tensor(kept), skips, same, oddities.dark(notes["peak"]))
 
     test_idx = torch.tensor([i for i, name in enumerate(files.names) if name in test]) if test else None
     labels_N = torch.tensor(list(labels.values()), dtype=torch.int64)
-    warnings = (*files.warnings, *_thumbnails(files.names))
+    warnings = (*files.warnings, *oddities.thumbnails(files.names))
     return Source(labels_N, class_names, (3, size, size), test_idx, read, files.names, warnings)
-
-
-def _darkness(peak: int | None) -> tuple[str, ...]:
-    """12 bits in files of 16: a file does not say so, and a dark one looks the same. All files of a camera do not."""
-    bits = max(9, int(peak or 0).bit_length())
-    if peak is None or bits > 14:
-        return ()
-    return (
-        f"No value of the images of 16 bits is above {peak:,}, where 65,535 is white: they are almost black. If they "
-        f"hold {bits} bits, say so: dataset.white={2**bits - 1} (grey only).",
-    )
-
-
-def _thumbnails(names: Sequence[str]) -> tuple[str, ...]:
-    n = sum(f"/{THUMBNAILS}/" in f"/{name}" for name in names)
-    return (f"{n:,} of the images lie in {THUMBNAILS}/, thumbnails that a NAS made. Remove them.",) if n else ()
 
 
 def mnist(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
@@ -283,9 +252,12 @@ def _torchvision(c: DatasetConfig, cache_dir: str, name: str, train: dict, test:
     import torchvision.datasets
 
     kind, root = getattr(torchvision.datasets, name), str(_root(c))
+    parts = None
     with suppress(Exception):  # not there, or not whole: fetching them will tell
         # Without the lock, so that data and cache may lie where nothing can be written.
-        return _of_parts(c, [kind(root, **part) for part in (train, test)])
+        parts = [kind(root, **part) for part in (train, test)]
+    if parts:
+        return _of_parts(c, parts)
     cache = Path(cache_dir).expanduser()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -317,6 +289,9 @@ def _as_nhwc(images: Tensor | np.ndarray) -> np.ndarray:
 def _in_memory(
     c: DatasetConfig, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], test_idx: Tensor | None
 ) -> Source:
+    for key in ("white", "max_pixels"):
+        if getattr(c, key) is not None:
+            raise UserError(f"dataset.{key} is about image files, and dataset {c.name} has none. Leave it out.")
     if c.image_size and c.image_size != images.shape[1]:
         images = _resized(images, c.image_size, c.antialias)
     images = np.ascontiguousarray(images)  # a batch is cut in whole rows

@@ -1,0 +1,39 @@
+"""What is odd about data and stops nothing: each function returns a sentence for the log and run.json, or nothing."""
+
+from collections.abc import Sequence
+
+import torch
+
+from al_bench.data.stressors import Split
+
+THUMBNAILS = "@eaDir"  # where a NAS keeps small copies of images
+
+
+def tested_and_trained(same: Sequence[Sequence[int]], used: Split) -> tuple[str, ...]:
+    """Test images that are training images as well: what is measured on them is memory."""
+    train, test = ((idx if used.copied_N is None else used.copied_N[idx]) for idx in (used.train_idx, used.test_idx))
+    trained = set(train.tolist()) if same else set()
+    in_both = [row for group in same if trained.intersection(group) for row in group]
+    n = int(torch.isin(test, torch.tensor(in_both, dtype=torch.int64)).sum())
+    if not n:
+        return ()
+    return (
+        f"{n:,} of the {len(test):,} test images are byte-identical to training images: on them the test "
+        "measures memory. Remove the copies.",
+    )
+
+
+def dark(peak: int | None) -> tuple[str, ...]:
+    """A 16-bit file need not say that it holds 12 bits. One dark image looks the same, but not a whole data set."""
+    bits = max(9, int(peak or 0).bit_length())
+    if peak is None or bits > 14:
+        return ()
+    return (
+        f"No value of the images of 16 bits is above {peak:,}, where 65,535 is white: they come out dark. If they "
+        f"hold {bits} bits, say so: dataset.white={2**bits - 1} (grey only).",
+    )
+
+
+def thumbnails(names: Sequence[str]) -> tuple[str, ...]:
+    n = sum(f"/{THUMBNAILS}/" in f"/{name}" for name in names)
+    return (f"{n:,} of the images lie in {THUMBNAILS}/, thumbnails that a NAS made. Remove them.",) if n else ()
