@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from al_bench import config
+from al_bench import config, signals
 from al_bench.errors import UserError
 from al_bench.store import RunStore
 
@@ -39,7 +39,7 @@ def main() -> None:
     except FileNotFoundError:
         sys.exit("al_bench: the folder this was started in has been deleted. Go into it again, or into another.")
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:  # no key=value, so none of Hydra's
-        sys.exit(importlib.import_module(f"al_bench.{COMMANDS[sys.argv[1]]}").main(sys.argv[2:]))
+        sys.exit(command(sys.argv[1], sys.argv[2:]))
     if sys.argv[1:2] and re.fullmatch(r"\w+", sys.argv[1]):
         sys.exit(f"al_bench: {sys.argv[1]} is neither a command ({', '.join(COMMANDS)}) nor a setting (key=value).")
     if wrong := no_name(sys.argv[1:]):
@@ -51,7 +51,8 @@ def main() -> None:
     try:
         from al_bench import sweep  # noqa: F401  # makes itself known to Hydra
 
-        run()
+        with signals.heeded():
+            run()
     except KeyboardInterrupt:
         print("al_bench: Interrupted; what is finished is kept.", file=sys.stderr)
         sys.exit(130)
@@ -63,6 +64,14 @@ def main() -> None:
         # A Ctrl-C inside exec("...") (a dataclass's, while importing) marks CPython to end `python -m` by SIGINT,
         # caught or not and whatever the exit code. The next exec takes the mark away.
         exec("")
+
+
+def command(name: str, arguments: list[str]) -> int:
+    try:
+        with signals.heeded():
+            return importlib.import_module(f"al_bench.{COMMANDS[name]}").main(arguments)
+    except KeyboardInterrupt:
+        return 130
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

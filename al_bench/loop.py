@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from al_bench import pictures, query, rng, tracking
+from al_bench import pictures, query, rng, signals, tracking
 from al_bench.config import Config, Extractor, Mode, StopConfig, Weights
 from al_bench.data import Dataset, sources
 from al_bench.data.oracle import Oracle
@@ -44,6 +44,7 @@ def run(c: Config, store: RunStore) -> None:
     for round in itertools.count(len(records)):
         if records and not records[-1].acquired:
             break
+        signals.stop_if_asked()
         seconds = dict.fromkeys(("fit", "evaluate", "committee", "predict", "select"), 0.0)
         with timed(seconds, "fit"):
             classifier = engine.build(c, dataset, round)
@@ -66,10 +67,12 @@ def run(c: Config, store: RunStore) -> None:
                 committee = query.committee(c, classifier, dataset, images, pool, round)
             with timed(seconds, "predict"):
                 view = query.look(c, strategy, committee, images, features, pool, positions, dataset.n_classes, round)
+            signals.stop_if_asked()
             with timed(seconds, "select"):
                 k, stream = min(c.budget.query, view.n_pool), rng.stream(c.seed, "select", round)
                 chosen = positions[select(strategy, c.strategy["name"], view, k, stream, round)]
                 acquired, n_candidates = pool.to_indices(chosen), len(positions)
+        signals.stop_if_asked()
         after = pool.acquire(acquired, oracle)
         store.note(stopped=why)
         record = RoundRecord(

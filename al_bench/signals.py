@@ -1,10 +1,11 @@
-"""Ctrl-C and SIGTERM end the work in order: the run notes its state, and what is finished is kept.
+"""Ctrl-C and SIGTERM end the work in order: each run notes its state, and what is finished is kept.
 
 The handler raises, which ends nearly all that Python does at once. But Python drops what is raised inside a finaliser
 (`__del__`, a weak reference's callback, a step of the garbage collector). So the handler also keeps the signal, and
 each step and each round looks at it.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -13,11 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-PATIENCE = 0.5  # seconds: `timeout` and a terminal send one request twice, to the process and to its group
+ONE_REQUEST = 0.5  # seconds: `timeout` sends its signal twice, to the process and to the group that the process is in
+LOOK = 0.5  # seconds between two looks at whether the parent is there
+LEAVE = 3.5  # seconds to note the state in and to close what is open
 
 _asked: int | None = None  # the first signal that asked to stop
 _asked_at = 0.0
 _depth = 0
+_usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
 def asked_to_stop() -> bool:
@@ -39,41 +43,60 @@ def stop_if_asked() -> None:
 def heeded() -> Iterator[None]:
     """Ctrl-C and SIGTERM stop what is done in here, at the latest where it ends.
 
-    Left to itself, Lightning notes SIGTERM and goes on predicting. A handler that is not Python's own stays: Slurm's
-    jobs bring one.
+    Left to itself, Lightning notes SIGTERM and goes on predicting. A handler that is not Python's own stays as it is:
+    the environment that set it, Slurm's for one, has a use for the signal.
     """
     global _asked, _depth
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _asked = _asked if _depth else None
-    before = install()
+    ours = [number for number, handler in _usual.items() if signal.getsignal(number) is handler]
+    for number in ours:
+        signal.signal(number, _stop)
     _depth += 1
     try:
         yield
         stop_if_asked()
+    except BaseException as end:
+        # Whatever the stop was made into on its way here: sys.exit(1) by Lightning, a UserError by a failed import.
+        if not (isinstance(end, SystemExit) and end.code == exit_code()):
+            stop_if_asked()
+        raise
     finally:
         _depth -= 1
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in ours:
+            signal.signal(number, _usual[number])
 
 
-def install() -> dict[int, object]:
-    """Take the signals over that nobody else handles. Returns their handlers so far."""
-    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    taken = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
-    for number in taken:
-        signal.signal(number, _handle)
-    return taken
+def listen_again() -> None:
+    """Lightning ignores Ctrl-C once it has seen one. A second one is to end the process all the same."""
+    if _asked == signal.SIGINT and _depth:
+        signal.signal(signal.SIGINT, _stop)
 
 
-def _handle(number: int, frame: FrameType | None) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:
     global _asked, _asked_at
-    now = time.monotonic()
-    if _asked is None:
-        _asked, _asked_at = number, now
-    elif now - _asked_at < PATIENCE:
+    again = _asked is not None
+    if again and time.monotonic() - _asked_at < ONE_REQUEST:
         return
-    elif number == signal.SIGINT:
+    if again and number == signal.SIGINT:
         os._exit(128 + number)
+    if not again:
+        _asked, _asked_at = number, time.monotonic()
     stop_if_asked()
+
+
+def end_with_parent(*_: int) -> None:
+    """This process, a worker, stops as after SIGTERM when the one that started it is gone, killed before it could."""
+    threading.Thread(target=_watch, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
+    end = time.monotonic() + LEAVE
+    while _depth and time.monotonic() < end:
+        time.sleep(0.05)
+    os._exit(128 + signal.SIGTERM)

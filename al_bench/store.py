@@ -98,12 +98,17 @@ class RunStore:
                     write_atomically(self.folder / "run.json", json.dumps(fresh) + "\n")
                 write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
                 self.note(state="running", error=None, starts=[*self.info().get("starts", []), circumstances()])
-                yield
-                signals.stop_if_asked()
+                with signals.heeded():
+                    yield
                 self.at_end.close()
                 shutil.rmtree(self.folder / "weights", ignore_errors=True)
                 self.note(state="finished", ended=now())
-            except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C in a fit into SystemExit(1)
+            except (KeyboardInterrupt, SystemExit) as end:
+                signals.listen_again()
+                if isinstance(end, SystemExit) and not signals.asked_to_stop():
+                    log.debug(traceback.format_exc())
+                    self._leave("failed", ended := f"sys.exit({end.code!r}) ended the run, called by code that it uses")
+                    raise UserError(f"{ended}: {self.folder}/run.log says where.") from end
                 self._leave("interrupted", None)
                 log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
                 raise SystemExit(signals.exit_code()) from None

@@ -25,7 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from al_bench import config, signals
 from al_bench.errors import UserError
-from al_bench.results import in_words, is_current, note_asked
+from al_bench.provenance import now
+from al_bench.results import INTERRUPTED, RUNNING, in_words, is_current, note_asked, state_of
 from al_bench.store import RunStore, apart, flat, unlike
 
 Job = list[str]  # the overrides of one run, as they would be typed
@@ -60,12 +61,17 @@ class Sweeper(SweeperPlugin):
                 note_asked(study, [folder for folder in there | todo.keys() if folder.parents[4] == study])
         if todo:
             print(f"Sweep: {len(todo)} to run, {len(there)} there already.", flush=True)
-            with signals.heeded():
+            try:
                 self.launch([job for job, _ in todo.values()])
+            except (KeyboardInterrupt, SystemExit):
+                note_interrupted([store for _, store in todo.values()])
+                raise
+        signals.stop_if_asked()
         for folder, (_, store) in todo.items():
             if why := why_missing(store):
                 failed[str(folder)] = why
         reports = {f"the report of {study}": why for study in studies if (why := report_on(study))}
+        signals.stop_if_asked()
         conclude(there, list(todo), failed, reports)
 
     def composed(self, jobs: list[Job]) -> Iterator[DictConfig]:
@@ -99,7 +105,10 @@ class Sweeper(SweeperPlugin):
 
     def launch(self, jobs: list[Job]) -> None:
         """Through Hydra's launcher. An error of its own is about workers: how each run ended, its folder says."""
+        if type(self.launcher).__name__ == "JoblibLauncher":
+            end_workers_with_this_process()
         for batch in BasicSweeper.split_overrides_to_chunks(jobs, self.max_batch_size):
+            signals.stop_if_asked()
             try:
                 self.launcher.launch(batch, initial_job_idx=jobs.index(batch[0]))
             except KeyboardInterrupt:
@@ -145,6 +154,26 @@ def sort_out(
             print(f"al_bench: {error}", file=sys.stderr)
             failed[name] = str(error)
     return there, todo, failed
+
+
+def end_workers_with_this_process() -> None:
+    """Where it is killed, joblib's workers would end their run, and wait five minutes for another."""
+    from joblib import parallel
+
+    class Loky(parallel.BACKENDS["loky"]):
+        def configure(self, **settings: Any) -> int:
+            return super().configure(**settings | {"initializer": signals.end_with_parent})
+
+    parallel.register_parallel_backend("loky", Loky)
+
+
+def note_interrupted(stores: list[RunStore]) -> None:
+    """For workers that were killed before they could note it. Slurm's jobs go on."""
+    for store in stores if "submitit" not in sys.modules else ():
+        with suppress(UserError, OSError):
+            state = store.info().get("state")
+            if state == RUNNING and state_of(store.folder, store.info()) == INTERRUPTED:
+                store.note(state=INTERRUPTED, ended=now())
 
 
 def why_missing(store: RunStore) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from al_bench import rng
+from al_bench import rng, signals
 from al_bench.config import Augment, TrainerConfig
 from al_bench.data.pool import Pool
 
@@ -112,4 +112,7 @@ def augment(images_BCHW: Tensor, how: Augment, stream: torch.Generator) -> Tenso
 def _loader(batches: Batches, order: Iterable[Tensor], c: TrainerConfig) -> DataLoader:
     workers = c.num_workers if batches.rows.device.type == "cpu" else 0  # memory of the device is not shared with them
     own = torch.Generator().manual_seed(0)  # without one each pass draws a number from torch's global generator
-    return DataLoader(batches, sampler=order, batch_size=None, num_workers=workers, generator=own)
+    return DataLoader(
+        batches, sampler=order, batch_size=None, num_workers=workers, generator=own,
+        worker_init_fn=signals.end_with_parent,
+    )  # fmt: skip

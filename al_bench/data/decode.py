@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from al_bench import signals
 from al_bench.config import DatasetConfig, OnBadImage
 from al_bench.data.cache import cached_array, n_cores
 from al_bench.data.files import LARGEST_FILE, ImageFiles, printable
@@ -60,6 +61,7 @@ def _decode_all(files: ImageFiles, size: int, c: DatasetConfig, out: np.ndarray)
     contents, pixels, names = Room(LARGEST_FILE), Room(MOST_PIXELS), files.names
 
     def one(row: int) -> Seen:
+        signals.stop_if_asked()
         name, content = names[row], b""
         try:
             if files.sizes[name] > largest:

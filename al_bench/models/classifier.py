@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from al_bench import signals
 from al_bench.config import Schedule
 from al_bench.errors import UserError
 from al_bench.models.dropout import Passes
@@ -77,6 +78,7 @@ class Classifier(pl.LightningModule):
         self.validation: dict[str, float] = {}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        signals.stop_if_asked()
         images, labels = batch
         logits_BC, _ = self(images)
         loss = F.cross_entropy(logits_BC, labels)
@@ -117,6 +119,7 @@ class Classifier(pl.LightningModule):
 
     def predict_step(self, images: Tensor, batch_idx: int) -> int:
         """Fills self.results: log_probs_PSC and emb_PD, float32; the embeddings are those of the deterministic pass."""
+        signals.stop_if_asked()
         if self.passes:
             logits_BSC = self.passes(images)
             emb_BD = self(images)[1] if self.keep_embeddings else None

@@ -1,0 +1,245 @@
+"""Ctrl-C and SIGTERM at any moment: also where Python drops the exception that they raise. Real signals, real kills."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import QUICK, asked, command, lines_of, run_here
+from test_sweeps import LOCAL, start, until  # noqa: F401  # start is a fixture
+
+from al_bench import loop, pictures, query, signals
+from al_bench.data import sources
+from al_bench.errors import UserError
+from al_bench.models.classifier import Classifier
+from al_bench.store import RunStore, run_folder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+BRIEF = ("budget.rounds=1", "trainer.max_steps=4")
+
+
+class Dying:
+    """Its finaliser sends the signal to this process. What the handler raises is dropped: so Python does in __del__."""
+
+    def __init__(self, sent: signal.Signals) -> None:
+        self.sent = sent
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.sent)
+        for _ in range(1000):  # the handler runs in here
+            pass
+
+
+def before(function: Callable, at: int, act: Callable[[], object]) -> Callable:
+    """The function, whose call number `at` is preceded by the act."""
+    calls = iter(range(1, 10**6))
+
+    def called(*args, **kwargs):
+        if next(calls) == at:
+            act()
+        return function(*args, **kwargs)
+
+    return called
+
+
+PLACES = {  # where, in which call, and how many rounds are finished by then
+    "data": (sources, "load", 1, 0),
+    "fit": (Classifier, "training_step", 6, 1),
+    "predict": (Classifier, "predict_step", 2, 0),
+    "look": (query, "look", 1, 0),
+    "select": (loop, "select", 1, 0),
+    "pictures": (pictures, "learning_curve", 1, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> list[dict]:
+    return lines_of(run_here(tmp_path_factory.mktemp("undisturbed"), *BRIEF).folder)
+
+
+@pytest.mark.parametrize("sent", CODES, ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_whose_exception_is_dropped_stops_the_run(tmp_path, monkeypatch, undisturbed, place, sent):
+    owner, name, at, finished = PLACES[place]
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(what.exc_type))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(owner, name, before(getattr(owner, name), at, lambda: Dying(sent)))
+        run_here(tmp_path, *BRIEF)
+    assert dropped == [KeyboardInterrupt if sent == signal.SIGINT else SystemExit]
+    assert end.value.code == CODES[sent] and signals.asked_to_stop()
+    folder = run_folder(asked(f"results_dir={tmp_path}", *QUICK, *BRIEF))
+    assert json.loads((folder / "run.json").read_text())["state"] == "interrupted"
+    assert lines_of(folder) == undisturbed[:finished] if finished else not (folder / "rounds.jsonl").exists()
+    assert lines_of(run_here(tmp_path, *BRIEF).folder) == undisturbed  # and the same command goes on
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_that_an_import_or_an_except_takes_for_an_error_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "signals_mine.py").write_text("import os\nos.kill(os.getpid(), 15)\ndef pick(view, k, rng): pass\n")
+    with pytest.raises(SystemExit) as end:
+        run_here(tmp_path, "strategy._target_=signals_mine.pick")
+    assert end.value.code == 143
+
+    def careless(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except BaseException:
+            raise ValueError("something else") from None
+
+    monkeypatch.setattr(loop, "select", careless)
+    with pytest.raises(SystemExit) as end:
+        run_here(tmp_path, *BRIEF)
+    assert end.value.code == 130
+
+
+@pytest.mark.parametrize("code", [0, 3, "bye"])
+def test_an_exit_that_nobody_asked_for_is_a_failure(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(sources, "load", lambda *_: sys.exit(code))
+    with pytest.raises(UserError, match=rf"sys.exit\({code!r}\) ended the run"):
+        run_here(tmp_path, *BRIEF)
+    info = json.loads((run_folder(asked(f"results_dir={tmp_path}", *QUICK, *BRIEF)) / "run.json").read_text())
+    assert info["state"] == "failed" and info["error"].startswith(f"sys.exit({code!r})")
+    assert not signals.asked_to_stop()
+
+
+def test_one_request_may_come_twice(tmp_path):
+    """As from `timeout`, which sends the signal to the process and to its group."""
+    store = RunStore(asked(f"results_dir={tmp_path}"))
+    store.at_end.callback(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    note = store.note
+    store.note = before(note, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))  # the first says that it is running
+    with pytest.raises(SystemExit) as end, store.at_work():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert (end.value.code, store.info()["state"]) == (143, "interrupted")
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(signals, "ONE_REQUEST", 0)
+    step = before(Classifier.training_step, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(Classifier, "training_step", step)
+    leave = RunStore._leave
+
+    def slowly(*args: object) -> None:  # Lightning has seen the first Ctrl-C by now, and ignores more of them
+        leave(*args)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(RunStore, "_leave", slowly)
+    with pytest.raises(KeyboardInterrupt):  # _exit did not end this process
+        run_here(tmp_path, *BRIEF)
+    assert codes == [130]
+
+
+def test_outside_the_main_thread_nothing_is_taken_over():
+    seen = []
+
+    def look() -> None:
+        with signals.heeded():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL]
+
+
+def test_the_handler_of_someone_else_stays(monkeypatch):
+    """submitit's, in a Slurm job."""
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("theirs"))
+    try:
+        with signals.heeded():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == ["theirs"] and not signals.asked_to_stop()
+
+
+REPORT = """
+import os, signal, sys
+sent = int(sys.argv.pop(1))
+from al_bench import cli, report
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), sent)
+        for _ in range(1000):
+            pass
+
+def write(*args, write=report.write):
+    Dying()
+    return write(*args)
+
+report.write = write
+cli.main()
+"""
+
+
+def test_a_signal_whose_exception_is_dropped_in_the_report_is_not_taken_for_success(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(REPORT)
+    ask = ("-m", *QUICK, *BRIEF, "results_dir=.", "seed=0,1")
+    done = command(tmp_path, "15", *ask, program=(str(script),))
+    assert done.returncode == 143, done.stdout + done.stderr
+    assert "Exception ignored in" in done.stderr and "finished," not in done.stdout
+    again = command(tmp_path, "2", "report", "default", program=(str(script),))
+    assert again.returncode == 130 and "Traceback" not in again.stderr.partition("KeyboardInterrupt")[2]
+
+
+# Processes that were started
+
+
+def gone(processes: list[psutil.Process], seconds: float) -> bool:
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+def workers_of(driver: psutil.Process) -> list[psutil.Process]:
+    return [child for child in driver.children() if "LokyProcess" in " ".join(child.cmdline())]
+
+
+def states(folder: Path) -> list[str]:
+    return [json.loads(path.read_text())["state"] for path in folder.rglob("run.json")]
+
+
+def test_no_worker_outlives_a_killed_sweep(start, tmp_path):  # noqa: F811
+    ask = ("-m", *QUICK, *LOCAL, "trainer.max_steps=100000", "trainer.num_workers=1", "seed=0,1,2", "results_dir=.")
+    driver = start(tmp_path, *ask)
+    process = psutil.Process(driver.pid)
+    until(lambda: [len(worker.children()) for worker in workers_of(process)] == [1, 1], driver, seconds=120)
+    children = process.children(recursive=True)
+    driver.kill()
+    assert gone(children, seconds=5)
+    assert states(tmp_path) == ["interrupted", "interrupted"]
+
+
+def test_no_worker_outlives_a_sweep_that_is_killed_before_their_first_job(start, tmp_path):  # noqa: F811
+    driver = start(tmp_path, "-m", *QUICK, *LOCAL, "seed=0,1", "results_dir=.")
+    process = psutil.Process(driver.pid)
+    until(lambda: len(workers_of(process)) == 2, driver)
+    children = process.children(recursive=True)
+    driver.kill()
+    assert gone(children, seconds=5)
+
+
+def test_no_loader_process_outlives_its_killed_run(start, tmp_path):  # noqa: F811
+    driver = start(tmp_path, *QUICK, "trainer.max_steps=100000", "trainer.num_workers=2", "results_dir=.")
+    run = psutil.Process(driver.pid)
+    until(lambda: len(run.children()) == 2, driver, seconds=120)
+    loaders = run.children()
+    driver.kill()
+    assert gone(loaders, seconds=5)
