@@ -24,7 +24,7 @@ from al_bench.errors import UserError
 from al_bench.store import RunStore
 
 FREE = ("hydra", "model.optimizer.", "model.options.")  # keys that may be anything
-COMMANDS = {"check": "conformance", "report": "report", "status": "status"}  # each a module with a main
+COMMANDS = {"check": "check.command", "report": "report", "status": "status"}  # each a module with a main
 
 
 def conf_dir() -> Path:

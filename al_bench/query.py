@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from al_bench import rng
+from al_bench.check.inputs import Case
 from al_bench.config import Config, InitialDraw, function
-from al_bench.conformance_inputs import Case
 from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError

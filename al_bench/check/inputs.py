@@ -1,4 +1,4 @@
-"""What the rules of conformance.py are tried on: random pools and degenerate ones, float16, and pools of any size.
+"""What the rules are tried on: random pools and degenerate ones, float16, and pools of any size.
 
 P pool images, L labelled, S passes or members, C classes, D embedding width, F width of the fixed features.
 `make_view(size, seed, kind)` makes the input again that a broken rule names.
@@ -69,6 +69,21 @@ def blank(view: PoolView) -> PoolView:
     return replace(view, emb_PD=torch.zeros_like(view.emb_PD), labelled_emb_LD=torch.zeros_like(view.labelled_emb_LD))
 
 
+def some_blank(view: PoolView) -> PoolView:
+    """Every third image has the embedding 0."""
+    third_P1 = (torch.arange(view.n_pool) % 3 == 0)[:, None]
+    return replace(view, emb_PD=view.emb_PD.masked_fill(third_P1, 0))
+
+
+def saturated(view: PoolView) -> PoolView:
+    """The likeliest class of each image has the probability 1 in float32; its logarithm differs from image to image."""
+    top_PS1 = (
+        view.log_probs_PSC.mean(1, keepdim=True).argmax(-1, keepdim=True).expand(-1, view.log_probs_PSC.shape[1], 1)
+    )
+    logits_PSC = view.log_probs_PSC.double().scatter_add(-1, top_PS1, torch.full(top_PS1.shape, 18.0).double())
+    return replace(view, log_probs_PSC=logits_PSC.log_softmax(-1).float())
+
+
 def without_a_class(view: PoolView, log_zero: float) -> PoolView:
     """The likeliest class of every third image gets the log-probability log_zero, in every pass."""
     log_probs_PSC = view.log_probs_PSC.clone()
@@ -101,6 +116,8 @@ KINDS: dict[str, Callable[[PoolView], PoolView]] = {
     "alike, certain": lambda view: alike(certain(view)),
     "alike, uniform, embeddings 0": lambda view: alike(uniform(blank(view))),
     "embeddings 0": blank,
+    "every third embedding 0": some_blank,
+    "saturated": saturated,
     "every image twice": lambda view: take(view, torch.arange(view.n_pool) // 2),
     "three distinct images": lambda view: take(view, torch.arange(view.n_pool) % min(3, view.n_pool)),
     "a probability of 0": lambda view: without_a_class(view, -torch.inf),

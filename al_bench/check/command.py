@@ -1,0 +1,104 @@
+"""The command `al-bench check NAME`."""
+
+import difflib
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+from yaml import YAMLError
+
+from al_bench import strategies
+from al_bench.check.rules import RULES, it_runs, verdict
+from al_bench.cli import conf_dir
+from al_bench.errors import UserError, in_a_line, stop_behind
+from al_bench.strategies import Strategy, needs_of
+
+
+def load(name: str, arguments: list[str]) -> tuple[Strategy, int]:
+    """The strategy of a dotted path, of a name in conf/strategy or of a yaml file, and how many passes it is shown."""
+    if wrong := [argument for argument in arguments if "=" not in argument]:
+        raise UserError(f"{wrong[0]}: an option is given as name=value.")
+    try:
+        asked = settings(name) | OmegaConf.to_container(OmegaConf.from_dotlist(arguments))
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} {' '.join(arguments)} cannot be read: {error}") from error
+    if not isinstance(asked["_target_"], str):
+        raise UserError(f"{name}: _target_={asked['_target_']} is no dotted path, such as my_module.my_strategy.")
+    if needs_of(function(asked["_target_"])).passes:
+        asked = {"passes": 4} | asked
+    return strategies.load(asked), 4 if asked.get("passes") or asked.get("members") else 1
+
+
+def settings(name: str) -> dict[str, Any]:
+    """The keys of a strategy's yaml; for a dotted path those a yaml would hold."""
+    path = Path(name) if name.endswith(".yaml") else conf_dir() / "strategy" / f"{name}.yaml"
+    if path.is_file():
+        keys = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(keys, dict):
+            raise UserError(f"{path} holds a list, and a strategy's file has keys: name, _target_ and its options.")
+        return {"name": name, "_target_": name} | keys
+    if "." in name and not name.endswith(".yaml"):
+        return {"name": name, "_target_": name}
+    near = difflib.get_close_matches(name, [f.stem for f in path.parent.glob("*.yaml")], n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(f"There is no strategy {name}. Name your own with its module: my_module.my_strategy.{hint}")
+
+
+def function(target: str) -> Strategy:
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except BaseException as error:  # a user's module may raise anything when imported
+        if stop := stop_behind(error):
+            raise stop from None
+        raise UserError(f"{target} cannot be loaded: {in_a_line(error).rstrip('.')}.") from error
+    if not inspect.isroutine(found):
+        raise UserError(f"{target} is no function, and a strategy is one: (view, k, rng, *, options...).")
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """`al-bench check NAME [option=value ...]`: a line a rule, and whether all hold. The exit code."""
+    if not arguments or arguments[0].startswith("-"):
+        print(USAGE)
+        return 0 if arguments else 1
+    try:
+        return report(arguments[0], *load(arguments[0], arguments[1:]))
+    except UserError as error:
+        print(f"al_bench: {error}", file=sys.stderr)
+        return 1
+
+
+USAGE = """al-bench check NAME [option=value ...]
+
+Puts a strategy through the rules that all of them obey. NAME is a function's dotted path (my_module.my_strategy, looked
+for in the current folder too), the name of a strategy that comes with al_bench, or a yaml file. With passes=N it is
+shown several passes of a stochastic net."""
+
+
+def report(name: str, strategy: Strategy, S: int) -> int:
+    console = Console(highlight=False, soft_wrap=True)
+    colour = {"ok": "green", "refused": "yellow", "FAILED": "bold red"}
+    failed = 0
+    for rule in RULES:
+        with console.status(escape(rule.__doc__)):
+            result, remark = verdict(rule, strategy, S)
+        console.print(f"[{colour[result]}]{result:<8}[/] {escape(rule.__doc__)}")
+        if remark:
+            console.print(f"         {escape(remark)}")
+        failed += result == "FAILED"
+        if failed and rule is it_runs:
+            console.print(f"{escape(name)} does not run, so the other rules were not tried.")
+            return 1
+    console.print(
+        f"{escape(name)} breaks {failed} of {len(RULES)} rules."
+        if failed
+        else f"{escape(name)} obeys all {len(RULES)} rules."
+    )
+    return 1 if failed else 0

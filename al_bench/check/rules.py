@@ -1,0 +1,243 @@
+"""The rules every strategy obeys, each a function that any strategy can be put through.
+
+A rule is given the strategy and S, its passes or members; it returns None or a remark, and raises Broken with the input
+that broke it. P pool images.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from al_bench.check.inputs import Case, cases, large
+from al_bench.check.invariance import (
+    numbers_of_classes,
+    order_does_not_matter,
+    order_of_labels,
+    order_of_passes,
+    order_without_labels,
+)
+from al_bench.check.process import (
+    global_generators_are_left_alone,
+    large_pools,
+    no_nan_is_compared,
+    nothing_is_kept,
+    settings_are_left_alone,
+    settings_kept,
+    threads_do_not_matter,
+)
+from al_bench.check.trial import Broken, Refused, brief, choose, chunk, expect, global_seed, is_even
+from al_bench.strategies import PoolView, Size, Strategy, needs_of, select
+
+
+def it_runs(strategy: Strategy, S: int) -> None:
+    """It runs on a random pool, with no more than it declared by @needs."""
+    for case in cases(S):
+        choose(strategy, case)
+
+
+def every_size(strategy: Strategy, S: int) -> None:
+    """k distinct int64 positions of the pool come back: for k = 1, for k = all, for sizes that no block divides."""
+    for case in cases(S):
+        for k in (1, case.size.k, case.size.P):
+            choose(strategy, case.of(k=k))
+            with chunk(50):
+                choose(strategy, case.of(k=k))
+
+
+def degenerate_predictions(strategy: Strategy, S: int) -> None:
+    """Certain (log 0 = -inf) and uniform predictions, zero embeddings and duplicates are no error."""
+    for kind in (
+        "certain",
+        "saturated",
+        "uniform",
+        "embeddings 0",
+        "every third embedding 0",
+        "every image twice",
+        "alike",
+    ):
+        for case in cases(S)[1:]:
+            choose(strategy, case.of(kind=kind))
+
+
+def odd_proportions(strategy: Strategy, S: int) -> None:
+    """More labelled than pool images, more classes than images, wide embeddings, one image left: no error."""
+    for size in (
+        Size(P=9, L=40, S=S, C=3, D=5, F=4, k=3),
+        Size(P=7, L=5, S=S, C=12, D=33, F=40, k=3),
+        Size(P=2, L=11, S=S, C=3, D=5, F=4, k=1),
+        Size(P=1, L=11, S=S, C=3, D=5, F=4, k=1),
+    ):
+        for k in {1, size.k, size.P}:
+            choose(strategy, Case(size, 6).of(k=k))
+
+
+def several_passes(strategy: Strategy, S: int) -> str | None:
+    """Several passes are no error, not even certain or uniform ones."""
+    if not needs_of(strategy).predictions:
+        return "nothing to show several times: it looks at no predictions"
+    for case in cases(max(S, 4)):
+        for kind in ("random", "certain", "uniform", "a probability of 0", "alike", "float16"):
+            for k in (1, case.size.k, case.size.P):
+                choose(strategy, case.of(k=k, kind=kind), may_refuse=True)
+    return None
+
+
+def certainty_is_told_apart(strategy: Strategy, S: int) -> str | None:
+    """Where the largest probabilities are 1 in float32 it draws no lots: their logarithms differ."""
+    if needs_of(strategy).passes:
+        return "not compared: what passes disagree on is below rounding there"
+    compared = 0
+    for case in cases(S)[1:]:
+        plain, sure = (
+            {tuple(choose(strategy, case.of(kind=kind), stream).tolist()) for stream in range(4)}
+            for kind in ("random", "saturated")
+        )
+        if len(plain) == 1:
+            compared += 1
+            expect(len(sure) == 1, f"Four seeds gave {len(sure)} choices.", case.of(kind="saturated"))
+    return None if compared else "not compared: it samples, or its scores have ties"
+
+
+def zero_is_a_small_probability(strategy: Strategy, S: int) -> None:
+    """A probability of exactly 0 wins no more than a very small one: no NaN gets to the front."""
+    for case in cases(S)[1:]:
+        case = case.of(kind="a probability of 0", k=-(-case.size.P // 3))  # as many as images with a 0
+        found = choose(strategy, case)
+        wanted = choose(strategy, case.of(kind="a probability of exp(-80)"))
+        expect(
+            set(found.tolist()) == set(wanted.tolist()),
+            f"It chose {brief(found)}, and with log-probabilities of -80 in place of -inf {brief(wanted)}.",
+            case,
+        )
+
+
+def ties_are_drawn(strategy: Strategy, S: int) -> None:
+    """Where all images are alike, every one of them is as likely to be chosen, and to be chosen first."""
+    for kind in ("alike, certain", "alike, uniform, embeddings 0"):
+        case = cases(S)[1].of(P=12, k=4, kind=kind)
+        view = case.view(needs_of(strategy))
+        chosen = torch.stack([choose(strategy, case, stream, view) for stream in range(30)])
+        for which, positions in (("chosen", chosen.flatten()), ("chosen first", chosen[:, 0])):
+            counts = positions.bincount(minlength=12)
+            expect(is_even(counts), f"In 30 draws the 12 images were {which} {counts.tolist()} times.", case)
+
+
+def no_image_is_left_out(strategy: Strategy, S: int) -> None:
+    """The end of the pool is as good as the rest, where the pool is larger than any usual block."""
+    case = large(S).of(kind="alike")
+    view = case.view(needs_of(strategy))
+    chosen = torch.cat([choose(strategy, case, stream, view) for stream in range(20)])
+    # A fair draw leaves out the last tenth once in 20 million times.
+    expect(bool((chosen >= 900).any()), "In 20 draws none of the last 99 of 999 equal images was chosen.", case)
+
+
+def seed_decides(strategy: Strategy, S: int) -> None:
+    """The same seed gives the same picks."""
+    for case in [*cases(S), cases(S)[1].of(kind="alike")]:
+        for stream in (0, 1):
+            picks = []
+            for _ in range(2):
+                with global_seed(0):  # what reads the global generators breaks another rule
+                    picks.append(choose(strategy, case, stream))
+            first, second = picks
+            expect(torch.equal(first, second), f"Twice stream {stream}: {brief(first)}, then {brief(second)}.", case)
+
+
+def chunks_do_not_matter(strategy: Strategy, S: int) -> None:
+    """Working in small chunks gives the same picks."""
+    for case in cases(S):
+        whole = choose(strategy, case)
+        for numbers in (1, 50) if case.size.P < 10 else (50,):  # image by image is slow
+            with chunk(numbers):
+                parts = choose(strategy, case)
+            expect(torch.equal(whole, parts), f"{brief(whole)}, and with CHUNK={numbers} {brief(parts)}.", case)
+
+
+def few_labels(strategy: Strategy, S: int) -> None:
+    """No labelled image, one, or one labelled class: it works, or refuses with a sentence."""
+    refusals = {}
+    for case in cases(S):
+        for what, few in (
+            ("no labelled image", case.of(L=0)),
+            ("one labelled image", case.of(L=1)),
+            ("one labelled class", case.of(kind="one labelled class")),
+        ):
+            try:
+                choose(strategy, few, may_refuse=True)
+            except Refused as refusal:
+                refusals[what] = f"{what}: {refusal}"
+    if refusals:
+        raise Refused("; ".join(refusals.values()))
+
+
+def few_distinct_points(strategy: Strategy, S: int) -> None:
+    """Fewer distinct images than picks, or fewer than clusters, is no error."""
+    for case in cases(S):
+        for k in (min(5, case.size.P), case.size.P):
+            choose(strategy, case.of(k=k, kind="three distinct images"))
+
+
+def view_is_read_only(strategy: Strategy, S: int) -> None:
+    """The view's tensors are as they were afterwards."""
+    for kind in ("random", "certain", "a probability of 0", "alike", "float16"):
+        case = cases(S)[1].of(kind=kind)
+        view, before = case.view(needs_of(strategy)), case.view(needs_of(strategy))
+        choose(strategy, case, view=view)
+        for name, values in tensors(before).items():
+            expect(torch.equal(getattr(view, name), values), f"It changed view.{name}.", case)
+
+
+def tensors(view: PoolView) -> dict[str, Tensor]:
+    return {name: values for name, values in vars(view).items() if isinstance(values, Tensor)}
+
+
+def broken_models_are_refused(strategy: Strategy, S: int) -> str | None:
+    """NaN or infinity from the model stops the run with a message that names strategy, round and cause."""
+    case = cases(S)[1]
+    names = [name for name, values in tensors(case.view(needs_of(strategy))).items() if values.is_floating_point()]
+    for name in names:
+        for bad in (torch.nan, torch.inf):
+            view = case.view(needs_of(strategy))
+            getattr(view, name).flatten()[-1] = bad
+            said = "nothing"
+            try:
+                select(strategy, "mine", view, case.size.k, torch.Generator(), 7)
+            except Exception as error:
+                said = str(error)
+            named = "strategy mine, round 7" in said and name in said
+            expect(named, f"With {bad} in view.{name} it said: {said}", case)
+    return None if names else "nothing to break: it looks at no numbers of the model"
+
+
+def float16_works(strategy: Strategy, S: int) -> None:
+    """Predictions and embeddings in float16 give the picks of the same numbers in float32."""
+    for case in (cases(S)[1], large(S).of(P=299, k=60)):  # so many that rounding would swap some
+        half, wide = (choose(strategy, case.of(kind=kind)) for kind in ("float16", "float16 as float32"))
+        expect(
+            torch.equal(half, wide),
+            f"It chose {brief(half)}, and of the same numbers in float32 {brief(wide)}.",
+            case.of(kind="float16"),
+        )
+
+
+Rule = Callable[[Strategy, int], str | None]
+RULES: tuple[Rule, ...] = (
+    it_runs, every_size, odd_proportions, several_passes, seed_decides, global_generators_are_left_alone,
+    settings_are_left_alone, threads_do_not_matter, ties_are_drawn, no_image_is_left_out, order_does_not_matter,
+    order_without_labels, order_of_passes, numbers_of_classes, order_of_labels, chunks_do_not_matter,
+    degenerate_predictions, zero_is_a_small_probability, certainty_is_told_apart, no_nan_is_compared,
+    few_distinct_points, few_labels, float16_works, view_is_read_only, nothing_is_kept, broken_models_are_refused,
+    large_pools,
+)  # fmt: skip
+
+
+def verdict(rule: Rule, strategy: Strategy, S: int) -> tuple[str, str]:
+    """("ok" | "refused" | "FAILED", remark)"""
+    try:
+        with settings_kept():
+            return "ok", rule(strategy, S) or ""
+    except Refused as refusal:
+        return "refused", str(refusal)
+    except Broken as broken:
+        return "FAILED", str(broken)

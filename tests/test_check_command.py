@@ -1,0 +1,96 @@
+"""`al-bench check` as it is typed: what it prints, what it says of a mistake, and its exit code."""
+
+import pytest
+
+from al_bench.check.command import main
+from al_bench.check.rules import RULES, ties_are_drawn
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "mine_checked.py").write_text(MINE)
+    (tmp_path / "mine_unclosed.py").write_text("x = (")
+    (tmp_path / "mine.yaml").write_text("name: mine\n_target_: mine_checked.scaled\npasses: 3\nby: 2.0\n")
+    (tmp_path / "mine_script.py").write_text("import sys\nsys.exit(0)")
+    (tmp_path / "broken.yaml").write_text("name: [")
+    (tmp_path / "list.yaml").write_text("- name: mine\n")
+    (tmp_path / "latin.yaml").write_bytes("name: médiane\n".encode("latin-1"))
+    (tmp_path / "nothing.yaml").write_text("_target_:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+MINE = """
+import torch
+from al_bench.strategies import needs, top_k
+from al_bench.strategies.uncertainty import entropy_score
+
+NUMBER = 3
+
+def scaled(view, k, rng, *, by=1.0):
+    return top_k(by * entropy_score(view.log_probs_PSC), k, rng)
+
+def by_index(view, k, rng):
+    return entropy_score(view.log_probs_PSC).argsort(descending=True, stable=True)[:k]
+
+@needs(passes=True)
+def committee(view, k, rng):
+    assert view.log_probs_PSC.shape[1] > 1
+    return top_k(entropy_score(view.log_probs_PSC), k, rng)
+
+def undeclared(view, k, rng):
+    return top_k(view.features_PF[:, 0], k, rng)
+
+def no_strategy(view):
+    return view
+"""
+
+
+@pytest.mark.parametrize(
+    "ask", ["entropy", "mine_checked.scaled", "mine_checked.scaled by=2", "mine_checked.committee", "mine.yaml"]
+)
+def test_the_command_prints_a_line_a_rule_and_a_verdict(mine, capsys, ask):
+    assert main(ask.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"ok       {rule.__doc__}" for rule in RULES] + [f"{ask.split()[0]} obeys all {len(RULES)} rules."]
+
+
+def test_the_command_says_what_failed_and_stops_where_nothing_runs(mine, capsys):
+    assert main(["mine_checked.by_index"]) == 1
+    out = capsys.readouterr().out
+    assert f"FAILED   {ties_are_drawn.__doc__}\n         In 30 draws the 12 images were chosen [30, 30" in out
+    assert out.splitlines()[-1] == f"mine_checked.by_index breaks 2 of {len(RULES)} rules."
+    assert main(["mine_checked.undeclared"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[2] == "mine_checked.undeclared does not run, so the other rules were not tried."
+
+
+@pytest.mark.parametrize(
+    "ask, said",
+    [
+        ("entrpy", "There is no strategy entrpy. Name your own with its module: my_module.my_strategy. Did you mean"),
+        ("nowhere.yaml", "There is no strategy nowhere.yaml."),
+        ("broken.yaml", "broken.yaml  cannot be read: "),
+        ("list.yaml", "list.yaml holds a list, and a strategy's file has keys: name, _target_ and its options."),
+        ("latin.yaml", "latin.yaml  cannot be read: 'utf-8' codec can't decode"),
+        ("nothing.yaml", "nothing.yaml: _target_=None is no dotted path, such as my_module.my_strategy."),
+        ("badge _target_=[a]", "badge: _target_=['a'] is no dotted path, such as my_module.my_strategy."),
+        ("mine_script.f", "mine_script.f cannot be loaded: SystemExit(0)."),
+        ("no_module.f", "no_module.f cannot be loaded: No module named 'no_module'."),
+        ("mine_unclosed.f", "mine_unclosed.f cannot be loaded: '(' was never closed"),
+        ("mine_checked.f", "mine_checked.f cannot be loaded: module 'mine_checked' has no attribute 'f'."),
+        ("mine_checked.NUMBER", "mine_checked.NUMBER is no function, and a strategy is one: (view, k, rng, *, opt"),
+        ("mine_checked.no_strategy", "mine_checked.no_strategy cannot be loaded (too many positional arguments)."),
+        ("mine_checked.scaled bye=2", "cannot be loaded (got an unexpected keyword argument 'bye')."),
+        ("mine_checked.scaled by", "by: an option is given as name=value."),
+    ],
+)
+def test_a_mistake_gets_a_sentence(mine, capsys, ask, said):
+    assert main(ask.split()) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("al_bench: ") and said in shown.err and shown.out == ""
+
+
+def test_without_a_name_the_command_says_how_it_is_used(capsys):
+    assert main([]) == 1 and main(["--help"]) == 0
+    assert capsys.readouterr().out.count("al-bench check NAME [option=value ...]") == 2
