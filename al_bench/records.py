@@ -19,14 +19,14 @@ from al_bench.files import read_file
 
 STATES = FINISHED, FAILED, RUNNING, INTERRUPTED = "finished", "failed", "running", "interrupted"
 MOST = 2**53  # of what is counted
-ROUNDING = 1e-5  # metrics are means in float32
 
 FINITE = sys.float_info.max
 COUNT, NUMBER = {int}, {int, float}  # a bool is neither
-SHARE, LOSS, ANY = (0.0, 1.0), (0.0, FINITE), (-FINITE, FINITE)
+ROUNDING = 1e-5  # metrics are means in float32
+SHARE, LOSS, ANY = (-ROUNDING, 1 + ROUNDING), (-ROUNDING, FINITE), (-FINITE, FINITE)
 BOUNDS = {  # of metrics and of the validation set's
     **dict.fromkeys(("accuracy", "ece", "macro_f1", "balanced_accuracy", "worst_class", "per_class"), SHARE),
-    "nll": LOSS, "loss": LOSS, "brier": (0.0, 2.0),
+    "nll": LOSS, "loss": LOSS, "brier": (-ROUNDING, 2 + ROUNDING),
 }  # fmt: skip
 COUNTS = ("round", "n_labelled", "n_val", "weights_from", "epochs", "steps", "peak_memory", "n_candidates", "n_foreign")
 LONGEST = 1e9  # seconds
@@ -59,8 +59,8 @@ class RoundRecord:
         return self.n_labelled + self.n_foreign
 
 
-NAMES = [f.name for f in fields(RoundRecord)]
-NEEDED = NAMES[: NAMES.index("n_candidates")]  # the others came later
+NAMES = frozenset(f.name for f in fields(RoundRecord))
+NEEDED = NAMES - {"n_candidates", "n_foreign", "class_counts", "run"}  # which came later
 
 
 def read_records(path: Path, run: str | None = None) -> list[RoundRecord]:
@@ -121,10 +121,10 @@ def one(line: bytes) -> RoundRecord:
     content = orjson.loads(line)  # takes no NaN, no lone surrogate, no endless nesting
     if not isinstance(content, dict):
         raise ValueError(f"{type(content).__name__}, not a mapping")
-    if missing := [name for name in NEEDED if name not in content]:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    if unknown := sorted(content.keys() - set(NAMES)):
-        raise NewerError(f"this version knows no {', '.join(unknown)}")
+    if missing := NEEDED - content.keys():
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    if unknown := content.keys() - NAMES:
+        raise NewerError(f"this version knows no {', '.join(sorted(unknown))}")
     record = RoundRecord(**content)
     if why := wrong(record):
         raise ValueError(why)
@@ -178,7 +178,7 @@ def outside(name: str, values: Any, low: float, high: float, kinds: Set[type] = 
         if type(value) not in kinds:
             return f"{name} is {short(value)}, not a {'whole ' if kinds is COUNT else ''}number"
         if not low <= value <= high:
-            return f"{name} is {value}, outside {low:g} to {high:g}"
+            return f"{name} is {value}, outside {low:.3g} to {high:.3g}"
     return None
 
 
@@ -188,10 +188,12 @@ def outside_bounds(part: str, values: Any) -> str | None:
         return f"{part} is {short(values)}, not a mapping"
     for name, value in values.items():
         low, high = BOUNDS.get(name, ANY)
-        numbers = value if name == "per_class" else [value]
-        if name == "per_class" and type(value) is list and None in value:
-            numbers = [v for v in value if v is not None]
-        if why := outside(f"{part}.{name}", numbers, low - ROUNDING, high + ROUNDING):
+        if type(value) in NUMBER and low <= value <= high and name != "per_class":
+            continue
+        numbers = [value]
+        if name == "per_class":
+            numbers = [v for v in value if v is not None] if type(value) is list else value
+        if why := outside(f"{part}.{name}", numbers, low, high):
             return why
     return None
 

@@ -25,6 +25,8 @@ import filelock
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -103,7 +105,7 @@ def write(root: Path, target: float | None = None) -> Path:
 def table(s: Study) -> list[dict[str, str]]:
     """The rows people read, best first among those compared with random: heading -> cell."""
     order = sorted(s.runs, key=lambda name: -s.against[name].area.mean if name in s.against else -np.inf)
-    return [readable(s, verdict.row(s, name)) for name in order]
+    return [readable(s, s.rows[name]) for name in order]
 
 
 def readable(s: Study, r: dict[str, Any]) -> dict[str, str]:
@@ -216,9 +218,12 @@ def pictures(s: Study, folder: Path) -> Iterator[Picture]:
 
 
 def save(figure: Figure, folder: Path, name: str, title: str, caption: str) -> Picture:
-    figure.savefig(folder / f"{name}.png", dpi=200)
+    # Each drawn once: figure.savefig draws a figure that has a layout twice, and the drawing takes the time.
+    dpi, figure.dpi = figure.dpi, 200
+    FigureCanvasAgg(figure).print_png(folder / f"{name}.png")
+    figure.dpi = dpi
     figure.set_layout_engine("none")  # it stays as it is, and need not be worked out again
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata={"CreationDate": None})
     small = io.BytesIO()
     Image.open(folder / f"{name}.png").convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png")
     return Picture(title, caption, name, f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}")
@@ -388,6 +393,7 @@ def page(root: Path, studies: list[Study], figures: Path) -> str:
             sections = pool.starmap(section, todo, chunksize=1)
     else:
         sections = [section(*arguments) for arguments in todo]
+    sections = [{"study": s} | shown for s, shown in zip(studies, sections, strict=True)]
     across = verdict.across(studies)
     return environment.get_template("report.html").render(
         across=across, across_pictures=list(across_pictures(across, figures)) if across else [],
@@ -402,7 +408,6 @@ def section(s: Study, figures: Path, most_sheets: int) -> dict[str, Any]:
     """What the page shows of one study; its figures are saved on the way."""
     there = bool(s.runs)
     return {
-        "study": s,
         "verdict": verdict.sentences(s),
         "table": table(s) if there else [],
         "how": how(s) if there else [],

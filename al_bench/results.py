@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from glob import glob
@@ -180,11 +180,13 @@ def arrays(records: list[RoundRecord]) -> dict[str, Any]:
         return {}
     numbers = [k for k, v in records[0].metrics.items() if all(type(r.metrics.get(k)) in (int, float) for r in records)]
     counts = [r.class_counts for r in records]
+    bought = np.array([i for r in records for i in r.acquired])
+    bought = bought.astype(np.int32 if bought.max(initial=0) < 2**31 else np.int64)  # most of what a run holds
     return {
         "labels_R": np.array([r.n_labels for r in records]),
         "metrics": {k: np.array([r.metrics[k] for r in records], dtype=float) for k in numbers},
         "seconds": {k: np.array([r.seconds.get(k, 0.0) for r in records]) for k in records[-1].seconds},
-        "acquired": [np.array(r.acquired, dtype=np.int64) for r in records],
+        "acquired": np.split(bought, np.cumsum([len(r.acquired) for r in records])[:-1]),
         "class_counts_RC": np.array(counts) if all(counts) and len(set(map(len, counts))) == 1 else None,
     }  # fmt: skip
 
@@ -260,56 +262,57 @@ def set_in(run: Run) -> dict[str, Any]:
 def odd_ones(runs: list[Run]) -> dict[Run, str]:
     """The runs that cannot be compared with the others of their cell, each with the reason.
 
-    Another configuration than most have, other settings than most of the same strategy, other code than its latest run,
-    other images than most (of the same seed, where copies are made), or another initial set than most of the same seed.
-    Where two are equally common, random's is usual.
+    Another configuration than most have, other weights or code of the net, other settings than most of the same
+    strategy, other code than its latest run, other images than most (of the same seed, where copies are made), or
+    another initial set than most of the same seed. Where two are equally common, random's is usual.
     """
     runs, by_path = sorted(runs, key=lambda run: run.strategy != "random"), weights_by_path(runs)
-    recipe_of, settings_of = partial(recipe, by_path=by_path), partial(own_settings, by_path=by_path)
-    usual = most_common(as_text(recipe_of(run)) for run in runs) if runs else None
-    begun_with, net = (
-        usual_weights(runs),
-        most_common([v for r in runs if (v := checksum(r.info, "model_version"))] or [None]),
-    )
-    by_strategy = {name: [r for r in runs if r.strategy == name] for name in {r.strategy for r in runs}}
-    settings = {name: most_common(as_text(settings_of(r)) for r in ours) for name, ours in by_strategy.items()}
-    version = {name: latest_version(ours) for name, ours in by_strategy.items()}
-    infos = [run.info for run in runs]
-    by_seed = {seed: [run.info for run in runs if run.seed == seed] for seed in {run.seed for run in runs}}
-    copies = bool(runs) and json.loads(usual)["stressor.copies"] > 1  # whose noise is another for each seed
-    found = {}
-    for run in runs:
-        data = most_common(checksum(info, "dataset") for info in (by_seed[run.seed] if copies else infos))
-        start = most_common(checksum(info, "initial_set") for info in by_seed[run.seed])
-        if as_text(recipe_of(run)) != usual:
-            found[run] = f"another configuration: {difference(recipe_of(run), json.loads(usual))}"
-        elif weights(run) not in (None, begun_with):
-            found[run] = f"other weights than most runs: {weights(run)} (others {begun_with})"
-        elif checksum(run.info, "model_version") not in (None, net):
-            found[run] = f"another version of its net's code than most runs: {run.info['model_version']['files']}"
-        elif as_text(settings_of(run)) != settings[run.strategy]:
-            others = json.loads(settings[run.strategy])
-            found[run] = f"other settings than most runs of {run.strategy}: {difference(settings_of(run), others)}"
-        elif checksum(run.info, "strategy_version") not in (None, version[run.strategy]):
-            found[run] = (
-                f"another version of its code than the latest run of {run.strategy}: delete it and run it again"
-            )
-        elif checksum(run.info, "dataset") != data:
-            found[run] = f"other images than most runs{f' of seed {run.seed}' if copies else ''} (dataset checksum)"
-        elif checksum(run.info, "initial_set") != start:
-            found[run] = f"another initial set than most runs of seed {run.seed}"
-    return found
+    copies = any(run.config.get("stressor.copies", 1) > 1 for run in runs)  # whose noise is another for each seed
+    found: dict[Run, str] = {}
+
+    def look(of: Callable[[Run], str | None], group: Callable[[Run], Any], words: str, usual=most_common_of) -> None:
+        for run, value, others in unusual(runs, of, group, usual):
+            text = difference(*map(json.loads, (value, others))) if value.startswith("{") else ""
+            found.setdefault(run, words.format(run=run, value=value, others=others, text=text))
+
+    everywhere, strategy, seed = (lambda run: None), (lambda run: run.strategy), (lambda run: run.seed)
+    look(lambda run: as_text(recipe(run, by_path)), everywhere, "another configuration: {text}")
+    look(weights, everywhere, "other weights than most runs: {value} (others {others})")
+    look(partial(noted, "model_version"), everywhere, "another version of its net's code than most runs")
+    other_settings = "other settings than most runs of {run.strategy}: {text}"
+    look(lambda run: as_text(own_settings(run, by_path)), strategy, other_settings)
+    older = "another version of its code than the latest run of {run.strategy}: delete it and run it again"
+    look(partial(noted, "strategy_version"), strategy, older, latest_of)
+    other_images = f"other images than most runs{' of seed {run.seed}' if copies else ''} (dataset checksum)"
+    look(lambda run: noted("dataset", run) or "none", seed if copies else everywhere, other_images)
+    look(lambda run: noted("initial_set", run) or "none", seed, "another initial set than most runs of seed {run.seed}")
+    return {run: found[run] for run in runs if run in found}
 
 
-def latest_version(runs: list[Run]) -> str | None:
-    """The checksum of the code of the strategy's run that was started last; of those that noted it."""
-    known = [
-        (start.get("time", ""), code)
-        for run in runs
-        if (code := checksum(run.info, "strategy_version"))
-        for start in run.info.get("starts", [])[-1:]
-    ]
-    return max(known)[1] if known else None
+def unusual(
+    runs: list[Run], of: Callable[[Run], str | None], group: Callable[[Run], Any], usual: Callable[..., str]
+) -> Iterator[tuple[Run, str, str]]:
+    """(run, its value, the usual value) of each run whose value is not the usual one of its group; None is no value."""
+    values = {run: value for run in runs if (value := of(run)) is not None}
+    groups: dict[Any, list[Run]] = {}
+    for run in values:
+        groups.setdefault(group(run), []).append(run)
+    for members in groups.values():
+        expected = usual(members, values)
+        yield from ((run, values[run], expected) for run in members if values[run] != expected)
+
+
+def most_common_of(runs: list[Run], values: dict[Run, str]) -> str:
+    return most_common(values[run] for run in runs)
+
+
+def latest_of(runs: list[Run], values: dict[Run, str]) -> str:
+    """The value of the run that was started last."""
+    return max(((run.info.get("starts") or [{}])[-1].get("time") or "", values[run]) for run in runs)[1]
+
+
+def noted(fact: str, run: Run) -> str | None:
+    return checksum(run.info, fact)
 
 
 def as_text(config: dict[str, Any]) -> str:

@@ -59,6 +59,7 @@ class Study:
     against: dict[str, Against] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)  # (runs or strategies, why)
     notes: list[str] = field(default_factory=list)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each strategy, as row makes them
 
     @property
     def full(self) -> float | None:
@@ -96,6 +97,8 @@ class Study:
 
 def on(labels_R: np.ndarray, run: Run, metric: str) -> np.ndarray:
     values = run.metrics.get(metric)
+    if values is not None and np.array_equal(run.labels_R, labels_R):
+        return values
     return np.full(len(labels_R), np.nan) if values is None else values[np.isin(run.labels_R, labels_R)]
 
 
@@ -130,6 +133,7 @@ def study(cell: Cell, there: list[Run], full: list[Run], target: float | None) -
             s.notes.append(why)
         s.against.update(against_random(s))
         s.notes.extend(seeds_apart(s))
+    s.rows.update({name: row(s, name) for name in s.runs})
     return s
 
 
@@ -415,7 +419,7 @@ def interval(low: float | None, high: float | None, form: str = POINTS) -> str:
 
 def summary(found: list[Study]) -> list[dict[str, Any]]:
     """One row for each strategy of each study: the numbers behind figures and words. Accuracies are fractions."""
-    return [row(s, name) for s in found for name in s.runs]
+    return [row for s in found for row in s.rows.values()]
 
 
 def row(s: Study, name: str) -> dict[str, Any]:

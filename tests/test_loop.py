@@ -41,7 +41,7 @@ def test_with_two_classes_the_three_uncertainty_scores_buy_the_same_images(tmp_p
             Image.fromarray(pixels).save(tmp_path / "photos" / str(kind) / f"{i}.png")
     data = ("dataset=image_folder", f"dataset.root={tmp_path}/photos", "dataset.image_size=8")
     runs = [lines_of(run_here(tmp_path, *data, f"strategy={s}").folder) for s in STRATEGIES[1:]]
-    assert runs[0] == runs[1] == runs[2]
+    assert [[r | {"run": None} for r in run] for run in runs[1:]] == 2 * [[r | {"run": None} for r in runs[0]]]
     assert [len(r["acquired"]) for r in runs[0]] == [10, 10, 10, 0]
 
 
