@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from al_bench import config, signals
 from al_bench.errors import UserError
 from al_bench.store import RunStore
+from al_bench.text import Formatter
 
 FREE = ("hydra", "model.optimizer.", "model.options.")  # keys that may be anything
 COMMANDS = {"check": "check.command", "report": "report", "status": "status"}  # each a module with a main
@@ -47,6 +48,7 @@ def main() -> None:
     log = logging.getLogger("al_bench")
     log.addHandler(screen := logging.StreamHandler(sys.stdout))
     screen.setLevel(logging.INFO)
+    screen.setFormatter(Formatter())
     log.propagate = False
     try:
         from al_bench import sweep  # noqa: F401  # makes itself known to Hydra

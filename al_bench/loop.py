@@ -3,6 +3,7 @@
 import itertools
 import logging
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -217,15 +218,19 @@ def finish(
     c: Config, store: RunStore, dataset: Dataset, records: list[RoundRecord], test: engine.Prediction | None
 ) -> None:
     """test: the last round's; None where only this was left to do."""
-    curve = store.folder / "learning_curve.png"
-    try:
-        pictures.learning_curve(curve, records, f"{c.strategy['name']}, seed {c.seed}")
-        if dataset.images.ndim == 4:  # frozen features have no pixels
-            pictures.picked(store.folder / "acquired.jpg", dataset, records)
-            if test:
-                pictures.most_uncertain(store.folder / "most_uncertain.jpg", dataset, test.log_probs_PSC)
-    except ValueError as error:  # no picture is worth a finished run
-        log.warning(f"A picture could not be drawn: {error}")
+    curve, name = store.folder / "learning_curve.png", f"{c.strategy['name']}, seed {c.seed}"
+    drawn = {curve: partial(pictures.learning_curve, records=records, name=name)}
+    if dataset.images.ndim == 4:  # frozen features have no pixels
+        drawn[store.folder / "acquired.jpg"] = partial(pictures.picked, dataset=dataset, records=records)
+        if test:
+            uncertain = partial(pictures.most_uncertain, dataset=dataset, log_probs_NSC=test.log_probs_PSC)
+            drawn[store.folder / "most_uncertain.jpg"] = uncertain
+    for path, draw in drawn.items():
+        try:
+            draw(path)
+        except Exception as error:  # no picture is worth a finished run
+            log.warning(f"{path.name} could not be drawn, and the run is finished without it: {error!r}")
+            log.debug(traceback.format_exc())
     validation = f" and {records[-1].n_val:,} validation labels" if records[-1].n_val else ""
     stopped = store.info().get("stopped", "the reason is lost")
     log.info(f"Stopped: {stopped}, with {records[-1].n_labelled:,} training labels{validation}.")

@@ -8,6 +8,7 @@ drawn as they are written: no `$` starts a formula, a leading underscore hides n
 
 import math
 import textwrap
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from al_bench.text import printable
+
 COLUMN, PAGE, HEIGHT = 3.5, 7.0, 2.6  # inches
 FONT, SMALL = 8, 7  # points
 LINE = 0.125  # inches from line to line of small letters
@@ -35,6 +38,10 @@ NOISE = {"facecolor": "0.92", "edgecolor": "0.7", "hatch": "/////", "linewidth":
 MOST_CLASSES_IN_A_BAR = 12
 MANY = 14  # curves; a legend of more takes a figure as wide as a page
 NAME = 28  # letters of a name in one line beside a row
+LONGEST = 300  # letters of a name
+
+# Letters that matplotlib's font lacks are drawn as boxes; a line on the screen for each helps nobody.
+warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from|Matplotlib currently does not support")
 
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
 Look = dict[str, str]
@@ -359,12 +366,19 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
 
 def plain(text: str) -> str:
     """An escaped dollar is drawn as a dollar; two bare ones would be read as a formula."""
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def shown(name: str, width: int) -> str:
     """A user's name in lines of at most `width` letters."""
-    return plain(textwrap.fill(name, width))
+    return plain("\n".join(_wrapped(name, width)))
+
+
+def _wrapped(name: str, width: int) -> list[str]:
+    """Of a name that would fill a page, its beginning and its end."""
+    name = printable(name)
+    short = name if len(name) <= LONGEST else f"{name[: LONGEST // 2]} ... {name[-LONGEST // 2 :]}"
+    return textwrap.wrap(short, width) or [""]
 
 
 def _line(ax: Axes, x: ArrayLike, y: ArrayLike, look: Mapping[str, str]) -> list[Line2D]:
@@ -409,7 +423,7 @@ def _names_on(axis: Any, names: Iterable[str], **kwargs: Any) -> None:
 
 
 def _lines(names: Iterable[str], width: int) -> list[list[str]]:
-    return [textwrap.wrap(name, width) or [""] for name in names]
+    return [_wrapped(name, width) for name in names]
 
 
 def _letters(names: Iterable[str]) -> int:

@@ -16,6 +16,7 @@ import orjson
 
 from al_bench.errors import UserError
 from al_bench.files import read_file
+from al_bench.text import printable_in
 
 STATES = FINISHED, FAILED, RUNNING, INTERRUPTED = "finished", "failed", "running", "interrupted"
 MOST = 2**53  # of what is counted
@@ -249,7 +250,7 @@ FACTS = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A run.json. Raises UserError where it cannot be read or holds what no run writes."""
+    """A run.json, its texts printable. Raises UserError where it cannot be read or holds what no run writes."""
     data = read_file(path)
     try:
         content = json.loads(data)
@@ -257,11 +258,10 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(why)
         if content.get("state", FINISHED) not in STATES:
             raise ValueError(f"state is {content['state']!r}, none of {', '.join(STATES)}")
-    except RecursionError:
-        raise UserError(f"{path} is damaged (nested without end). Delete {path.parent} to begin anew.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Delete {path.parent} to begin anew.") from None
-    return content
+        return printable_in(content)
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path} is damaged ({why}). Delete {path.parent} to begin anew.") from None
 
 
 def misfit(value: Any, like: Any, name: str) -> str | None:

@@ -8,6 +8,7 @@ Written into <folder>/report/: index.html (self-contained), verdict.txt, summary
 
 import argparse
 import base64
+import hashlib
 import html
 import io
 import itertools
@@ -17,6 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,14 @@ from PIL import Image
 import al_bench
 from al_bench import plots, results, stats, verdict
 from al_bench.errors import UserError
-from al_bench.files import write_atomically
+from al_bench.files import read_file, write_atomically
 from al_bench.store import as_file_name
+from al_bench.text import as_cell, printable
 from al_bench.verdict import CONTROL, RANDOM, Across, Study
 
 SHEETS = 12  # contact sheets on a page, to keep it light
 LEFT_OUT = 5  # runs named on the screen
+NOT_DRAWN = "This figure could not be drawn"
 COLUMNS = {  # of the tables that people read: column of verdict.summary -> heading
     "strategy": "strategy",
     "n_seeds": "seeds",
@@ -57,7 +61,7 @@ class Picture:
     title: str
     caption: str
     name: str  # of the files figures/<name>.png and .pdf
-    png: str  # as a data URL
+    png: str = ""  # as a data URL; none where it could not be drawn
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,9 +91,9 @@ def write(root: Path, target: float | None = None) -> Path:
             studies = verdict.studies(results.find(root), target)
             for old in (folder / "figures").glob("*.p*"):
                 old.unlink()
-            rows = pd.DataFrame(verdict.summary(studies))
-            rows.to_csv(folder / "summary.csv", index=False)
-            write_atomically(folder / results.VERDICT, as_text(studies))
+            write_atomically(folder / "summary.csv", as_csv(studies))
+            closed = "".join(f"{words}\n" for words in results.closed(root))
+            write_atomically(folder / results.VERDICT, as_text(studies) + closed)
             write_atomically(folder / "summary.md", as_markdown(studies))
             write_atomically(folder / "summary.tex", as_latex(studies))
             write_atomically(folder / "index.html", page(root, studies, folder / "figures"))
@@ -148,6 +152,10 @@ def as_text(studies: list[Study]) -> str:
             left_out.append(f"Left out: {more} more, which the page names.")
         lines += [f"{s.cell}:", *(f"  {words}" for words in (*verdict.sentences(s), *s.notes, *left_out))]
     return "\n".join([*lines, ""])
+
+
+def as_csv(studies: list[Study]) -> str:
+    return pd.DataFrame(verdict.summary(studies)).map(as_cell).to_csv(index=False)
 
 
 def as_markdown(studies: list[Study]) -> str:
@@ -212,9 +220,33 @@ def how(s: Study) -> list[str]:
 
 
 def pictures(s: Study, folder: Path) -> Iterator[Picture]:
-    for name, title, caption, draw in itertools.chain(drawings(s), in_detail(s)):
-        draw(figure := plots.new_figure())
-        yield save(figure, folder, as_file_name(f"{'-'.join(s.cell)}-{name}"), title, caption)
+    for name, title, caption, draw in itertools.chain(attempted(drawings(s)), attempted(in_detail(s))):
+        try:
+            draw(figure := plots.new_figure())
+            yield save(figure, folder, file_name(f"{'-'.join(s.cell)}-{name}"), title, caption)
+        except OSError:
+            raise
+        except Exception as error:  # a figure less, and no report less
+            yield Picture(title, f"{NOT_DRAWN}: {printable(str(error))}", name)
+
+
+def attempted(drawn: Iterator[tuple[str, str, str, Callable[[Figure], Any]]]) -> Iterator[tuple]:
+    """The figures up to one whose numbers cannot be had."""
+    try:
+        yield from drawn
+    except Exception as error:
+        why = error
+
+        def fail(figure: Figure) -> None:
+            raise why
+
+        yield "others", "Other figures", "", fail
+
+
+def file_name(name: str) -> str:
+    """A file system takes names of at most 255 bytes."""
+    name = as_file_name(name)
+    return name if len(name.encode()) <= 200 else f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def save(figure: Figure, folder: Path, name: str, title: str, caption: str) -> Picture:
@@ -308,7 +340,8 @@ def drawings(s: Study) -> Iterator[tuple[str, str, str, Callable[[Figure], Any]]
             over("worst_class", "Worst class's recall", True),
         )
     bought = len(s.labels_R) > 1
-    if bought and all(run.class_counts_RC is not None for name in names for run in s.runs[name]):
+    counted = [run.class_counts_RC for name in names for run in s.runs[name]]
+    if bought and all(x is not None for x in counted) and len({x.shape[1] for x in counted}) == 1:
         counts_MC = [np.mean([verdict.bought_per_class(s, run) for run in s.runs[name]], axis=0) for name in names]
         known = (s.runs[names[0]][0].info.get("dataset") or {}).get("classes")
         classes = known or [str(c) for c in range(len(counts_MC[0]))]
@@ -398,9 +431,9 @@ def page(root: Path, studies: list[Study], figures: Path) -> str:
     return environment.get_template("report.html").render(
         across=across, across_pictures=list(across_pictures(across, figures)) if across else [],
         across_words=verdict.across_sentences(across) if across else [],
-        title=root.resolve().name, sections=sections, plotly=get_plotlyjs(), version=al_bench.__version__,
+        title=printable(root.resolve().name), sections=sections, plotly=get_plotlyjs(), version=al_bench.__version__,
         n_runs=sum(len(runs) for s in studies for runs in s.runs.values()),
-        n_left_out=sum(len(s.left_out) for s in studies),
+        n_left_out=sum(len(s.left_out) for s in studies), closed=results.closed(root),
     )  # fmt: skip
 
 
@@ -420,11 +453,12 @@ def section(s: Study, figures: Path, most_sheets: int) -> dict[str, Any]:
 
 def sheets(s: Study, most: int) -> list[tuple[str, str]]:
     """(run, data URL) of the images that some strategies picked, with their first seed."""
-    runs = [runs[0] for name, runs in s.runs.items() if name != CONTROL and (runs[0].folder / "acquired.jpg").exists()]
-    return [
-        (run.name, f"data:image/jpeg;base64,{base64.b64encode((run.folder / 'acquired.jpg').read_bytes()).decode()}")
-        for run in runs[:most]
-    ]
+    found = []
+    for run in (runs[0] for name, runs in s.runs.items() if name != CONTROL):
+        with suppress(UserError):  # there is none, or it cannot be read
+            sheet = read_file(run.folder / "acquired.jpg") if len(found) < most else b""
+            found += [(run.name, f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}")] * bool(sheet)
+    return found
 
 
 def interactive(s: Study) -> str:

@@ -8,9 +8,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +31,10 @@ from al_bench.records import (
     split,
 )
 from al_bench.store import NOT_COMPARED, as_asked, run_name, unlike
+from al_bench.text import printable
 
-ROUNDS = "rounds.jsonl"  # in the run's folder
+RUN = _, ROUNDS = "run.json", "rounds.jsonl"  # in the run's folder
+RUN_FOLDER = re.compile(r"seed=\d+")
 SWEEPS = "sweeps.json"  # in the study's folder
 STAMP, VERDICT = "stamp.json", "verdict.txt"  # in the report's folder
 MISSING, UNREADABLE = "missing", "unreadable"  # beside the states that run.json names
@@ -92,36 +94,81 @@ def folders(root: Path) -> list[Path]:
     if not root.is_dir():
         raise UserError(f"There is no folder {root}. Name one that holds runs: results/my_study.")
     top = Path(os.path.abspath(root))  # a run's place is where it is seen, behind a link too
-    files = [top / p for p in below(top, "run.json", "rounds.jsonl")]
-    found = sorted({p.parent for p in files if re.fullmatch(r"seed=\d+", p.parent.name) and len(p.parts) > 7})
+    seen = [Path(folder) for folder, files in walk(str(top), []) if files & set(RUN)]
+    found = sorted(p for p in seen if RUN_FOLDER.fullmatch(p.name) and len(p.parts) > 6)
     if not found:
         raise UserError(f"{root} holds no runs. Name a folder that holds some: results, or results/my_study.")
     return found
 
 
-def below(root: Path, *names: str) -> list[str]:
-    """The paths of all files of these names, relative to root; links are followed."""
-    return sorted(path for name in names for path in glob(f"**/{name}", root_dir=root, recursive=True))
-
-
 def stamp(root: Path) -> dict[str, int]:
     """When each run below root last changed its state, and each study the list of its runs. Of what is read next."""
-    return {path: (root / path).stat().st_mtime_ns for path in below(root, "run.json", SWEEPS)}
+    found = {}
+    for folder, files in walk(os.path.abspath(root), []):
+        for name in {"run.json", SWEEPS} & files:
+            with suppress(OSError):  # deleted meanwhile, or not to be seen by this user
+                path = os.path.join(folder, name)
+                found[os.path.relpath(path, root)] = os.stat(path).st_mtime_ns
+    return dict(sorted(found.items()))
+
+
+def closed(root: Path) -> list[str]:
+    """A sentence for each folder below root, other than a run's, that this user may not look into."""
+    lost: list[str] = []
+    for _ in walk(os.path.abspath(root), lost):
+        pass
+    return lost
+
+
+def walk(top: str, lost: list[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, set[str]]]:
+    """Every folder from top downwards and the names in it; links are followed, what lies in a run's folder is not.
+
+    A run's folder, which may be closed to this user, comes with the names of RUN. lost: is told of others.
+    """
+    if RUN_FOLDER.fullmatch(os.path.basename(top)) and (run := {name for name in RUN if may_be(f"{top}/{name}")}):
+        yield top, run
+        return
+    try:
+        here = os.stat(top)
+        with os.scandir(top) as entries:
+            there = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        lost.append(printable(f"{top} cannot be read ({error.strerror}): runs in it are not shown."))
+        return
+    yield top, {entry.name for entry in there}
+    identity = here.st_dev, here.st_ino
+    if identity in above:  # a link leads back
+        return
+    for entry in there:
+        is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+        if is_folder and not entry.name.startswith("."):
+            yield from walk(entry.path, lost, (*above, identity))
+
+
+def may_be(path: str) -> bool:
+    """Whether a file is there, or nobody can tell."""
+    try:
+        os.lstat(path)
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def is_current(report: Path) -> bool:
     """Whether this report was made of all that lies beside it now."""
     try:
         made_of = json.loads((report / STAMP).read_text())
-        there = all((report / name).exists() for name in ("index.html", VERDICT))
+        there = all((report / name).is_file() for name in ("index.html", VERDICT))
         return there and made_of == stamp(report.parent)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
 def in_words(page: Path) -> str:
     """What the screen shows of a report: where its page lies, and the verdict."""
-    return f"Report: {page}\n{(page.parent / VERDICT).read_text()}".removesuffix("\n")
+    return printable(f"Report: {page}\n{(page.parent / VERDICT).read_text(errors='replace')}").removesuffix("\n")
 
 
 def read(folder: Path) -> Run:
@@ -139,9 +186,8 @@ def read(folder: Path) -> Run:
     except UserError as error:
         return Run(**identity, folder=folder, state=UNREADABLE, why=str(error))
     except OSError as error:  # its lock
-        return Run(
-            **identity, folder=folder, state=UNREADABLE, why=f"{Path(error.filename or folder).name}: {error.strerror}"
-        )
+        why = f"{error.filename or folder} cannot be read ({error.strerror})"
+        return Run(**identity, folder=folder, state=UNREADABLE, why=printable(why))
 
 
 def own_name(folder: Path) -> str | None:
@@ -164,7 +210,7 @@ def state_of(folder: Path, info: dict[str, Any]) -> str:
         return state
     import fcntl
 
-    if not (folder / ".lock").exists():
+    if not (folder / ".lock").is_file():
         return INTERRUPTED
     with open(folder / ".lock") as lock:
         try:
@@ -198,9 +244,9 @@ def cells(runs: list[Run]) -> dict[Cell, list[Run]]:
 def asked(study: Path) -> set[Path]:
     """The run folders of all sweeps of this study so far; sweep.py writes them down."""
     try:
-        names = json.loads((study / SWEEPS).read_text())
+        names = json.loads(read_file(study / SWEEPS))
         return {study / name for name in names if re.fullmatch(r"([^/]+/){4}seed=\d+", name)}
-    except (OSError, ValueError, TypeError):
+    except (UserError, ValueError, TypeError, RecursionError):
         return set()
 
 
@@ -222,7 +268,7 @@ def originals(idx: np.ndarray, info: dict[str, Any], config: dict[str, Any]) -> 
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
-    *cell, strategy, seed = Path(os.path.abspath(folder)).parts[-6:]
+    *cell, strategy, seed = map(printable, Path(os.path.abspath(folder)).parts[-6:])
     return {"cell": Cell(*cell), "strategy": strategy, "seed": int(seed.removeprefix("seed="))}
 
 
@@ -335,7 +381,7 @@ def circumstances(runs: list[Run]) -> dict[str, Counter[str]]:
     for run in runs:
         of_run: dict[str, dict[str, None]] = {}
         for start in run.info.get("starts", []):  # a run that was continued may have changed machines
-            versions = {f"version of {k}": v for k, v in start.get("versions", {}).items()}
+            versions = {f"version of {k}": v for k, v in (start.get("versions") or {}).items()}
             there = {name: start.get(name) for name in ("cpu", "device", "precision", "threads", "python")}
             there["git"] = commit(start)
             for name, value in (versions | there).items():

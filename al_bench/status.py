@@ -26,6 +26,7 @@ from al_bench.results import MISSING, UNREADABLE, Cell, Run
 
 STATES = (FINISHED, RUNNING, FAILED, INTERRUPTED, MISSING, UNREADABLE)
 EVERY = 5  # seconds
+MOST = 1e12  # seconds that a timedelta can hold
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +57,8 @@ def follow(root: Path, screen: Group) -> None:
 
 def overview(root: Path) -> Group:
     cells = results.cells(results.find(root))
-    return Group(*(part for cell, runs in cells.items() for part in (table(cell, runs), errors(runs))))
+    parts = (part for cell, runs in cells.items() for part in (table(cell, runs), errors(runs)))
+    return Group(*parts, *map(Text, results.closed(root)))
 
 
 def table(cell: Cell, runs: list[Run]) -> Table:
@@ -112,12 +114,12 @@ def rounds_planned(runs: list[Run]) -> int | None:
     for run in runs:
         with suppress(OSError, ValueError, AttributeError):  # no config.yaml yet, a damaged one, no run yet
             rounds = run.config.get("budget.rounds")
-            return None if rounds is None else rounds + 1
+            return rounds + 1 if type(rounds) is int else None
     return None
 
 
 def duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(min(seconds, MOST))))
 
 
 def errors(runs: list[Run]) -> Text:

@@ -35,6 +35,7 @@ from al_bench.errors import UserError
 from al_bench.files import DISK, accessible, is_there, read_file, write_atomically
 from al_bench.provenance import circumstances, file_version, now, strategy_version
 from al_bench.records import RoundRecord, is_complete, read_json, read_records, split
+from al_bench.text import Formatter
 
 if TYPE_CHECKING:
     from al_bench.data import Dataset
@@ -316,7 +317,7 @@ class RunStore:
         with accessible(self.folder, "written"):
             handler = logging.FileHandler(self.folder / "run.log")
         handler.handleError = lambda record: None  # a full disk is reported once, by the record that does not fit
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handler.setFormatter(Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
         try:
             yield
@@ -442,11 +443,13 @@ def _part(text: str) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where libyaml is there
     try:
         content = yaml.load(text, loader)
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__}, not a mapping")
+        return flat(content)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{type(content).__name__}, not a mapping")
-    return flat(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -37,6 +37,7 @@ from al_bench.models.classifier import Classifier
 from al_bench.records import RoundRecord
 from al_bench.store import RunStore, run_folder
 from al_bench.strategies.uncertainty import entropy_score
+from al_bench.text import printable
 
 log = logging.getLogger("al_bench")
 
@@ -70,6 +71,7 @@ def opened(
                 log.warning(f"The tracker failed ({error!r}); the run goes on, its records in {folder} are complete.")
             silent = True
 
+    class_names = [*map(printable, class_names)]
     make = function("logger._target_", c.logger._target_)
     tracker = attempt(make, c, folder, class_names) or NoTracker()
     attempt(tracker.log, records)
@@ -282,10 +284,10 @@ def picked(
     probability_K, class_K = log_probs_K1C[:, 0].exp().max(dim=1)
     columns = {
         "index": idx_K.tolist(),
-        "predicted": [dataset.class_names[i] for i in class_K],
+        "predicted": [printable(dataset.class_names[i]) for i in class_K],
         "probability": probability_K.tolist(),
         "prediction entropy": entropy_score(log_probs_K1C).tolist(),
-        "label": [dataset.class_names[i] for i in labels_K],
+        "label": [printable(dataset.class_names[i]) for i in labels_K],
     }
     if dataset.images.ndim == 4:
         columns = {"image": [*dataset.images[idx_K].permute(0, 2, 3, 1).numpy()]} | columns

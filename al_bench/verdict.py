@@ -16,6 +16,7 @@ from al_bench.records import FINISHED
 from al_bench.results import Cell, Run
 from al_bench.stats import Comparison, Efficiency
 from al_bench.store import matters_where_all_is_labelled
+from al_bench.text import printable
 
 RANDOM, CONTROL = "random", "random_control"
 ALPHA = 0.05
@@ -121,7 +122,8 @@ def study(cell: Cell, there: list[Run], full: list[Run], target: float | None) -
     order = sorted(runs if len(labels_R) else [], key=lambda r: (r.strategy != RANDOM, r.strategy, r.seed))
     by_strategy = {name: [r for r in order if r.strategy == name] for name in dict.fromkeys(r.strategy for r in order)}
     notes = [*validation_labels(runs), *differences([*runs, *references]), *notes]
-    s = Study(cell, by_strategy, labels_R, target, references, {}, [*left_out, *others], notes)
+    apart = [(printable(who), printable(why)) for who, why in (*left_out, *others)]
+    s = Study(cell, by_strategy, labels_R, target, references, {}, apart, [*map(printable, notes)])
     if by_strategy and RANDOM not in by_strategy:
         s.notes.append("No finished run of random sampling: there is nothing to compare the strategies with.")
     elif len(labels_R) == 1:
@@ -200,10 +202,20 @@ def why_not(run: Run) -> str | None:
             run.config  # noqa: B018
         except (OSError, ValueError) as error:
             return f"config.yaml cannot be read ({error})"
-        return None
+        return cannot_be_used(run)
     rounds = f" after {len(run.labels_R)} rounds" if len(run.labels_R) else ""
     torn = "; the last line of rounds.jsonl was cut short" if run.torn else ""
     return f"{run.state}{rounds}{torn}{': ' + run.why if run.why else ''}"
+
+
+def cannot_be_used(run: Run) -> str | None:
+    """What a comparison computes with is not what al_bench writes."""
+    for key in ("stressor.copies", "budget.validation"):
+        if type(value := run.config.get(key, 0)) is not int:
+            return f"config.yaml is damaged ({key} is {value!r}, not a whole number)"
+    if run.config["stressor.copies"] > 1 and not (run.info.get("dataset") or {}).get("n_test"):
+        return "run.json is damaged (it lacks dataset.n_test)"
+    return None
 
 
 def validation_labels(runs: list[Run]) -> list[str]:

@@ -59,7 +59,7 @@ def keep(
     out.mkdir(parents=True, exist_ok=True)
     (out / "records.jsonl").write_text("".join(records(s, {"history", "peak_memory", *dropped})))
     if len(s.labels_R) > 1:  # the full data alone is no curve
-        pd.DataFrame(verdict.summary([s])).to_csv(out / "summary.csv", index=False)
+        (out / "summary.csv").write_text(report.as_csv([s]))
         (out / "summary.md").write_text(report.as_markdown([s]))
     for name in figures:
         title, caption, draw = drawings[name]

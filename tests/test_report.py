@@ -40,7 +40,7 @@ def write_run(
     folder = root / study / dataset / "small_cnn" / budget / strategy / f"seed={seed}"
     folder.mkdir(parents=True)
     info = {
-        "state": state, "error": error, "dataset": {"checksum": data, "classes": ["x", "y"]},
+        "state": state, "error": error, "dataset": {"checksum": data, "classes": ["x", "y"], "n_test": 4},
         "initial_set": {"checksum": f"{start}{seed}"}, "features": features,
         "starts": [{"time": time, "cpu": cpu, "precision": "32-true", "versions": {"torch": "2"}}],
     } | ({"strategy_version": {"checksum": code}} if code else {})  # fmt: skip
