@@ -4,9 +4,8 @@ Values live in conf/*.yaml; what is here as a default is what most of those file
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
-from math import inf
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -14,6 +13,7 @@ from hydra.utils import get_method
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
+from al_bench.bounds import outside
 from al_bench.errors import UserError, in_a_line, stop_behind
 
 
@@ -221,6 +221,8 @@ def read(cfg: DictConfig) -> Config:
         config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     except InterpolationResolutionError as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
+    for message in outside(flat(asdict(config))):
+        raise UserError(message)
     for wrong, message in _mistakes(config):
         if wrong:
             raise UserError(message)
@@ -228,14 +230,11 @@ def read(cfg: DictConfig) -> Config:
 
 
 def _mistakes(c: Config) -> list[tuple[bool, str]]:
+    """Values that do not go together; each number on its own is in bounds.py."""
     b, t, d, s = c.budget, c.trainer, c.dataset, c.stressor
-    stops_early = t.early_stopping.patience is not None
+    stops_early, candidates = t.early_stopping.patience is not None, c.strategy.get("candidates")
     return [
-        (t.num_workers < 0, f"trainer.num_workers={t.num_workers}: 0 or more."),
-        (
-            len(d.mean) != len(d.std) or min(d.std, default=0) <= 0,
-            "dataset.mean and dataset.std: as many of each, std above 0.",
-        ),
+        (len(d.mean) != len(d.std) or not d.std, "dataset.mean and dataset.std: as many of each, and one at least."),
         (
             t.max_steps is not None and t.max_epochs is not None,
             "trainer.max_steps and trainer.max_epochs are both set, so one would cut the other short. "
@@ -246,20 +245,11 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
             "trainer.later_max_epochs is trainer.max_epochs of the rounds after the first: set that one too, and "
             "trainer.max_steps=null.",
         ),
-        (c.seed < 0, f"seed={c.seed}: a seed is 0 or larger."),
-        (b.initial is not None and b.initial < 1, f"budget.initial={b.initial}: at least one label to start from."),
         (
             (b.name == "full") != (b.initial is None),
             f"budget.initial={'null' if b.initial is None else b.initial} with budget.name={b.name or 'null'}: the "
             "full data, all labelled at once, are budget=full, and nothing else is.",
         ),
-        (b.query < 1, f"budget.query={b.query}: each round buys at least one label."),
-        (
-            b.rounds is not None and b.rounds < 0,
-            f"budget.rounds={b.rounds}: 0 or more, or null until the pool is empty.",
-        ),
-        (b.validation < 0, f"budget.validation={b.validation}: 0 or more."),
-        (b.stop.tolerance < 0, f"budget.stop.tolerance={b.stop.tolerance}: 0 or more."),
         (
             b.validation == 0 and b.stop.at is StopAt.validation,
             "budget.stop.at=validation needs budget.validation > 0.",
@@ -269,55 +259,22 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
             b.validation == 0 and t.start is Weights.best,
             "trainer.start=best compares validation losses: it needs budget.validation > 0.",
         ),
-        (stops_early and t.early_stopping.patience < 1, "trainer.early_stopping.patience: 1 epoch or more, or null."),
-        (
-            t.batch_size < 2 or t.predict_batch_size < 1,
-            "trainer.batch_size is 2 or more (batch norm needs two images), trainer.predict_batch_size 1 or more.",
-        ),
         (
             t.max_steps is None and t.max_epochs is None,
             "Set trainer.max_steps or trainer.max_epochs: how long does a round train?",
         ),
         (
-            any(
-                n is not None and n < 1
-                for n in (t.max_steps, t.max_epochs, t.steps_per_epoch, t.later_max_epochs, t.threads)
-            ),
-            "trainer.max_steps, max_epochs, later_max_epochs, steps_per_epoch and threads are 1 or more, or null.",
-        ),
-        (
-            t.test_passes is not None and t.test_passes < 2,
-            f"trainer.test_passes={t.test_passes}: 2 passes with dropout or more, or null for one without.",
-        ),
-        (d.image_size is not None and d.image_size < 8, f"dataset.image_size={d.image_size}: 8 pixels or more."),
-        (
-            d.test_fraction is not None and not 0 < d.test_fraction < 1,
-            f"dataset.test_fraction={d.test_fraction}: between 0 and 1.",
-        ),
-        (d.max_pixels is not None and d.max_pixels < 1, f"dataset.max_pixels={d.max_pixels}: 1 or more, or null."),
-        (d.white is not None and not 0 < d.white < inf, f"dataset.white={d.white}: above 0, or null."),
-        (not 1 <= s.imbalance < inf, f"stressor.imbalance={s.imbalance}: 1 (balanced) or more."),
-        (not 0 <= s.label_noise < 1, f"stressor.label_noise={s.label_noise}: from 0 to below 1."),
-        (s.images is not None and s.images < 2, f"stressor.images={s.images}: 2 or more, or null for all."),
-        (s.copies < 1, f"stressor.copies={s.copies}: 1 or more."),
-        (not 0 <= s.noise < inf, f"stressor.noise={s.noise}: 0 or more."),
-        (
             s.copies == 1 and s.noise != StressorConfig.noise,
             f"stressor.noise={s.noise} is put on copies of images, and there are none: set stressor.copies=2 or more.",
         ),
-        (s.foreign < 0, f"stressor.foreign={s.foreign}: 0 classes or more."),
-        *(
-            (n is not None and (not isinstance(n, int) or n < least), f"strategy.{key}={n}: {least} or more, or null.")
-            for key, least in (("passes", 2), ("members", 2), ("candidates", b.query))
-            for n in [c.strategy.get(key)]
+        (
+            candidates is not None and candidates < b.query,
+            f"strategy.candidates={candidates}: {b.query} or more (budget.query), or null.",
         ),
         (
             c.strategy.get("members") is not None and t.start is not Weights.fresh,
             "strategy.members trains its nets from fresh weights: set trainer.start=fresh.",
         ),
-        (not 0 <= c.model.dropout < 1, f"model.dropout={c.model.dropout}: from 0 to below 1."),
-        (c.logger.images < 0, f"logger.images={c.logger.images}: 0 or more."),
-        (c.features.width < 1, f"features.width={c.features.width}: 1 or more."),
         (
             c.features.extractor is Extractor.model and b.start not in (InitialDraw.random, InitialDraw.balanced),
             f"budget.start={b.start.name} comes before any model: set features=pca or features=backbone.",
@@ -327,6 +284,15 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
             "A strategy's yaml needs the keys name and _target_.",
         ),
     ]
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree of mappings as one mapping with dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix: tree.name if isinstance(tree, Enum) else tree}
+    return {
+        k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
 
 
 def function(key: str, path: str) -> Callable[..., Any]:

@@ -27,8 +27,13 @@ def circumstances() -> dict[str, Any]:
         "versions": {"al-bench": al_bench.__version__} | {p: importlib.metadata.version(p) for p in packages},
         "git": _git_commit(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": n_cores(),
     }
+
+
+def n_cores() -> int:
+    """The cores that this process may use: fewer than the machine has where its affinity says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def strategy_version(settings: dict[str, Any]) -> dict[str, str] | None:

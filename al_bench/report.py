@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import multiprocessing
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +35,7 @@ import al_bench
 from al_bench import plots, results, stats, verdict
 from al_bench.errors import UserError
 from al_bench.files import read_file, write_atomically
+from al_bench.provenance import n_cores
 from al_bench.store import as_file_name
 from al_bench.text import as_cell, printable
 from al_bench.verdict import CONTROL, RANDOM, Across, Study
@@ -422,7 +422,7 @@ def page(root: Path, studies: list[Study], figures: Path) -> str:
     )
     todo = [(s, figures, max(1, SHEETS // len(studies))) for s in studies]
     if len(studies) > 3:  # the figures take the time
-        with multiprocessing.get_context("spawn").Pool(min(len(studies), os.cpu_count())) as pool:
+        with multiprocessing.get_context("spawn").Pool(min(len(studies), n_cores())) as pool:
             sections = pool.starmap(section, todo, chunksize=1)
     else:
         sections = [section(*arguments) for arguments in todo]

@@ -21,7 +21,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from al_bench import signals
-from al_bench.config import Config, LoggerConfig, StressorConfig, keys
+from al_bench.config import Config, LoggerConfig, StressorConfig, flat, keys
 from al_bench.errors import UserError
 from al_bench.files import DISK, accessible, is_there, read_file, write_atomically
 from al_bench.provenance import circumstances, file_version, now, strategy_version
@@ -450,14 +449,6 @@ def _part(text: str) -> dict[str, Any]:
         raise ValueError(" ".join(str(error).split())) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree.name if isinstance(tree, Enum) else tree}
-    return {
-        k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
 
 
 def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

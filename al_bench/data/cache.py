@@ -16,6 +16,7 @@ import numpy as np
 
 from al_bench.errors import UserError
 from al_bench.files import write_atomically
+from al_bench.provenance import n_cores
 
 log = logging.getLogger("al_bench")
 
@@ -71,11 +72,6 @@ def checksum(array: np.ndarray) -> str:
     with ThreadPoolExecutor(n_cores()) as threads:
         digests = threads.map(lambda part: hashlib.sha256(part).digest(), parts)
     return hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def n_cores() -> int:
-    """Cores that this process may use: on a shared machine fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _look(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:

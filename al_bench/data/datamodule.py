@@ -74,9 +74,12 @@ class BatchOrder:
             yield from self._shuffled().tensor_split(len(self))
             return
         for _ in range(self.steps):
-            while len(self.left) < self.batch_size:
-                self.left = torch.cat([self.left, self._shuffled()])
-            batch, self.left = self.left[: self.batch_size], self.left[self.batch_size :]
+            passes, n = [self.left], len(self.left)
+            while n < self.batch_size:
+                passes.append(self._shuffled())
+                n += len(passes[-1])
+            rows = torch.cat(passes)  # once a batch: pass by pass, a large batch would be copied again and again
+            batch, self.left = rows[: self.batch_size], rows[self.batch_size :]
             yield batch
 
     def _shuffled(self) -> Tensor:

@@ -17,10 +17,11 @@ from rich.progress import track
 
 from al_bench import signals
 from al_bench.config import DatasetConfig, OnBadImage
-from al_bench.data.cache import cached_array, n_cores
+from al_bench.data.cache import cached_array
 from al_bench.data.files import LARGEST_FILE, ImageFiles, printable
 from al_bench.data.photo import Room, hand_back, square, why_bad
 from al_bench.errors import UserError
+from al_bench.provenance import n_cores
 
 LISTED = 20
 MOST_PIXELS = 1 << 27  # decoded at once, over all threads; one takes up to eight bytes

@@ -136,6 +136,7 @@ class TimmNet(nn.Module):
         self.head_hidden_size = self.net.head_hidden_size
         self.dropout = nn.Dropout(c.dropout)
         self.classifier = nn.Linear(self.head_hidden_size, dataset.n_classes)
+        _refuse_misfit(self, c)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.normalise(x.expand(-1, 3, -1, -1))  # grey images: the same in all three channels
@@ -201,12 +202,37 @@ def _own(net: type[SimpleCNN], c: ModelConfig, dataset: Dataset) -> nn.Module:
             "Pretrained weights are for model=timm."
         )
     for key, value in c.options.items():
-        if not isinstance(value, int | float) or not 0 <= value <= 1:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise UserError(f"model.options.{key}={value}: a number from 0 to 1.")
     try:
         return net(dataset, **c.options)
     except TypeError as error:
         raise UserError(f"model.options={c.options}: {error}.") from None
+
+
+_fitting: set[str] = set()  # what this process has tried already: a net is built in each round
+
+
+def _refuse_misfit(net: TimmNet, c: ModelConfig) -> None:
+    """Raises UserError for options with which the backbone does not turn a colour image into one embedding."""
+    if (key := repr((c.name, c.options))) in _fitting:
+        return
+    what = f"model.name={c.name}, model.options={c.options}"
+    image = torch.zeros(1, 3, net.normalise.factor.shape[-1], net.normalise.factor.shape[-1], dtype=torch.uint8)
+    net.eval()
+    try:
+        with torch.no_grad():
+            emb = net.forward_head(net.forward_features(image), pre_logits=True)
+    except Exception as error:
+        raise UserError(f"{what}: the net cannot look at an image of three colours ({_short(error)}).") from error
+    finally:
+        net.train()
+    if emb.shape != (1, net.head_hidden_size):
+        raise UserError(
+            f"{what}: of an image the net makes numbers of the shape {list(emb.shape[1:])}, and one embedding "
+            f"[{net.head_hidden_size}] is wanted. Leave out what changes the net's end, global_pool for one."
+        )
+    _fitting.add(key)
 
 
 def timm_net(c: ModelConfig, dataset: Dataset) -> nn.Module:
@@ -262,6 +288,8 @@ def _timm_backbone(c: ModelConfig) -> nn.Module:
             net = timm.create_model(c.name, pretrained=download, num_classes=0, **c.options)
     except Exception as error:
         raise _complaint(c, error) from error
+    if not hasattr(net, "forward_head"):
+        raise UserError(f"model.name={c.name}, model.options={c.options}: this makes a net without a head of its own.")
     if c.weights:
         _load_file(net, c)
     return net

@@ -1,0 +1,91 @@
+"""What each number of the configuration may be. Nothing here imports torch."""
+
+from collections.abc import Iterator
+from math import isfinite
+from typing import Any, NamedTuple
+
+from al_bench.provenance import n_cores
+
+MOST = 10**9  # of images, steps or labels: more is a slip of the finger
+THREADS = max(16, 4 * n_cores())  # more of them than this only wait for each other, and thousands crash torch
+
+
+class Bound(NamedTuple):
+    low: float
+    high: float = MOST
+    note: str = ""  # what the number means at its end, or why it is bounded
+    above_low: bool = False  # low itself is refused
+    below_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        low = self.low < value if self.above_low else self.low <= value
+        high = value < self.high if self.below_high else value <= self.high
+        return isfinite(value) and low and high
+
+    def __str__(self) -> str:
+        if self.high == MOST:
+            words = f"above {self.low:,}" if self.above_low else f"{self.low:,} or more"
+        elif self.above_low:
+            words = f"{'between' if self.below_high else 'above'} {self.low:,} {'and' if self.below_high else 'and at most'} {self.high:,}"
+        else:
+            words = f"from {self.low:,} to {'below ' if self.below_high else ''}{self.high:,}"
+        return words + self.note
+
+
+SHARE = Bound(0, 1)
+COUNT, FROM_ONE, LENGTH = Bound(0), Bound(1), Bound(1, note=", or null")
+BOUNDS = {
+    "seed": Bound(0, 2**63 - 1),
+    "dataset.image_size": Bound(8, 4096, " pixels"),
+    "dataset.test_fraction": Bound(0, 1, above_low=True, below_high=True),
+    "dataset.mean": Bound(0, 1, " (of images in [0, 1])"),
+    "dataset.std": Bound(0, 1, " (of images in [0, 1])", above_low=True),
+    "dataset.max_pixels": LENGTH,
+    "dataset.white": Bound(0, 2**32, above_low=True),
+    "stressor.imbalance": Bound(1, note=" (1 is balanced)"),
+    "stressor.label_noise": Bound(0, 1, below_high=True),
+    "stressor.images": Bound(2, note=", or null for all"),
+    "stressor.copies": Bound(1, 10_000),
+    "stressor.noise": Bound(0, 1000),
+    "stressor.foreign": Bound(0, note=" classes"),
+    "model.dropout": Bound(0, 1, below_high=True),
+    "budget.initial": Bound(1, note=" label to start from"),
+    "budget.query": Bound(1, note=" label a round"),
+    "budget.rounds": Bound(0, note=", or null until the pool is empty"),
+    "budget.validation": COUNT,
+    "budget.stop.tolerance": SHARE,
+    "trainer.batch_size": Bound(2, 2**16, " (batch norm needs two images)"),
+    "trainer.predict_batch_size": Bound(1, 2**20),
+    "trainer.max_steps": LENGTH,
+    "trainer.max_epochs": LENGTH,
+    "trainer.steps_per_epoch": LENGTH,
+    "trainer.later_max_epochs": LENGTH,
+    "trainer.test_passes": Bound(2, 10_000, " passes with dropout, or null for one without"),
+    "trainer.early_stopping.patience": Bound(1, note=" epoch, or null"),
+    "trainer.early_stopping.min_delta": Bound(0, 1000),
+    "trainer.num_workers": Bound(0, THREADS, f" ({n_cores()} cores are here)"),
+    "trainer.threads": Bound(1, THREADS, f" ({n_cores()} cores are here)"),
+    "features.width": Bound(1, 2**16),
+    "logger.images": Bound(0, 10_000),
+    "strategy.passes": Bound(2, 10_000, ", or null"),
+    "strategy.members": Bound(2, 1000, ", or null"),
+    "strategy.candidates": LENGTH,
+}
+
+
+def outside(flat: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each number that is out of its bound. flat: the configuration with dotted keys."""
+    for key, value in flat.items():
+        if bound := BOUNDS.get(key):
+            for number in value if isinstance(value, list) else [value]:
+                kinds = int if key.startswith("strategy.") else int | float  # whose types the schema does not know
+                if number is not None and not (is_number(number, kinds) and bound.holds(number)):
+                    yield f"{key}={value}: {bound}."
+        elif key.startswith(("model.optimizer.", "model.options.")):
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and not isfinite(number):
+                    yield f"{key}={value}: a finite number."
+
+
+def is_number(value: Any, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
