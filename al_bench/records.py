@@ -4,6 +4,7 @@ Nothing here imports torch.
 """
 
 import codecs
+import itertools
 import json
 import sys
 from collections.abc import Set
@@ -119,7 +120,7 @@ class NewerError(ValueError):
 
 def one(line: bytes) -> RoundRecord:
     """Raises ValueError where a line is not a record, or its values cannot be."""
-    content = orjson.loads(line)  # takes no NaN, no lone surrogate, no endless nesting
+    content = orjson.loads(line)  # takes no NaN, no infinity, no lone surrogate, no endless nesting
     if not isinstance(content, dict):
         raise ValueError(f"{type(content).__name__}, not a mapping")
     if missing := NEEDED - content.keys():
@@ -208,10 +209,10 @@ def outside_seconds(seconds: Any) -> str | None:
 def outside_history(history: Any) -> str | None:
     if type(history) is not list or not {dict}.issuperset(map(type, history)):
         return f"history is {short(history)}, not a list of mappings"
+    if not NUMBER.issuperset(kinds := set(map(type, itertools.chain.from_iterable(map(dict.values, history))))):
+        return f"history holds {', '.join(sorted(kind.__name__ for kind in kinds - NUMBER))}, not numbers alone"
     shares = [epoch[name] for name in ("accuracy", "val_accuracy") for epoch in history if name in epoch]
-    return outside("history", [v for epoch in history for v in epoch.values()], *ANY) or outside(
-        "an accuracy of history", shares, *SHARE
-    )
+    return outside("an accuracy of history", shares, *SHARE)
 
 
 def check_place(record: RoundRecord, before: list[RoundRecord], bought: set[int]) -> str | None:

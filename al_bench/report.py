@@ -24,7 +24,6 @@ from typing import Any
 
 import filelock
 import numpy as np
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
@@ -42,6 +41,7 @@ from al_bench.verdict import CONTROL, RANDOM, Across, Study
 
 SHEETS = 12  # contact sheets on a page, to keep it light
 LEFT_OUT = 5  # runs named on the screen
+PROCESSES = 4  # at the most; each holds 0.2 GB
 NOT_DRAWN = "This figure could not be drawn"
 COLUMNS = {  # of the tables that people read: column of verdict.summary -> heading
     "strategy": "strategy",
@@ -91,12 +91,12 @@ def write(root: Path, target: float | None = None) -> Path:
             studies = verdict.studies(results.find(root), target)
             for old in (folder / "figures").glob("*.p*"):
                 old.unlink()
-            write_atomically(folder / "summary.csv", as_csv(studies))
             closed = "".join(f"{words}\n" for words in results.closed(root))
             write_atomically(folder / results.VERDICT, as_text(studies) + closed)
             write_atomically(folder / "summary.md", as_markdown(studies))
-            write_atomically(folder / "summary.tex", as_latex(studies))
             write_atomically(folder / "index.html", page(root, studies, folder / "figures"))
+            write_atomically(folder / "summary.csv", as_csv(studies))
+            write_atomically(folder / "summary.tex", as_latex(studies))
             write_atomically(folder / results.STAMP, json.dumps(made_of) + "\n")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}).") from None
@@ -155,6 +155,8 @@ def as_text(studies: list[Study]) -> str:
 
 
 def as_csv(studies: list[Study]) -> str:
+    import pandas as pd  # memory that the processes that draw can do without
+
     return pd.DataFrame(verdict.summary(studies)).map(as_cell).to_csv(index=False)
 
 
@@ -185,6 +187,8 @@ def md(text: str) -> str:
 
 
 def as_latex(studies: list[Study]) -> str:
+    import pandas as pd
+
     return "\n".join(
         pd.DataFrame(table(s)).to_latex(index=False, escape=True, caption=tex(str(s.cell)), position="htbp")
         for s in studies
@@ -421,12 +425,7 @@ def page(root: Path, studies: list[Study], figures: Path) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     todo = [(s, figures, max(1, SHEETS // len(studies))) for s in studies]
-    if len(studies) > 3:  # the figures take the time
-        with multiprocessing.get_context("spawn").Pool(min(len(studies), n_cores())) as pool:
-            sections = pool.starmap(section, todo, chunksize=1)
-    else:
-        sections = [section(*arguments) for arguments in todo]
-    sections = [{"study": s} | shown for s, shown in zip(studies, sections, strict=True)]
+    sections = [{"study": s} | shown for s, shown in zip(studies, shared_out(todo), strict=True)]
     across = verdict.across(studies)
     return environment.get_template("report.html").render(
         across=across, across_pictures=list(across_pictures(across, figures)) if across else [],
@@ -435,6 +434,22 @@ def page(root: Path, studies: list[Study], figures: Path) -> str:
         n_runs=sum(len(runs) for s in studies for runs in s.runs.values()),
         n_left_out=sum(len(s.left_out) for s in studies), closed=results.closed(root),
     )  # fmt: skip
+
+
+def shared_out(todo: list[tuple]) -> list[dict[str, Any]]:
+    """The section of each study. The figures take the time, so other processes draw a part of many."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else n_cores()
+    n = min(len(todo), cores, PROCESSES) if len(todo) > 3 else 1
+    if n == 1:
+        return [section(*arguments) for arguments in todo]
+    found: list[Any] = [None] * len(todo)
+    with multiprocessing.get_context("spawn").Pool(n - 1) as pool:
+        others = [i for i in range(len(todo)) if i % n]
+        theirs = pool.starmap_async(section, [todo[i] for i in others], chunksize=1)
+        found[::n] = [section(*arguments) for arguments in todo[::n]]
+        for i, shown in zip(others, theirs.get(), strict=True):
+            found[i] = shown
+    return found
 
 
 def section(s: Study, figures: Path, most_sheets: int) -> dict[str, Any]:
