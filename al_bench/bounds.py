@@ -26,7 +26,8 @@ class Bound(NamedTuple):
         if self.high == MOST:
             words = f"above {self.low:,}" if self.above_low else f"{self.low:,} or more"
         elif self.above_low:
-            words = f"{'between' if self.below_high else 'above'} {self.low:,} {'and' if self.below_high else 'and at most'} {self.high:,}"
+            between, to = ("between", "and") if self.below_high else ("above", "and at most")
+            words = f"{between} {self.low:,} {to} {self.high:,}"
         else:
             words = f"from {self.low:,} to {'below ' if self.below_high else ''}{self.high:,}"
         return words + self.note

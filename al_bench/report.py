@@ -438,8 +438,7 @@ def page(root: Path, studies: list[Study], figures: Path) -> str:
 
 def shared_out(todo: list[tuple]) -> list[dict[str, Any]]:
     """The section of each study. The figures take the time, so other processes draw a part of many."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else n_cores()
-    n = min(len(todo), cores, PROCESSES) if len(todo) > 3 else 1
+    n = min(len(todo), n_cores(), PROCESSES) if len(todo) > 3 else 1
     if n == 1:
         return [section(*arguments) for arguments in todo]
     found: list[Any] = [None] * len(todo)
