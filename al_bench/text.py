@@ -20,13 +20,15 @@ def printable(text: str) -> str:
     )
 
 
-def printable_in(content: Any) -> Any:
-    """The same for all keys and values of what was read from JSON or YAML."""
+def printable_in(content: Any, depth: int = 50) -> Any:
+    """The same for all keys and values of what was read from JSON. Raises ValueError where it is nested deeper."""
     if isinstance(content, str):
         return printable(content)
+    if isinstance(content, dict | list) and not depth:
+        raise ValueError("nested too deeply")
     if isinstance(content, dict):
-        return {printable_in(k): printable_in(v) for k, v in content.items()}
-    return [*map(printable_in, content)] if isinstance(content, list) else content
+        return {printable(k): printable_in(v, depth - 1) for k, v in content.items()}
+    return [printable_in(v, depth - 1) for v in content] if isinstance(content, list) else content
 
 
 class Formatter(logging.Formatter):
