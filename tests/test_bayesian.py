@@ -367,6 +367,16 @@ def test_shuffling_the_pool_shuffles_the_choice_alike(name):
     assert torch.equal(order[shuffled], plain)
 
 
+@pytest.mark.parametrize("name", ["bald", "batchbald", "epig", "softrank"])
+def test_the_order_of_the_passes_changes_no_choice(name):
+    """The passes of the whole pool, for a pass is a net. Every image is there twice: exact ties."""
+    log_probs = random_log_probs(40, 6, 3).repeat(2, 1, 1)
+    for seed in range(8):
+        order = torch.randperm(6, generator=seeded(seed))
+        picks = [ALL[name](view_of(x), 12, seeded(seed)).tolist() for x in (log_probs, log_probs[:, order])]
+        assert picks[0] == picks[1]
+
+
 def test_needs():
     assert all(needs_of(s).passes for s in (bald, batchbald, epig)) and not needs_of(stochastic_batch).passes
     assert all(needs_of(s).predictions and not needs_of(s).embeddings for s in ALL.values())

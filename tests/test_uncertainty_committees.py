@@ -1,5 +1,7 @@
 """Scores over several passes or members; what the strategies of one pass promise is in test_strategies.py."""
 
+from dataclasses import replace
+from functools import partial
 from inspect import signature
 from math import log
 from pathlib import Path
@@ -16,6 +18,9 @@ from skactiveml.pool._query_by_committee import variation_ratios as skactiveml_v
 from skactiveml.pool._query_by_committee import vote_entropy as skactiveml_vote_entropy
 
 from al_bench.strategies import Needs, needs_of, select
+from al_bench.strategies.bayesian import bald, stochastic_batch
+from al_bench.strategies.gradient import badge, expected_gradient_length
+from al_bench.strategies.hybrid import cal
 from al_bench.strategies.uncertainty import (
     entropy,
     entropy_score,
@@ -31,6 +36,7 @@ from al_bench.strategies.uncertainty import (
     vote_entropy_score,
 )
 
+UNCERTAINTY = {"least_confidence": least_confidence, "margin": margin, "entropy": entropy}
 COMMITTEE = {"variation_ratios": variation_ratios, "vote_entropy": vote_entropy, "mean_std": mean_std}
 SCORES = {"variation_ratios": variation_ratios_score, "vote_entropy": vote_entropy_score, "mean_std": mean_std_score}
 YAMLS = {
@@ -131,6 +137,70 @@ def test_equal_splits_of_votes_tie_whichever_the_classes_and_ties_are_drawn(name
         pool = seven.expand(40, 20, 5)
     counts = sum(COMMITTEE[name](view_of(pool), 4, seeded(i)).bincount(minlength=40) for i in range(200))
     assert chisquare(counts).pvalue > 1e-3
+
+
+AVERAGING = {
+    **UNCERTAINTY,
+    **COMMITTEE,
+    "bald": bald,
+    "softrank": partial(
+        stochastic_batch, score="al_bench.strategies.uncertainty.margin_score", how="softrank", beta=99.0
+    ),
+    "egl": lambda view, k, rng: expected_gradient_length(with_embeddings(view), k, rng),
+    "cal": lambda view, k, rng: cal(with_embeddings(view), k, rng),
+    "badge": lambda view, k, rng: badge(with_embeddings(view), k, rng),
+}
+
+
+def with_embeddings(view):
+    """The same for all images, and one labelled image."""
+    emb = torch.ones(view.n_pool, 2)
+    certain = torch.tensor([[0.9] + [0.1 / (view.n_classes - 1)] * (view.n_classes - 1)]).log()
+    return replace(
+        view, emb_PD=emb, labelled_emb_LD=emb[:1], labelled_labels_L=torch.tensor([0]), labelled_log_probs_LC=certain
+    )
+
+
+def pool_of(passes, n=24):
+    """The same passes in many orders. Their mean is one number, and in float64 its last digit hangs on the order."""
+    return torch.stack([passes[torch.randperm(len(passes), generator=seeded(i))] for i in range(n)])
+
+
+TIES = {
+    "0.45": torch.tensor([[p, 1 - p] for p in (0.2, 0.5, 0.8, 0.3)], dtype=torch.float64).log(),
+    "0.45, float32": torch.tensor([[p, 1 - p] for p in (0.2, 0.5, 0.8, 0.3)]).log(),
+    "two classes, certain": torch.tensor([[p, 1 - p] for p in (3e-9, 7e-11, 2e-9, 5e-10, 1e-9)]).double().log(),
+    "three classes": (2 * torch.randn(7, 3, generator=seeded(1))).log_softmax(-1),
+    "ten classes, float16": torch.randn(20, 10, generator=seeded(2)).log_softmax(-1).half(),
+    "passes that are undecided": torch.tensor(
+        [[1 / 3] * 3, [0.5, 0.5, 0], [1, 0, 0], [0, 0.5, 0.5], [1 / 3] * 3]
+    ).log(),
+}
+
+
+@pytest.mark.parametrize("passes", TIES.values(), ids=TIES)
+@pytest.mark.parametrize("name", AVERAGING)
+def test_the_order_of_the_passes_decides_no_tie(name, passes):
+    view = view_of(pool_of(passes))
+    firsts = torch.cat([AVERAGING[name](view, 1, seeded(i)) for i in range(240)])
+    assert chisquare(firsts.bincount(minlength=24)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", UNCERTAINTY)
+def test_means_that_are_equal_are_a_tie_whatever_they_are_the_means_of(name):
+    """0.45 by four passes in two ways, and once by four passes that agree."""
+    p = torch.tensor([[0.2, 0.5, 0.8, 0.3], [0.1, 0.6, 0.4, 0.7], [0.45] * 4], dtype=torch.float64)
+    view = view_of(torch.stack([p, 1 - p], 2).log())
+    firsts = torch.cat([UNCERTAINTY[name](view, 1, seeded(i)) for i in range(300)])
+    assert chisquare(firsts.bincount(minlength=3)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", UNCERTAINTY)
+def test_very_certain_means_are_still_told_apart(name):
+    """1 - 1e-20 is less certain than 1 - 0.99e-20, and 1 - 1e-300 than 1 - 1e-301."""
+    q = torch.tensor([1e-20, 0.99e-20, 1e-300, 1e-301, 3e-9, 2.9999e-9], dtype=torch.float64)[:, None].expand(6, 4)
+    log_probs = torch.stack([q.log(), torch.log1p(-q)], 2)
+    assert UNCERTAINTY[name](view_of(log_probs), 6, seeded()).tolist() == [4, 5, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("strategy", COMMITTEE.values(), ids=COMMITTEE)

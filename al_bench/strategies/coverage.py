@@ -25,12 +25,11 @@ from al_bench.strategies.diversity import (
     cluster,
     fit_memory,
     nearest,
-    rounded,
     sq_distances,
     sq_norms,
     to_all,
 )
-from al_bench.strategies.greedy import lazy_greedy, random_argmax
+from al_bench.strategies.greedy import lazy_greedy, random_argmax, rounded
 from al_bench.strategies.uncertainty import margin_score, mean_log_probs
 
 Kernel = Callable[[Tensor], Tensor]  # of squared distances, which it may overwrite

@@ -19,7 +19,7 @@ from torch import Tensor
 from al_bench import strategies
 from al_bench.strategies import PoolView, by_chunks, needs, top_k
 from al_bench.strategies.centred import Points, centred
-from al_bench.strategies.greedy import draw, random_argmax
+from al_bench.strategies.greedy import draw, random_argmax, rounded
 
 Rows = Callable[[Tensor], Tensor]  # positions -> a float32 copy of those rows
 
@@ -36,12 +36,6 @@ def sq_distances(x_ND: Tensor, y_MD: Tensor, norm_N: Tensor, norm_M: Tensor) -> 
     """Squared distances [N, M] in float32; the norms are those of sq_norms."""
     dist_NM = torch.addmm(norm_M, x_ND.float(), y_MD.float().T, alpha=-2)
     return dist_NM.add_(norm_N[:, None]).clamp_min_(0)
-
-
-def rounded(x: Tensor) -> Tensor:
-    """To 18 binary digits: what differs by rounding alone is a tie, and drawn."""
-    mantissa, exponent = torch.frexp(x)
-    return torch.ldexp((mantissa * 2**18).round(), exponent - 18)
 
 
 def blocks(n: int) -> Iterator[slice]:

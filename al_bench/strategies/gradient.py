@@ -38,7 +38,8 @@ def logit_gradient(log_probs_PSC: Tensor) -> Tensor:
     Passes are averaged as probabilities. p - 1 is written as minus the others' sum, which keeps its digits where p is
     nearly 1.
     """
-    probs_PC = log_probs_PSC.float().exp().mean(dim=1)
+    # In float64 the mean does not hang on the order of the passes; of one pass it is the same.
+    probs_PC = log_probs_PSC.float().exp().mean(dim=1, dtype=torch.float64).float()
     likeliest_P1 = probs_PC.argmax(dim=1, keepdim=True)
     probs_PC.scatter_(1, likeliest_P1, 0)
     return probs_PC.scatter_(1, likeliest_P1, -probs_PC.sum(dim=1, keepdim=True))

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 
+def rounded(x: Tensor, digits: int = 18) -> Tensor:
+    """To so many binary digits, 18 being the fifth decimal one: what differs by rounding alone is a tie, and drawn."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**digits).round(), exponent - digits)
+
+
 def random_argmax(score_P: Tensor, rng: torch.Generator) -> int:
     """The position of the highest score, one at random where several differ by no more than rounding."""
     best = score_P.max()

@@ -15,7 +15,7 @@ from al_bench.strategies import PoolView, by_chunks, joined, needs, top_k
 from al_bench.strategies.centred import SAMPLE, centred, mean_if_far
 from al_bench.strategies.diversity import cluster, fit_centres, fit_memory, nearest_to_centres, sq_distances, sq_norms
 from al_bench.strategies.gradient import KEPT, kept, logit_gradient
-from al_bench.strategies.greedy import draw, random_argmax
+from al_bench.strategies.greedy import draw, random_argmax, rounded
 from al_bench.strategies.uncertainty import entropy_score, margin_score, mean_log_probs
 
 
@@ -267,9 +267,15 @@ def bisect(known_N: Tensor, rng: torch.Generator) -> int:
     return int(unknown[random_argmax(-distance.double(), rng)])
 
 
+def pass_means(probs_NSX: Tensor) -> Tensor:
+    """Means over the passes in float64. Several are rounded, for the order of the passes is no reason to choose."""
+    mean_NX = probs_NSX.mean(dim=1)
+    return mean_NX if probs_NSX.shape[1] == 1 else rounded(mean_NX, 40)
+
+
 def best_two(log_probs_NSC: Tensor) -> Tensor:
     """The two largest probabilities and the likeliest class [N, 3]."""
-    top = log_probs_NSC.double().exp().mean(dim=1).topk(2, dim=1)
+    top = pass_means(log_probs_NSC.double().exp()).topk(2, dim=1)
     return torch.cat([top.values, top.indices[:, :1]], dim=1)
 
 
@@ -289,7 +295,7 @@ def galaxy(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
     picked: list[int] = []
     while len(picked) < k:
         c = int(torch.randint(view.n_classes, (1,), generator=rng)) if view.n_classes > 2 else 0
-        p_N = torch.cat([x[:, :, c].double().exp().mean(dim=1) for x in parts])
+        p_N = torch.cat([pass_means(x[:, :, c].double().exp()) for x in parts])
         margin_N = p_N - second_N.where(likeliest_N == c, first_N)
         shuffled_N = torch.randperm(len(margin_N), generator=rng)
         line_N = shuffled_N[margin_N[shuffled_N].argsort(stable=True)]

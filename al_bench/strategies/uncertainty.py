@@ -3,7 +3,9 @@
 P pool images, S stochastic passes or committee members (1 if neither), C classes.
 Scores: (log_probs_PSC) -> score_P in float64, higher means "label me first". With two classes least confidence, margin
 and entropy rank alike, for each is a falling function of the larger probability; they are written so that rounding
-keeps it so, for nearly even and for very certain rows.
+keeps it so, for nearly even and for very certain rows. What averages over passes takes means that agree to DIGITS for
+equal: in float64 the last digit of a sum hangs on the order of the passes, and would decide what is a tie. One pass is
+taken as it is.
 """
 
 from math import log
@@ -12,6 +14,11 @@ import torch
 from torch import Tensor
 
 from al_bench.strategies import PoolView, by_chunks, needs, top_k
+from al_bench.strategies.greedy import rounded
+
+# Binary digits of a mean over passes, counted from its first: about those of the float32 that is averaged. With more of
+# them the entropies of two nearly even rows would be equal in float64 where their margins differ.
+DIGITS = 25
 
 
 def mean_log_probs(log_probs_PSC: Tensor) -> Tensor:
@@ -20,7 +27,16 @@ def mean_log_probs(log_probs_PSC: Tensor) -> Tensor:
     In float64, and normalised there: float32 cannot tell the entropies of nearly even predictions apart, for they
     differ by the square of the margin.
     """
-    return (log_probs_PSC.double().logsumexp(dim=1) - log(log_probs_PSC.shape[1])).log_softmax(dim=-1)
+    log_probs_PC = (log_probs_PSC.double().logsumexp(dim=1) - log(log_probs_PSC.shape[1])).log_softmax(dim=-1)
+    return log_probs_PC if log_probs_PSC.shape[1] == 1 else rounded_mean(log_probs_PC)
+
+
+def rounded_mean(log_probs_PC: Tensor) -> Tensor:
+    """All probabilities but the largest to DIGITS, the largest what they leave: 1 - 1e-20 is still not 1 - 2e-20."""
+    likeliest_P1 = log_probs_PC.argmax(dim=-1, keepdim=True)
+    unlikely_PC = rounded(log_probs_PC.exp().scatter(-1, likeliest_P1, 0), DIGITS)
+    rounded_PC = unlikely_PC.log().where(unlikely_PC > 0, log_probs_PC)
+    return rounded_PC.scatter(-1, likeliest_P1, (-unlikely_PC.sum(dim=-1, keepdim=True)).log1p())
 
 
 def unlikely_probs(log_probs_PSC: Tensor) -> Tensor:
@@ -58,7 +74,8 @@ def vote_shares(log_probs_PSC: Tensor) -> Tensor:
     """The share of the passes that vote for each class [P, C]. A pass with several likeliest classes splits its vote:
     all of it to the first would call an even prediction a unanimous one."""
     likeliest_PSC = log_probs_PSC == log_probs_PSC.amax(dim=-1, keepdim=True)
-    return (likeliest_PSC.double() / likeliest_PSC.sum(dim=-1, keepdim=True)).mean(dim=1)
+    votes_PC = (likeliest_PSC.double() / likeliest_PSC.sum(dim=-1, keepdim=True)).sum(dim=1)
+    return rounded(votes_PC, 32) / log_probs_PSC.shape[1]  # whole votes are exact; of thirds the sum has to be rounded
 
 
 def variation_ratios_score(log_probs_PSC: Tensor) -> Tensor:
@@ -75,7 +92,12 @@ def vote_entropy_score(log_probs_PSC: Tensor) -> Tensor:
 def mean_std_score(log_probs_PSC: Tensor) -> Tensor:
     """The probability's standard deviation over the passes, averaged over classes (Kampffmeyer et al., 2016; Kendall
     et al., 2017). Divided by S, not S - 1, as the variance of a posterior of S equally likely nets."""
-    return pass_probs(log_probs_PSC).std(dim=1, correction=0).mean(dim=-1)
+    probs_PSC = pass_probs(log_probs_PSC)
+    likeliest_PSC = probs_PSC.mean(dim=1, keepdim=True).argmax(dim=-1, keepdim=True).expand(-1, len(probs_PSC[0]), 1)
+    others_PSC = probs_PSC.scatter(-1, likeliest_PSC, 0)
+    # What the others add up to deviates as the likeliest does, and keeps the digits that 1 - 1e-9 loses.
+    varying_PSC = others_PSC.scatter(-1, likeliest_PSC, others_PSC.sum(dim=-1, keepdim=True))
+    return rounded(varying_PSC.std(dim=1, correction=0).mean(dim=-1), 30)
 
 
 def least_confidence(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
