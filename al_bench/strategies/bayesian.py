@@ -166,7 +166,13 @@ def epig_score(log_probs_NSC: Tensor, target_log_probs_TSC: Tensor) -> Tensor:
 @needs(passes=True, memory=lambda n: 8 * 6 * max(strategies.CHUNK, n.C**2))
 def epig(view: PoolView, k: int, rng: torch.Generator, *, targets: int = 200) -> Tensor:
     """The k images of the highest EPIG. The targets, which stand for the images that the net is to be good at, are
-    drawn from the pool itself: the test set stays unseen. Scores are not estimated jointly for the batch."""
+    drawn from the pool itself: the test set stays unseen. Scores are not estimated jointly for the batch.
+
+    The paper's targets are samples of the inputs that the net is made for, apart from the pool. Here a candidate may be
+    one of its own targets, and then gains what one label of an image tells of a second label of it. That is one target
+    of 200 in a large pool. A pool of no more images than targets is all targets: of 20 images each is a twentieth of
+    its own score, which leans towards BALD.
+    """
     if targets < 1:
         raise ValueError(f"targets is {targets} and has to be at least 1")
     target_log_probs_TSC = view.log_probs_PSC[torch.randperm(view.n_pool, generator=rng)[:targets]]

@@ -307,7 +307,10 @@ def dcom(
 
     Where we differ: the paper keeps each image's radius from the round after it was labelled; we work all of them out
     anew, from this round's net, and take the coverage in the threshold from balls of radius delta. Labelled images
-    count in a ball with their labels. delta None: as in prob_cover. The margin is scaled once, not at every pick.
+    count in a ball with their labels. delta None: as in prob_cover. The margin is scaled to 0..1 once, over the pool
+    alone, and the degree by its largest value. The authors' code scales the margin over pool and labelled images, then
+    sets it to 0 for the labelled and for each pick, and at every pick scales margin and degree anew from their least to
+    their largest value over all these images.
     """
     if not 0 < max_delta <= 2:
         raise ValueError(f"max_delta={max_delta} has to be above 0 and at most 2, the diameter of the unit ball")

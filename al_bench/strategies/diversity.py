@@ -122,7 +122,12 @@ def seed_rows(x_ND: Tensor, weight_N: Tensor, k: int, rng: torch.Generator) -> T
 def fit_centres(
     rows: Rows, n: int, width: int, n_clusters: int, rng: torch.Generator, weight_N: Tensor | None = None
 ) -> Tensor:
-    """Centres [K, D] of weighted k-means over n rows; fitted on a random part of them where they are many."""
+    """Centres [K, D] of weighted k-means over n rows; fitted on a random part of them where they are many.
+
+    Up to 50 clusters by Lloyd's algorithm. Above 50, as in TypiClust's code, by mini-batches:
+    scikit-learn's, of 1,024 rows. Either starts from k-means++ over 3 * max(1024, K) random rows. By mini-batches the
+    centres are rougher, and some may be nearest to no row. Other papers than TypiClust's name plain k-means.
+    """
     part = torch.randperm(n, generator=rng)[: fitted_rows(n, width, n_clusters)]
     weight_N = torch.ones(n) if weight_N is None else weight_N.float()
     some = part[: 3 * max(1024, n_clusters)].sort().values
@@ -184,7 +189,7 @@ def k_means(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
     """The real image nearest to each of k k-means centres (Bodo et al., 2011; Zhdanov, 2019, without his weights).
 
     From the largest cluster to the smallest, so that the first picks stand for most images; where a centre's nearest
-    image is taken it gets the nearest that is not.
+    image is taken it gets the nearest that is not. For k above 50 k-means runs by mini-batches: see fit_centres.
     """
     emb = centred(view.emb_PD)
     centre_KD, cluster_P = cluster(emb, k, rng)
@@ -228,6 +233,11 @@ def typiclust(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
     the clusters with the fewest labelled members (those just picked among them) its most typical image. Clusters below
     5 images wait until the others are used up. A labelled image counts as a neighbour: being typical is a property of
     the data, not of what is left of it.
+
+    The authors' code differs in this. It leaves out clusters of 5 images or fewer for good. It sorts the clusters once,
+    by labelled members and size, and goes through them in turn. Neighbours are the unlabelled members of the cluster
+    that are not picked yet, anew at each pick, 20 or half of them if these are fewer, where we take 20 or all. It
+    averages squared distances, where we average distances, as the paper does.
     """
     parts = centred(view.labelled_features_LF, view.features_PF)
     n_labelled = len(parts[0])

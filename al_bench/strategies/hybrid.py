@@ -39,7 +39,8 @@ def clue(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
     """CLUE (Prabhu et al., 2021, Eq. 4): k-means weighted with the entropy, and the nearest image to each centre.
 
     The softmax has temperature 1. An image whose entropy is 0 weighs nothing and is not chosen either, unless fewer
-    than k have more: then those are taken and the rest at random.
+    than k have more: then those are taken and the rest at random. The paper names plain k-means; for k above 50 it runs
+    by mini-batches here: see fit_centres.
     """
     entropy_P = by_chunks(entropy_score, view.log_probs_PSC)
     # Relative, for k-means counts in float32.
@@ -142,7 +143,8 @@ def drop_query(view: PoolView, k: int, rng: torch.Generator, *, masks: int = 3, 
     """DropQuery (Gupte et al., 2024): k-means among the images whose class changes in more than half of the passes
     with dropout on the embedding, a mask for each image and pass; the nearest image to each centre.
 
-    Where k or fewer change that often, those with the most changes are taken, equal ones at random.
+    Where k or fewer change that often, those with the most changes are taken, equal ones at random. The paper names
+    plain k-means; for k above 50 it runs by mini-batches here: see fit_centres.
     """
     if masks < 1 or not 0 <= dropout < 1:
         raise ValueError("masks has to be at least 1, and dropout at least 0 and below 1")
@@ -192,7 +194,8 @@ def alfa_mix(view: PoolView, k: int, rng: torch.Generator, *, step: float = 0.03
 
     As in the authors' code eps grows by step, to 1 at most, until more than k images change, and the embeddings are
     scaled to length 1 before k-means. Where k or fewer change at 1 those are taken, and the rest at random; without
-    labelled images all. A class without labels has no anchor (in the authors' code, the mean of all).
+    labelled images all. A class without labels has no anchor (in the authors' code, the mean of all). The paper names
+    plain k-means; for k above 50 it runs by mini-batches here: see fit_centres.
     """
     if not 0 < step <= 1:
         raise ValueError(f"step is {step} and has to be above 0 and at most 1")
@@ -288,6 +291,12 @@ def galaxy(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
     is one line. The paper learns each pick's label before the next. In a batch no label is known, so a pick counts as
     what the net predicts, which bisects towards the net's own boundary. Classes without labelled images on both sides,
     and so all of them where there are no labels, begin with random picks.
+
+    Where we differ further. The paper's margin is p_c - max p, which is 0 for all images that the net takes for the
+    class; confidence, p_c, orders these. Ours orders them by p_c - second p. Of equally short stretches the authors'
+    code takes the first, from the likeliest image of the class on; we draw. Where no stretch is left, it goes to the
+    unknown image nearest to where an image of another class stands directly before one of the class; we go to the one
+    nearest to any two known neighbours in line of which one is of the class.
     """
     parts = view.log_probs_PSC, view.labelled_log_probs_LC[:, None]
     first_N, second_N, likeliest_N = torch.cat([by_chunks(best_two, x) for x in parts if len(x)]).unbind(dim=1)

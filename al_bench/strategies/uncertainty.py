@@ -79,7 +79,11 @@ def vote_shares(log_probs_PSC: Tensor) -> Tensor:
 
 
 def variation_ratios_score(log_probs_PSC: Tensor) -> Tensor:
-    """1 - the modal class's share of the votes (Freeman, 1965; over dropout passes: Gal et al., 2017)."""
+    """1 - the modal class's share of the votes (Freeman, 1965; over dropout passes: Gal's thesis, 2016).
+
+    The formula of Gal et al. (2017) is 1 - max p of the mean prediction. That is least confidence over the passes:
+    mc_least_confidence. Where all passes vote for one class, theirs still ranks the images; by votes they tie at 0.
+    """
     return 1 - vote_shares(log_probs_PSC).amax(dim=-1)
 
 
