@@ -33,5 +33,7 @@ def stop_behind(error: BaseException) -> BaseException | None:
 
 def in_a_line(error: BaseException) -> str:
     """The text of an error on one line; its type as well where the text alone says too little, as SystemExit's 0."""
+    if isinstance(error, SystemExit):
+        return f"it asks to end the process, by {error!r}"
     text = " ".join(str(error).split())
     return text if text and isinstance(error, Exception) else repr(error)

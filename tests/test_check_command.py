@@ -1,5 +1,7 @@
 """`al-bench check` as it is typed: what it prints, what it says of a mistake, and its exit code."""
 
+import re
+
 import pytest
 
 from al_bench.check.command import main
@@ -43,6 +45,16 @@ def undeclared(view, k, rng):
 
 def no_strategy(view):
     return view
+
+def leaves(view, k, rng):
+    raise SystemExit
+
+@needs(memory=lambda size: exit())
+def leaves_by_its_needs(view, k, rng):
+    return torch.arange(k)
+
+def is_stopped(view, k, rng):
+    raise KeyboardInterrupt
 """
 
 
@@ -51,7 +63,7 @@ def no_strategy(view):
 )
 def test_the_command_prints_a_line_a_rule_and_a_verdict(mine, capsys, ask):
     assert main(ask.split()) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("         not compared: ")]
     assert lines == [f"ok       {rule.__doc__}" for rule in RULES] + [f"{ask.split()[0]} obeys all {len(RULES)} rules."]
 
 
@@ -65,6 +77,31 @@ def test_the_command_says_what_failed_and_stops_where_nothing_runs(mine, capsys)
     assert len(lines) == 3 and lines[2] == "mine_checked.undeclared does not run, so the other rules were not tried."
 
 
+@pytest.mark.parametrize("name, line", [("leaves", 26), ("leaves_by_its_needs", 28)])
+def test_a_strategy_that_leaves_the_process_fails_like_any_other(mine, capsys, name, line):
+    assert main([f"mine_checked.{name}"]) == 1
+    failed, remark, last = capsys.readouterr().out.splitlines()
+    assert failed.startswith("FAILED   It runs on a random pool")
+    assert f"It asks to end the process, as sys.exit() does (mine_checked.py, line {line})." in remark
+    assert last == f"mine_checked.{name} does not run, so the other rules were not tried."
+
+
+def test_ctrl_c_ends_the_check_in_a_sentence(mine, capsys):
+    assert main(["mine_checked.is_stopped"]) == 130
+    assert capsys.readouterr().err == "al_bench: Interrupted.\n"
+
+
+def test_in_a_terminal_the_lines_fit_and_keep_their_margin(mine, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["mine_checked.by_index"]) == 1
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().out.replace("\r", "\n")).splitlines()
+    lines = [line for line in shown if line.startswith(("ok  ", "FAILED  ", "         "))]
+    assert len(lines) > len(RULES) + 4 and max(map(len, lines)) <= 80
+    told = " ".join(line[9:] for line in lines)
+    assert all(rule.__doc__ in told for rule in RULES) and "In 30 draws the 12 images were chosen [30, 30" in told
+
+
 @pytest.mark.parametrize(
     "ask, said",
     [
@@ -75,7 +112,7 @@ def test_the_command_says_what_failed_and_stops_where_nothing_runs(mine, capsys)
         ("latin.yaml", "latin.yaml  cannot be read: 'utf-8' codec can't decode"),
         ("nothing.yaml", "nothing.yaml: _target_=None is no dotted path, such as my_module.my_strategy."),
         ("badge _target_=[a]", "badge: _target_=['a'] is no dotted path, such as my_module.my_strategy."),
-        ("mine_script.f", "mine_script.f cannot be loaded: SystemExit(0)."),
+        ("mine_script.f", "mine_script.f cannot be loaded: it asks to end the process, by SystemExit(0)."),
         ("no_module.f", "no_module.f cannot be loaded: No module named 'no_module'."),
         ("mine_unclosed.f", "mine_unclosed.f cannot be loaded: '(' was never closed"),
         ("mine_checked.f", "mine_checked.f cannot be loaded: module 'mine_checked' has no attribute 'f'."),

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"al_bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("al_bench: Interrupted.", file=sys.stderr)
+        return 130
 
 
 USAGE = """al-bench check NAME [option=value ...]
@@ -89,9 +93,9 @@ def report(name: str, strategy: Strategy, S: int) -> int:
     for rule in RULES:
         with console.status(escape(rule.__doc__)):
             result, remark = verdict(rule, strategy, S)
-        console.print(f"[{colour[result]}]{result:<8}[/] {escape(rule.__doc__)}")
+        console.print(f"[{colour[result]}]{result:<8}[/] {below(console, rule.__doc__)}")
         if remark:
-            console.print(f"         {escape(remark)}")
+            console.print(f"{MARGIN}{below(console, remark)}")
         failed += result == "FAILED"
         if failed and rule is it_runs:
             console.print(f"{escape(name)} does not run, so the other rules were not tried.")
@@ -102,3 +106,12 @@ def report(name: str, strategy: Strategy, S: int) -> int:
         else f"{escape(name)} obeys all {len(RULES)} rules."
     )
     return 1 if failed else 0
+
+
+MARGIN = " " * 9
+
+
+def below(console: Console, text: str) -> str:
+    """The text, in lines that fit the terminal and keep its margin. A file gets one line."""
+    lines = textwrap.wrap(text, console.width - len(MARGIN)) if console.is_terminal else [text]
+    return f"\n{MARGIN}".join(map(escape, lines))
