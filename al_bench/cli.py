@@ -4,34 +4,26 @@ A sweep (-m) is sweep.py's: it launches `run` for each run that is not finished.
 run returns at once.
 """
 
-import difflib
 import importlib
 import logging
 import multiprocessing
 import os
 import re
 import sys
-from pathlib import Path
+import traceback
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from al_bench import config, signals
+from al_bench import arguments, config, hints, signals
+from al_bench.config import conf_dir
 from al_bench.errors import UserError
 from al_bench.store import RunStore
 from al_bench.text import Formatter
 
-FREE = ("hydra", "model.optimizer.", "model.options.")  # keys that may be anything
 COMMANDS = {"check": "check.command", "report": "report", "status": "status"}  # each a module with a main
-
-
-def conf_dir() -> Path:
-    """conf/ inside the installed wheel, or beside the package in a checkout."""
-    package = Path(__file__).parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 def main() -> None:
@@ -43,14 +35,17 @@ def main() -> None:
         sys.exit(command(sys.argv[1], sys.argv[2:]))
     if sys.argv[1:2] and re.fullmatch(r"\w+", sys.argv[1]):
         sys.exit(f"al_bench: {sys.argv[1]} is neither a command ({', '.join(COMMANDS)}) nor a setting (key=value).")
-    if wrong := no_name(sys.argv[1:]):
-        sys.exit(f"al_bench: {wrong}")
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name may hold what the terminal cannot show
     log = logging.getLogger("al_bench")
     log.addHandler(screen := logging.StreamHandler(sys.stdout))
     screen.setLevel(logging.INFO)
     screen.setFormatter(Formatter())
     log.propagate = False
+    traces = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, so that hints can say it in words
     try:
+        sys.argv[1:] = arguments.in_order(sys.argv[1:])
+        arguments.check(sys.argv[1:])
         from al_bench import sweep  # noqa: F401  # makes itself known to Hydra
 
         with signals.heeded():
@@ -58,10 +53,12 @@ def main() -> None:
     except KeyboardInterrupt:
         print("al_bench: Interrupted; what is finished is kept.", file=sys.stderr)
         sys.exit(130)
-    except SystemExit as end:
-        if end.code == 1 and (hint := near_misses(sys.argv[1:])):
-            print(hint, file=sys.stderr)
-        raise
+    except UserError as error:
+        sys.exit(f"al_bench: {error}")
+    except Exception as error:  # run has dealt with its own
+        if traces:
+            raise
+        sys.exit(f"al_bench: {hints.in_words(error, sys.argv[1:])}")
     finally:
         # A Ctrl-C inside exec("...") (a dataclass's, while importing) marks CPython to end `python -m` by SIGINT,
         # caught or not and whatever the exit code. The next exec takes the mark away.
@@ -88,9 +85,17 @@ def run(cfg: DictConfig) -> None:
         if not in_sweep:
             sys.exit(f"al_bench: {error}")
         print(f"al_bench: {error}", file=sys.stderr)
+    except SystemExit as end:
+        if signals.asked_to_stop():
+            raise
+        said = f"al_bench: sys.exit({end.code!r}) was called by code that the run uses."
+        if not in_sweep:
+            sys.exit(said)
+        print(said, file=sys.stderr)
     except Exception as error:
         if not in_sweep:
-            raise
+            traceback.print_exc()
+            sys.exit(1)
         print(f"al_bench: {error!r}. The run.log of the run holds the traceback.", file=sys.stderr)
 
 
@@ -110,69 +115,3 @@ def one(c: config.Config) -> None:
         loop.run(c, store)
     if multiprocessing.parent_process():  # one of several workers, whose rounds the screen does not show
         print(f"Finished: {store.folder}")
-
-
-def near_misses(arguments: list[str]) -> str:
-    """For each misspelt group, option or key among the arguments, the nearest that exist."""
-    own = own_conf_dir(arguments)
-    if own and not Path(own).is_dir():
-        return f"--config-dir {own}: there is no such folder."
-    groups = options(own)
-    keys = sorted({*groups, *config.keys()})
-    typed = [argument.removeprefix("strategy=") for argument in arguments if argument.startswith("strategy=")]
-    chosen = [word for value in typed for word in names(value) if word in groups["strategy"]]
-    hints = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if argument.startswith(("-", "+", "~")) or not value:
-            continue
-        if key in groups:
-            hints += [hint for word in names(value) if (hint := near(word, list(groups[key])))]
-            if key == "model" and not groups[key].keys() >= set(names(value)):
-                hints.append("Nets of timm: model=timm model.name=...")
-        elif key.startswith("strategy."):
-            hints += [hint for name in chosen if (hint := no_option(key, name, groups["strategy"][name]))]
-        elif not key.startswith(FREE) and (hint := near(key, keys)):
-            hints.append(hint)
-    return "\n".join(hints)
-
-
-def no_name(arguments: list[str]) -> str | None:
-    """Of a group that is set to a number, true or null, which names it has; Hydra's words for it are a traceback."""
-    groups = options(own_conf_dir(arguments))
-    for key, _, value in (argument.partition("=") for argument in arguments):
-        if key in groups and re.fullmatch(r"[-+\d.e]+|null|true|false|nan|inf", value.lower()):
-            return f"{key}={value}: {key} is one of {', '.join(groups[key])}. Its settings are {key}.NAME=..."
-    return None
-
-
-def own_conf_dir(arguments: list[str]) -> str | None:
-    return get_args_parser().parse_known_args(arguments)[0].config_dir
-
-
-def options(own: str | None) -> dict[str, dict[str, Path]]:
-    """The configuration groups, ours and those of a user's own folder: the file of each option."""
-    groups: dict[str, dict[str, Path]] = {}
-    for file in sorted(file for folder in (conf_dir(), own) if folder for file in Path(folder).glob("*/*.yaml")):
-        groups.setdefault(file.parent.name, {})[file.stem] = file
-    return groups
-
-
-def names(value: str) -> list[str]:
-    """The options of a group that a value asks for."""
-    return [word for word in re.split(r"[,\s]+", value) if re.fullmatch(r"[\w.]+", word)]
-
-
-def near(word: str, known: list[str]) -> str | None:
-    found = [] if word in known else difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"{word!r}: did you mean {' or '.join(found)}?" if found else None
-
-
-def no_option(key: str, strategy: str, file: Path) -> str | None:
-    """Which settings a strategy's file has, where this key is none of them."""
-    settings = {*config.Config().strategy, *(OmegaConf.load(file) or {})}  # every strategy's, and its own
-    if key.split(".")[1] in settings or "defaults" in settings:  # those bring more
-        return None
-    return (
-        f"strategy={strategy} has no {key}: it has {', '.join(sorted(settings - {'name', '_target_', '_partial_'}))}."
-    )

@@ -3,9 +3,11 @@
 Values live in conf/*.yaml; what is here as a default is what most of those files leave out.
 """
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -213,11 +215,21 @@ class Config:
 ConfigStore.instance().store("base_config", Config)
 
 
+def conf_dir() -> Path:
+    """conf/ inside the installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
 def read(cfg: DictConfig) -> Config:
     """The composed configuration as plain objects. Raises UserError where a value is missing or makes no sense."""
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise UserError(f"{missing[0]} is not set. Set it on the command line: {missing[0]}=...")
+        if OmegaConf.get_type(cfg) is not Config:
+            raise UserError("This configuration has no schema: its defaults need base_config, as in conf/config.yaml.")
+        if misfits := list(_misfits(cfg)):
+            raise UserError("\n".join(misfits))
         config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     except InterpolationResolutionError as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
@@ -280,7 +292,7 @@ def _mistakes(c: Config) -> list[tuple[bool, str]]:
             f"budget.start={b.start.name} comes before any model: set features=pca or features=backbone.",
         ),
         (
-            not {"name", "_target_"} <= c.strategy.keys(),
+            not (c.strategy.get("name") and c.strategy.get("_target_")),
             "A strategy's yaml needs the keys name and _target_.",
         ),
     ]
@@ -305,9 +317,33 @@ def function(key: str, path: str) -> Callable[..., Any]:
         raise UserError(f"{key}={path} cannot be loaded: {in_a_line(error.__cause__ or error)}") from error
 
 
-def keys(schema: type = Config, prefix: str = "") -> list[str]:
-    """Every key of the schema, dotted: seed, dataset.root, trainer.early_stopping.patience."""
-    names = []
+def types(schema: type = Config, prefix: str = "") -> dict[str, Any]:
+    """The type of every key of the schema, dotted: seed, dataset.root, trainer.early_stopping.patience."""
+    found = {}
     for f in fields(schema):
-        names += [prefix + f.name, *(keys(f.type, f"{prefix}{f.name}.") if is_dataclass(f.type) else [])]
-    return names
+        found[prefix + f.name] = f.type
+        found |= types(f.type, f"{prefix}{f.name}.") if is_dataclass(f.type) else {}
+    return found
+
+
+def keys(schema: type = Config, prefix: str = "") -> list[str]:
+    return list(types(schema, prefix))
+
+
+def near(word: str, known: list[str]) -> str | None:
+    """The nearest of the known words, in a sentence; None where the word is one of them or resembles none."""
+    found = [] if word in known else difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"{word!r}: did you mean {' or '.join(found)}?" if found else None
+
+
+def _misfits(cfg: DictConfig, schema: type = Config, prefix: str = "") -> Iterator[str]:
+    """A sentence for each key that the schema lacks, and for each that is gone. Hydra's + and ~ do that to any node."""
+    there, known = set(map(str, cfg)), {f.name: f.type for f in fields(schema)}
+    for key in sorted(f"{prefix}{name}" for name in there - known.keys()):
+        hint = near(key, keys()) or "+ adds keys to strategy, model.options and model.optimizer alone."
+        yield f"There is no key {key}. {hint}"
+    for key in sorted(f"{prefix}{name}" for name in known.keys() - there):
+        yield f"{key} is needed: leave out ~{key}."
+    for name in known:
+        if name in there and is_dataclass(known[name]):
+            yield from _misfits(cfg[name], known[name], f"{prefix}{name}.")

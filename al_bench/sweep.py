@@ -52,13 +52,18 @@ class Sweeper(SweeperPlugin):
     def sweep(self, arguments: list[str]) -> None:
         HydraConfig.instance().set_config(self.config)  # for ${hydra:...} in a value
         asked = [f"{key}={values}" for key, values in self.params.items()] + arguments
-        (jobs,) = BasicSweeper.split_arguments(self.parser.parse_overrides(asked), None)
+        overrides = self.parser.parse_overrides(asked)
+        (jobs,) = BasicSweeper.split_arguments(overrides, None)
+        if not jobs:
+            raise UserError(empty(overrides))
         configs = list(self.composed(jobs))  # all of them first: a misspelt key stops before any run starts
         there, todo, failed = sort_out(jobs, configs)
         studies = {folder.parents[4] for folder in there | todo.keys()}
         for study in studies:
-            with suppress(OSError):  # where nothing can be written, each run says so
+            try:
                 note_asked(study, [folder for folder in there | todo.keys() if folder.parents[4] == study])
+            except Exception as error:
+                print(f"al_bench: {reason(error)} The report cannot name runs that never begin.", file=sys.stderr)
         if todo:
             print(f"Sweep: {len(todo)} to run, {len(there)} there already.", flush=True)
             try:
@@ -150,9 +155,9 @@ def sort_out(
                     f"{name}: another run of this sweep has the same folder, {store.folder}. "
                     f"Give each a name of its own: {apart(c, differ)}."
                 )
-        except UserError as error:
-            print(f"al_bench: {error}", file=sys.stderr)
-            failed[name] = str(error)
+        except (Exception, SystemExit) as error:
+            print(f"al_bench: {reason(error)}", file=sys.stderr)
+            failed[name] = reason(error)
     return there, todo, failed
 
 
@@ -176,18 +181,38 @@ def note_interrupted(stores: list[RunStore]) -> None:
                 store.note(state=INTERRUPTED, ended=now())
 
 
+def empty(overrides: list[Override]) -> str:
+    """Which setting of a sweep stands for no value."""
+    none = next(o for o in overrides if o.is_discrete_sweep() and next(o.sweep_iterator(), None) is None)
+    key = none.key_or_group
+    why = "has no number in it" if none.is_range_sweep() else f"matches no option of a group {key}"
+    return f"{none.input_line} {why}, so the sweep has no run. Several values are typed as 0,1,2 or 'range(10)'."
+
+
+def reason(error: BaseException) -> str:
+    """Why one run cannot be read, begun or told of; the others go on."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return (
+            f"{error.filename}: {error.strerror}. Mend that, or give these runs another place: results_dir=... or "
+            "study=..."
+        )
+    return f"{error!r}."
+
+
 def why_missing(store: RunStore) -> str | None:
     """How a run that was launched ended, in words; None where it is finished."""
     try:
         info = store.info()
-    except UserError as error:
-        return str(error)
-    return {
-        "finished": None,
-        "failed": info.get("error") or "failed",
-        "interrupted": "interrupted",
-        "running": "killed, or at work in another process",
-    }.get(info.get("state"), "not started")
+        return {
+            "finished": None,
+            "failed": info.get("error") or "failed",
+            "interrupted": "interrupted",
+            "running": "killed, or at work in another process",
+        }.get(info.get("state"), "not started")
+    except Exception as error:
+        return reason(error)
 
 
 def report_on(study: Path) -> str | None:
@@ -201,8 +226,13 @@ def report_on(study: Path) -> str | None:
         print(in_words(page))
     except UserError as error:
         return str(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return f"{error!r}; the runs are kept: al-bench report {study}"
+
+
+def first_line(why: object) -> str:
+    """Of an error as run.json has it, which people may have edited."""
+    return str(why).partition("\n")[0]
 
 
 def conclude(there: set[Path], todo: list[Path], failed: dict[str, str], reports: dict[str, str]) -> None:
@@ -211,7 +241,7 @@ def conclude(there: set[Path], todo: list[Path], failed: dict[str, str], reports
         return
     n_finished = sum(str(folder) not in failed for folder in todo)
     lines = [f"Sweep: {n_finished} finished, {len(there)} there already, {len(failed)} failed."]
-    lines += [f"  {name}: {why.splitlines()[0]}" for name, why in (failed | reports).items()]
+    lines += [f"  {name}: {first_line(why)}" for name, why in (failed | reports).items()]
     if failed or reports:
         sys.exit("\n".join([*lines, "The same command again runs only what is missing."]))
     print(lines[0])

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from al_bench import config
-from al_bench.cli import conf_dir
+from al_bench.config import conf_dir
 from al_bench.data import Dataset, sources
 from al_bench.data.oracle import Oracle
 from al_bench.data.pool import Pool

@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from al_bench import config, loop
-from al_bench.cli import conf_dir
+from al_bench.config import conf_dir
 from al_bench.store import RunStore
 from al_bench.strategies import PoolView
 

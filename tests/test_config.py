@@ -7,8 +7,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from al_bench import config, plan
-from al_bench.cli import conf_dir, near_misses
+from al_bench.config import conf_dir
 from al_bench.errors import UserError
+from al_bench.hints import near_misses
 from al_bench.models.engine import images_trained, training_length
 from al_bench.store import run_folder
 from al_bench.strategies import load
@@ -164,7 +165,6 @@ def test_near_misses_of_what_was_typed():
     assert near_misses(["strategy.beta=2", "strategy=random"]) == both  # in whatever order
     assert near_misses(["experiment=gentle_introduction", "strategy.beta=2"]) == ""  # which strategy, no word says
     assert near_misses(["model=resnet18.a1_in1k"]) == "Nets of timm: model=timm model.name=..."
-    assert near_misses(["--config-dir", "nowhere", "strategy=mine"]) == "--config-dir nowhere: there is no such folder."
     assert near_misses(["strategy=entropy", "trainer.max_steps=5", "+model.options.drop_rate=0.1"]) == ""
 
 

@@ -10,7 +10,7 @@ from conftest import run_here as run_longer
 from threadpoolctl import threadpool_limits
 
 from al_bench import loop, query, rng
-from al_bench.cli import conf_dir
+from al_bench.config import conf_dir
 from al_bench.data import pool, sources
 from al_bench.errors import UserError
 from al_bench.models import engine

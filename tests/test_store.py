@@ -8,7 +8,7 @@ import pytest
 from conftest import asked
 
 from al_bench import provenance
-from al_bench.cli import conf_dir
+from al_bench.config import conf_dir
 from al_bench.errors import UserError
 from al_bench.files import write_atomically
 from al_bench.provenance import strategy_version

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf, open_dict
 from test_store import record
 
 from al_bench import sweep
-from al_bench.cli import conf_dir
+from al_bench.config import conf_dir
 from al_bench.store import RunStore
 
 RUNS = ("strategy=random,entropy", "seed=0,1")
@@ -221,6 +221,104 @@ def test_what_one_run_raises_lies_in_its_folder_and_the_others_go_on(place):
     for name, said in (("breaks", BREAKS), ("leaves", LEAVES)):
         alone = command(place, *ask[1:], f"strategy={name}", "strategy.passes=null")
         assert alone.returncode == 1 and alone.stderr == f"al_bench: {said}\n"
+
+
+def test_run_folders_that_cannot_be_read_are_failures_of_their_runs_and_the_report_is_written(place):
+    ask = ("-m", *QUICK, "budget.rounds=1", "trainer.max_steps=1", "results_dir=.", "strategy=random", "study=ok,sweep")
+    whole = command(place, *ask, "seed=0")
+    assert whole.returncode == 0, whole.stderr
+    runs = next(place.glob("sweep/*/*/*/random"))
+    for seed, broken in enumerate(("rounds.jsonl", "run.json", "config.yaml"), start=1):
+        shutil.copytree(runs / "seed=0", runs / f"seed={seed}")
+        (runs / f"seed={seed}" / broken).unlink()
+        (runs / f"seed={seed}" / broken).mkdir()
+    (runs / "seed=4").write_text("a file in the place of a folder")
+    (runs / "seed=5").symlink_to("seed=5")
+    shutil.copytree(runs / "seed=0", runs / "seed=6")
+    (runs / "seed=6" / "run.json").chmod(0)
+    shutil.copytree(runs / "seed=0", runs / "seed=7")
+    (runs / "seed=7").chmod(0)
+    shutil.rmtree(place / "sweep" / "report")
+    (place / "sweep" / "sweeps.json").unlink()
+    (place / "sweep" / "sweeps.json").mkdir()
+    try:
+        typed = [*ask[:-1], f"study=sweep,{'x' * 300}", "seed=range(9)", "trainer.max_epochs=null"]
+        done = subprocess.run([*without_privileges(), sys.executable, "-m", "al_bench", *typed], cwd=place,
+                              capture_output=True, text=True)  # fmt: skip
+    finally:
+        (runs / "seed=7").chmod(0o755)
+    assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout
+    *_, first, last = (line for line in done.stderr.splitlines() if not line.startswith("  "))
+    assert (first, last) == ("Sweep: 1 finished, 1 there already, 16 failed.", AGAIN)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("  ")]
+    assert all(
+        sum(f"sweep/digits/small_cnn/20+1x10/random/seed={seed}" in line for line in lines) for seed in range(1, 8)
+    )
+    for why, n in (("Is a directory", 3), ("Permission denied", 2), ("File name too long", 9)):
+        assert sum(why in line for line in lines) == n, lines
+    for seed in (4, 5):  # which are found out when they begin
+        assert re.search(rf"al_bench: sweep/.*/seed={seed}.* cannot be written .*results_dir=", done.stderr)
+    assert "sweep/sweeps.json: Is a directory" in done.stderr and "cannot name runs that never begin." in done.stderr
+    assert (place / "sweep" / "report" / "index.html").exists()
+    assert len(lines_of(runs / "seed=8")) == 2  # the run after all of them
+
+
+def without_privileges() -> tuple[str, ...]:
+    """Root reads what nobody may read. Without these two rights it is as anybody."""
+    if os.geteuid():
+        return ()
+    if not shutil.which("setpriv"):
+        pytest.skip("root can read every folder, and there is no setpriv to take that right away")
+    return ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+
+
+def test_what_a_damaged_run_json_says_is_told_and_ends_no_sweep(sweeper, capsys):
+    jobs = [[f"seed={seed}"] for seed in range(5)]
+    _, todo, _ = sweep.sort_out(jobs, list(sweeper.composed(jobs)))
+    stores = [store for _, store in todo.values()]
+    contents = ('{"state": ["failed"]}', '{"state": "failed", "error": 7}', '{"state": "failed", "error": "\\n"}',
+                "[" * 100_000, "[]")  # fmt: skip
+    for store, content in zip(stores, contents, strict=True):
+        store.folder.mkdir(parents=True)
+        (store.folder / "run.json").write_text(content)
+    failed = {str(store.folder): sweep.why_missing(store) for store in stores}
+    assert all(failed.values())
+    with pytest.raises(SystemExit) as end:
+        sweep.conclude(set(), list(todo), failed, {})
+    assert len(str(end.value.code).splitlines()) == 7
+
+
+def test_code_that_calls_sys_exit_fails_its_own_run_alone(place):
+    (place / "mine.py").write_text(
+        "import sys\n\n"
+        "def leaves(view, k, rng):\n    sys.exit()\n\n"
+        "def net(*args, **options):\n    sys.exit(0)\n\n"
+        "def data(c, model_size, cache_dir):\n    raise SystemExit('no licence')\n"
+    )
+    for group, name in (("strategy", "leaves"), ("model", "net"), ("dataset", "data")):
+        (place / "my_conf" / group).mkdir(exist_ok=True)
+        more = "optimizer: {_target_: torch.optim.Adam}\n" if group == "model" else "root: null\n"
+        (place / "my_conf" / group / f"{name}.yaml").write_text(
+            f"name: {name}\n_target_: mine.{name}\n" + more * (group != "strategy")
+        )
+    ask = (*SWEEP, "budget.rounds=1", "trainer.max_steps=1")
+    done = command(place, *ask, "dataset=data,digits", "model=net,small_cnn", "strategy=leaves,random")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "Sweep: 1 finished, 0 there already, 7 failed." in done.stderr
+    assert done.stdout.count("Stopped: the budget is used up") == 1
+    assert list(records(place)) == ["random/seed=0"]
+
+    alone = command(place, *ask[1:], "model=net", "strategy=random")  # sys.exit(0), and yet no success
+    assert alone.returncode == 1 and "sys.exit" in alone.stderr
+
+
+def test_a_plan_that_calls_sys_exit_fails_alone_too(sweeper, capsys, monkeypatch):
+    Path("mine_too.py").write_text("def data(*args):\n    raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(os.getcwd())
+    jobs = [["plan=true", f"dataset._target_={path}"] for path in ("mine_too.data", "al_bench.data.sources.digits")]
+    there, todo, failed = sweep.sort_out(jobs, list(sweeper.composed(jobs)))
+    assert (there, todo, failed) == (set(), {}, {"dataset._target_=mine_too.data": "SystemExit(0)."})
+    assert capsys.readouterr().out.count("Labels bought") == 1
 
 
 def test_a_sweep_whose_driver_is_killed_at_a_random_moment_ends_as_if_it_had_not_been(

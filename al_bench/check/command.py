@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from al_bench import strategies
 from al_bench.check.rules import RULES, it_runs, verdict
-from al_bench.cli import conf_dir
+from al_bench.config import conf_dir
 from al_bench.errors import UserError, in_a_line, stop_behind
 from al_bench.strategies import Strategy, needs_of
 

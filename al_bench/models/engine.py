@@ -6,6 +6,7 @@ P images predicted, S passes, C classes, D embedding width.
 import ctypes
 import logging
 import multiprocessing
+import os
 import re
 import sys
 import warnings
@@ -38,6 +39,7 @@ from al_bench.models.classifier import Classifier, Results
 from al_bench.models.dropout import Passes
 from al_bench.models.nets import LinearHead, weights_version
 from al_bench.models.progress import ProgressLine
+from al_bench.provenance import n_cores
 
 # Lightning announces the hardware at every Trainer, misses the loader processes that whole batches do not need, calls a
 # part of torch's that is on its way out, and wants to be started by srun on every machine that has it.
@@ -60,12 +62,30 @@ def _libc(function: str, *arguments: int) -> None:
 
 # glibc hands blocks over 32 MB back at once, and each step takes its activations anew, page by page: on a CPU the small
 # CNN then needs twice the time to predict, and a quarter more to train in batches of 128. So freed memory is kept
-# during a fit or a prediction and handed back after it (see _hand_back): from one to the next it would pile up.
+# during a fit or a prediction and handed back after it (see _let_go): from one to the next it would pile up.
 _libc("mallopt", -3, 2**30)  # M_MMAP_THRESHOLD: blocks up to this size come from the heap
 _libc("mallopt", -1, 2**31 - 1)  # M_TRIM_THRESHOLD: which is not cut back below this
 
+# oneDNN keeps what it prepared for each convolution and each size of a batch, and the pool's last batch has another
+# size in every round. With 1,024 of them, as by default, that adds 100 MB; with 256 the largest nets lose no time.
+for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(cache, "256")
 
-def _hand_back() -> None:
+
+def all_threads() -> int:
+    """As many as torch began with, but at most one for each core that this process may use."""
+    return min(ALL_THREADS, n_cores())
+
+
+def _let_go(trainer: pl.Trainer, classifier: Classifier) -> None:
+    """Free at once what a fit or a prediction held.
+
+    The parts of a Trainer refer to each other, and so does an optimiser with a schedule to itself. Python finds such
+    circles only after many rounds: until then each of them would keep its net, its gradients and its batches.
+    """
+    for part in (*trainer.optimizers, trainer.strategy, trainer):
+        vars(part).clear()
+    classifier.trainer = None
     _libc("malloc_trim", 0)
 
 
@@ -137,15 +157,17 @@ def fit(c: Config, classifier: Classifier, images: Tensor, pool: Pool, round: in
     try:
         with rng.seeded(c.seed, rng.of_member("fit", member), round):
             trainer.fit(classifier, datamodule=data)
+        steps = trainer.global_step
     except UserError as error:
         raise UserError(f"round {round}: {error}") from None
-    _hand_back()
+    finally:
+        _let_go(trainer, classifier)
     if stopping and "val_loss" not in classifier.history[-1]:
         # max_steps ended inside an epoch, and Lightning validates whole ones: the last weights are judged here.
         _judge_last(t, classifier, images, pool, best)
     if best.weights is not None:
         classifier.load_state_dict(best.weights)
-    return len(classifier.history), trainer.global_step
+    return len(classifier.history), steps
 
 
 def _judge_last(t: TrainerConfig, classifier: Classifier, images: Tensor, pool: Pool, best: "BestWeights") -> None:
@@ -165,10 +187,13 @@ def predict(
 ) -> Prediction:
     """Without augmentation, in the order of idx; results on the CPU. One deterministic pass, or these `passes`."""
     classifier.keep_embeddings, classifier.passes, classifier.results = embeddings, passes, Results(len(idx))
-    _trainer(t, "Predicting").predict(classifier, image_loader(images, idx, t), return_predictions=False)
-    log_probs_PSC, emb_PD = classifier.results.log_probs_PSC, classifier.results.emb_PD
-    classifier.results = None
-    _hand_back()
+    trainer = _trainer(t, "Predicting")
+    try:
+        trainer.predict(classifier, image_loader(images, idx, t), return_predictions=False)
+        log_probs_PSC, emb_PD = classifier.results.log_probs_PSC, classifier.results.emb_PD
+    finally:
+        classifier.results = classifier.passes = None
+        _let_go(trainer, classifier)
     if log_probs_PSC.isnan().any():
         raise UserError(
             f"the predictions of {int(log_probs_PSC.isnan().flatten(1).any(1).sum()):,} of {len(idx):,} images are not "
@@ -193,7 +218,7 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
     m = c.model
     if c.trainer.augment is not Augment.none:
         raise UserError("model.mode=frozen sees each image once, not augmented. Set trainer.augment=none.")
-    torch.set_num_threads(c.trainer.threads or ALL_THREADS)  # an earlier job of this process may have taken fewer
+    torch.set_num_threads(c.trainer.threads or all_threads())  # an earlier job of this process may have taken fewer
     with rng.seeded(c.seed, "weights"):
         net = function("model._target_", m._target_)(replace(m, dropout=0.0), dataset)  # which is the linear head's
     trained = m.pretrained or m.weights is not None  # random weights are another network for each seed
@@ -291,7 +316,7 @@ def use_hardware(t: TrainerConfig, images: Tensor) -> dict[str, Any]:
     that wait for each other after every small layer made a fit ten times slower on a busy machine.
     """
     small = images.ndim == 2 or images[0].numel() <= 16 * 16
-    torch.set_num_threads(t.threads or (1 if small else ALL_THREADS))
+    torch.set_num_threads(t.threads or (1 if small else all_threads()))
     device = _device(t)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -370,7 +395,10 @@ def _trainer(t: TrainerConfig, what: str = "", callbacks: Sequence[pl.Callback] 
 
 
 def _device(t: TrainerConfig) -> torch.device:
-    return _trainer(t).strategy.root_device
+    trainer = _trainer(t)
+    device = trainer.strategy.root_device
+    vars(trainer).clear()  # as in _let_go
+    return device
 
 
 def _precision(t: TrainerConfig) -> str:

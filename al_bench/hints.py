@@ -1,0 +1,103 @@
+"""What a mistyped command line is told: which groups, options and keys there are; Hydra's refusals in plain words."""
+
+import re
+from pathlib import Path
+
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from al_bench import config
+from al_bench.config import near
+
+OPEN = ("model.optimizer.", "model.options.")  # keys to which + may add others
+FREE = ("hydra", *OPEN)  # keys that may be anything
+
+
+def options(own: str | None) -> dict[str, dict[str, Path]]:
+    """The configuration groups, ours and those of a user's own folder: the file of each option."""
+    groups: dict[str, dict[str, Path]] = {}
+    for folder in filter(None, (config.conf_dir(), own and Path(own))):
+        for file in sorted(folder.glob("**/*.yaml")):
+            if group := file.parent.relative_to(folder).as_posix().removeprefix("."):
+                groups.setdefault(group, {})[file.stem] = file
+    return groups
+
+
+def own_conf_dir(arguments: list[str]) -> str | None:
+    return get_args_parser().parse_known_args(arguments)[0].config_dir
+
+
+def in_words(error: Exception, arguments: list[str]) -> str:
+    """Why no configuration could be composed: a mistake in the arguments, or in a yaml file."""
+    if isinstance(error, yaml.YAMLError):
+        said = f"This yaml file cannot be read: {' '.join(str(error).split())}"
+    elif isinstance(error, UnicodeDecodeError):
+        said = f"{not_utf8(arguments)} is not UTF-8 ({error}). Save it in that encoding."
+    elif isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
+        said = plain(error)
+    elif isinstance(error, OSError):
+        said = f"{error.filename}: {error.strerror}."
+    else:
+        said = f"{type(error).__name__}: {error}\nThe environment variable HYDRA_FULL_ERROR=1 shows where."
+    return "\n".join(filter(None, [said, near_misses(arguments)]))
+
+
+def not_utf8(arguments: list[str]) -> Path | str:
+    for files in options(own_conf_dir(arguments)).values():
+        for file in files.values():
+            try:
+                file.read_bytes().decode()
+            except UnicodeDecodeError:
+                return file
+    return "A yaml file"
+
+
+def plain(error: Exception) -> str:
+    """Hydra's words, less those about its own insides and its advice to add a misspelt key by +."""
+    text = "\n".join(str(e) for e in (error, error.__cause__) if e is error or isinstance(e, OmegaConfBaseException))
+    noise = r"\s*(full_key: |reference_type=|object_type=|See https://|To append to your |Or add a second \+).*"
+    keep = re.search(rf"use \+({'|'.join(map(re.escape, (*OPEN, 'hydra.')))})", text)  # there + is how it is done
+    return "\n".join(line for line in text.splitlines() if line.strip() and (keep or not re.fullmatch(noise, line)))
+
+
+def near_misses(arguments: list[str]) -> str:
+    """For each misspelt group, option or key among the arguments, the nearest that exist."""
+    groups = options(own_conf_dir(arguments))
+    keys = sorted({*groups, *config.keys()})
+    typed = [argument.removeprefix("strategy=") for argument in arguments if argument.startswith("strategy=")]
+    chosen = [word for value in typed for word in names(value) if word in groups["strategy"]]
+    hints = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if argument.startswith(("-", "+", "~")) or not value:
+            continue
+        if key in groups:
+            hints += [hint for word in names(value) if (hint := near(word, list(groups[key])))]
+            if key == "model" and not groups[key].keys() >= set(names(value)):
+                hints.append("Nets of timm: model=timm model.name=...")
+        elif key.startswith("strategy."):
+            hints += [hint for name in chosen if (hint := no_option(key, name, groups["strategy"][name]))]
+        elif not key.startswith(FREE) and (hint := near(key, keys)):
+            hints.append(hint)
+    return "\n".join(hints)
+
+
+def names(value: str) -> list[str]:
+    """The options of a group that a value asks for."""
+    return [word for word in re.split(r"[,\s]+", value) if re.fullmatch(r"[\w.]+", word)]
+
+
+def no_option(key: str, strategy: str, file: Path) -> str | None:
+    """Which settings a strategy's file has, where this key is none of them."""
+    try:
+        settings = {*config.Config().strategy, *(OmegaConf.load(file) or {})}  # every strategy's, and its own
+    except (yaml.YAMLError, OSError, ValueError):  # which has been told
+        return None
+    if key.split(".")[1] in settings or "defaults" in settings:  # those bring more
+        return None
+    return (
+        f"strategy={strategy} has no {key}: it has {', '.join(sorted(settings - {'name', '_target_', '_partial_'}))}."
+    )

@@ -1,0 +1,121 @@
+"""What a run holds must not grow with its rounds."""
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import asked, run_here
+from torch.optim import Optimizer
+
+from al_bench import loop
+from al_bench.data.pool import Pool
+from al_bench.models import engine
+from al_bench.models.classifier import Classifier
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def nothing_collected():
+    """Python looks for circles of objects only now and then; here not at all."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def alive():
+    """How many nets, optimizers and Trainers there are, and tensors of more than one number."""
+    things = [(thing, type(thing)) for thing in gc.get_objects()]  # isinstance would ask the things themselves
+    counts = [sum(issubclass(kind, one) for _, kind in things) for one in (Classifier, Optimizer, pl.Trainer)]
+    return [*counts, sum(issubclass(kind, torch.Tensor) and thing.numel() > 1 for thing, kind in things)]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("logger=csv", "strategy=badge"),
+        ("trainer.schedule=constant", "trainer.early_stopping.patience=1", "trainer.start=best"),
+        ("strategy=bald", "strategy.passes=2", "strategy.members=2", "trainer.test_passes=2", "logger=tensorboard"),
+    ],
+)
+def test_no_net_optimizer_or_trainer_outlives_its_round(overrides, tmp_path, nothing_collected, monkeypatch):
+    counts = []  # as each round ends: this is asked for its record
+    monkeypatch.setattr(engine, "peak_memory", lambda t: counts.append(alive()) or 0)
+    monkeypatch.setattr(loop, "finish", lambda *_: None)
+    run_here(tmp_path, "trainer.max_steps=2", "budget.rounds=4", *overrides)
+    assert len(counts) == 5
+    nets, optimizers, trainers, tensors = zip(*counts, strict=True)
+    committee = 2 if "strategy.members=2" in overrides else 1
+    assert max(nets) <= committee + 1  # the round's, and one while a name still holds the round's before
+    assert max(optimizers) == 0 and max(trainers) == 0
+    assert max(tensors[2:4]) <= tensors[1], tensors  # no more after four rounds than after two
+
+
+def test_a_fit_that_fails_and_a_prediction_that_fails_let_go_of_their_net(nothing_collected):
+    images = torch.zeros(8, 1, 8, 8, dtype=torch.uint8)
+    idx = torch.arange(4)
+    pool = Pool(idx, idx % 2, torch.arange(4, 8), idx[:0], idx[:0])
+    c = asked("trainer.max_steps=2", "trainer.progress=false")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.classifier, self.fails = torch.nn.Linear(64, 2), False
+
+        def forward_features(self, x):
+            if self.fails:
+                raise RuntimeError("out of memory")
+            return x.float().flatten(1)
+
+        def forward_head(self, x, pre_logits=False):
+            return x if pre_logits else self.classifier(x)
+
+        def get_classifier(self):
+            return self.classifier
+
+    def attempt(act, fails):
+        classifier = Classifier(Net(), c.model.optimizer, c.trainer.schedule)
+        classifier.net.fails = fails
+        try:
+            act(classifier)
+        except RuntimeError as error:
+            assert fails and "out of memory" in str(error)
+        return weakref.ref(classifier)
+
+    for fails in (False, True):
+        assert attempt(lambda it: engine.fit(c, it, images, pool, 0), fails)() is None
+        assert attempt(lambda it: engine.predict(c.trainer, it, images, idx), fails)() is None
+
+
+MANY_SIZES = """
+import torch
+from al_bench.models import engine
+def used():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+net = torch.nn.Conv2d(1, 32, 3).to(memory_format=torch.channels_last)
+def look(sizes):
+    with torch.inference_mode():
+        for n in sizes:
+            net(torch.zeros(n, 1, 8, 8).to(memory_format=torch.channels_last))
+    engine._libc("malloc_trim", 0)
+    return used()
+print(look(range(1, 300)), look(range(300, 800)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="measured by Linux's own count")
+def test_batches_of_ever_new_sizes_do_not_add_up():
+    """The pool's last batch has another size in every round, and oneDNN keeps what it prepared for each."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    env = {k: v for k, v in env.items() if k not in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")}
+    asked = subprocess.run([sys.executable, "-c", MANY_SIZES], env=env, capture_output=True, text=True, check=True)
+    early, late = map(float, asked.stdout.split())
+    assert late - early < 10, (early, late)
