@@ -32,9 +32,10 @@ def nothing_collected():
 
 def alive():
     """How many nets, optimizers and Trainers there are, and tensors of more than one number."""
-    things = [(thing, type(thing)) for thing in gc.get_objects()]  # isinstance would ask the things themselves
-    counts = [sum(issubclass(kind, one) for _, kind in things) for one in (Classifier, Optimizer, pl.Trainer)]
-    return [*counts, sum(issubclass(kind, torch.Tensor) and thing.numel() > 1 for thing, kind in things)]
+    kinds = [type(thing) for thing in gc.get_objects()]  # isinstance would ask the things themselves
+    counts = [sum(issubclass(kind, one) for kind in kinds) for one in (Classifier, Optimizer, pl.Trainer)]
+    large = sum(issubclass(type(thing), torch.Tensor) and thing.numel() > 1 for thing in gc.get_objects())
+    return [*counts, large]
 
 
 @pytest.mark.parametrize(
