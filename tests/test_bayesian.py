@@ -181,6 +181,31 @@ def test_default_configurations_find_what_exact_ones_find():
     assert best > of_bald + 0.01
 
 
+def every_gain(gains, gain_P, k, take, rng):
+    """lazy_greedy without the laziness: all gains anew at every pick, the random order the same."""
+    order_P = torch.randperm(len(gain_P), generator=rng)
+    score_P, places = gain_P[order_P].clone(), []
+    for _ in range(k):
+        places.append(int(score_P.argmax()))
+        if len(places) < k:
+            take(int(order_P[places[-1]]))
+            score_P = gains(order_P).double()
+            score_P[places] = -torch.inf
+    return order_P[places]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lazy_gains_lose_nothing_where_configurations_are_sampled(seed, monkeypatch):
+    """100 of them, a twentieth of the default: their gains do rise now and then, by the sample's error."""
+    log_probs = 2 * torch.randn(600, 1, 10, generator=seeded(seed)) + torch.randn(
+        600, 20, 10, generator=seeded(seed + 9)
+    )
+    view = view_of(log_probs.log_softmax(-1))
+    lazy = batchbald(view, 10, seeded(seed), configurations=100)
+    monkeypatch.setattr("al_bench.strategies.bayesian.lazy_greedy", every_gain)
+    assert lazy.tolist() == batchbald(view, 10, seeded(seed), configurations=100).tolist()
+
+
 def test_batchbald_agrees_with_scikit_activeml():
     log_probs = random_log_probs(30, 6, 3, seed=1, scale=1.0).double().log_softmax(-1)
     table = skactiveml_batch_bald(log_probs.exp().transpose(0, 1).numpy(), 4, n_MC_samples=10_000, random_state=0)
