@@ -194,10 +194,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
-        return (
-            f"{error.filename}: {error.strerror}. Mend that, or give these runs another place: results_dir=... or "
-            "study=..."
-        )
+        path = error.filename2 or error.filename  # of a file that should have been replaced, its own name
+        return f"{path}: {error.strerror}. Mend that, or give these runs another place: results_dir=... or study=..."
     return f"{error!r}."
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from conftest import asked
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -166,6 +167,33 @@ def test_near_misses_of_what_was_typed():
     assert near_misses(["experiment=gentle_introduction", "strategy.beta=2"]) == ""  # which strategy, no word says
     assert near_misses(["model=resnet18.a1_in1k"]) == "Nets of timm: model=timm model.name=..."
     assert near_misses(["strategy=entropy", "trainer.max_steps=5", "+model.options.drop_rate=0.1"]) == ""
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("+trainer.max_stes=5", "There is no key trainer.max_stes. 'trainer.max_stes': did you mean trainer.max_steps"),
+        ("++budget.querry=3", "There is no key budget.querry. 'budget.querry': did you mean budget.query"),
+        ("+trainer.early_stopping.patiense=3", "did you mean trainer.early_stopping.patience"),
+        ("+qqq=1", r"There is no key qqq. \+ adds keys to strategy, model.options and model.optimizer alone."),
+        ("~seed", "seed is needed: leave out ~seed."),
+    ],
+)
+def test_keys_that_plus_adds_and_tilde_takes_away_are_refused(override, said):
+    with pytest.raises(UserError, match=said):
+        asked(override)
+
+
+def test_a_configuration_without_the_schema_is_refused():
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with pytest.raises(UserError, match="its defaults need base_config"):
+            config.read(compose("trainer/default"))
+
+
+def test_plus_adds_keys_where_there_may_be_any():
+    c = asked("+model.options.depth=3", "+model.optimizer.betas=[0.9,0.99]", "+strategy.more.than=1", "+hydra.x=1")
+    assert (c.model.options["depth"], c.model.optimizer["betas"]) == (3, [0.9, 0.99])
+    assert c.strategy["more"] == {"than": 1}
 
 
 @pytest.mark.parametrize("flag", ["--config-dir={}", "--config-dir {}", "-cd {}"])
