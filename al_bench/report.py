@@ -256,12 +256,14 @@ def file_name(name: str) -> str:
 def save(figure: Figure, folder: Path, name: str, title: str, caption: str) -> Picture:
     # Each drawn once: figure.savefig draws a figure that has a layout twice, and the drawing takes the time.
     dpi, figure.dpi = figure.dpi, 200
-    FigureCanvasAgg(figure).print_png(folder / f"{name}.png")
+    canvas = FigureCanvasAgg(figure)
+    canvas.print_png(folder / f"{name}.png")
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     figure.dpi = dpi
     figure.set_layout_engine("none")  # it stays as it is, and need not be worked out again
     FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata={"CreationDate": None})
     small = io.BytesIO()
-    Image.open(folder / f"{name}.png").convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png")
+    drawn.quantize(128, dither=Image.Dither.NONE).save(small, "png")
     return Picture(title, caption, name, f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}")
 
 

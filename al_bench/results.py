@@ -4,8 +4,10 @@ R rounds, C classes.
 """
 
 import json
+import multiprocessing
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -34,6 +36,7 @@ from al_bench.store import NOT_COMPARED, as_asked, run_name, unlike
 from al_bench.text import printable
 
 RUN = _, ROUNDS = "run.json", "rounds.jsonl"  # in the run's folder
+MANY = 1000  # runs to read
 RUN_FOLDER = re.compile(r"seed=\d+")
 SWEEPS = "sweeps.json"  # in the study's folder
 STAMP, VERDICT = "stamp.json", "verdict.txt"  # in the report's folder
@@ -86,7 +89,7 @@ def find(root: Path) -> list[Run]:
     begun = folders(root)
     never = {run for study in {folder.parents[4] for folder in begun} for run in asked(study)} - set(begun)
     missing = sorted(run for run in never if run.is_relative_to(os.path.abspath(root)))
-    return [*map(read, begun), *(Run(**identity_of(folder)) for folder in missing)]
+    return [*read_all(begun), *(Run(**identity_of(folder)) for folder in missing)]
 
 
 def folders(root: Path) -> list[Path]:
@@ -169,6 +172,17 @@ def is_current(report: Path) -> bool:
 def in_words(page: Path) -> str:
     """What the screen shows of a report: where its page lies, and the verdict."""
     return printable(f"Report: {page}\n{(page.parent / VERDICT).read_text(errors='replace')}").removesuffix("\n")
+
+
+def read_all(folders: list[Path]) -> list[Run]:
+    """In order. Of thousands a second process, where there is a core for it, reads a part."""
+    alone = threading.active_count() == 1  # a fork knows nothing of other threads, nor of the locks that they hold
+    if len(folders) < MANY or not alone or os.cpu_count() == 1 or not hasattr(os, "fork"):
+        return [*map(read, folders)]
+    half = len(folders) // 2
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        theirs = pool.imap(read, folders[half:], chunksize=50)
+        return [*map(read, folders[:half]), *theirs]
 
 
 def read(folder: Path) -> Run:

@@ -220,3 +220,15 @@ def test_a_link_that_leads_back_ends(tmp_path):
 def test_committed_runs_are_readable():
     runs = results.find(Path(__file__).parents[1] / "results")
     assert {run.state for run in runs} == {"finished"}
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="needs two cores")
+def test_two_processes_read_what_one_reads_in_the_same_order(tmp_path, monkeypatch):
+    for seed in range(5):
+        write_run(tmp_path, "random", seed, (0.5, 0.6, 0.7 + seed / 100))
+    (tmp_path / "study/digits/small_cnn/10+2x10/random/seed=4/rounds.jsonl").write_text("x\ny\n")
+    one = results.find(tmp_path)
+    monkeypatch.setattr(results, "MANY", 2)
+    two = results.find(tmp_path)
+    assert [(r.name, r.state, r.why, r.info) for r in two] == [(r.name, r.state, r.why, r.info) for r in one]
+    assert [[*r.metrics["accuracy"]] for r in two[:4]] == [[*r.metrics["accuracy"]] for r in one[:4]]
