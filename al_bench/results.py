@@ -21,6 +21,7 @@ import numpy as np
 
 from al_bench.errors import UserError
 from al_bench.files import read_file, write_atomically
+from al_bench.provenance import n_cores
 from al_bench.records import (
     FINISHED,
     INTERRUPTED,
@@ -177,7 +178,7 @@ def in_words(page: Path) -> str:
 def read_all(folders: list[Path]) -> list[Run]:
     """In order. Of thousands a second process, where there is a core for it, reads a part."""
     alone = threading.active_count() == 1  # a fork knows nothing of other threads, nor of the locks that they hold
-    if len(folders) < MANY or not alone or os.cpu_count() == 1 or not hasattr(os, "fork"):
+    if len(folders) < MANY or not alone or n_cores() == 1 or not hasattr(os, "fork"):
         return [*map(read, folders)]
     half = len(folders) // 2
     with multiprocessing.get_context("fork").Pool(1) as pool:
