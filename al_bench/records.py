@@ -6,8 +6,9 @@ Nothing here imports torch.
 import codecs
 import itertools
 import json
+import operator
 import sys
-from collections.abc import Set
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from reprlib import repr as short
@@ -23,7 +24,6 @@ STATES = FINISHED, FAILED, RUNNING, INTERRUPTED = "finished", "failed", "running
 MOST = 2**53  # of what is counted
 
 FINITE = sys.float_info.max
-COUNT, NUMBER = {int}, {int, float}  # a bool is neither
 ROUNDING = 1e-5  # metrics are means in float32
 SHARE, LOSS, ANY = (-ROUNDING, 1 + ROUNDING), (-ROUNDING, FINITE), (-FINITE, FINITE)
 BOUNDS = {  # of metrics and of the validation set's
@@ -31,6 +31,7 @@ BOUNDS = {  # of metrics and of the validation set's
     "nll": LOSS, "loss": LOSS, "brier": (-ROUNDING, 2 + ROUNDING),
 }  # fmt: skip
 COUNTS = ("round", "n_labelled", "n_val", "weights_from", "epochs", "steps", "peak_memory", "n_candidates", "n_foreign")
+counts_of = operator.attrgetter(*COUNTS)
 LONGEST = 1e9  # seconds
 
 
@@ -75,27 +76,29 @@ def read_records(path: Path, run: str | None = None) -> list[RoundRecord]:
 
 def parse(path: Path, data: bytes, run: str | None = None) -> list[RoundRecord]:
     """The same, of data that has been read already."""
-    lines, _ = split(data)
     records, bought = [], set()
-    for number, line in enumerate(lines, 1):
-        where = f"{path}, line {number}"
-        try:
+    try:
+        for line in split(data)[0]:
             record = one(line)
             if why := check_place(record, records, bought):
                 raise ValueError(why)
-        except NewerError as error:
-            raise UserError(f"{where} is a record of a newer al_bench: {error}. Read it with that version.") from None
-        except ValueError as error:
-            raise UserError(
-                f"{where} is not a round's record ({error}). Delete that line and those after it to go on from there, "
-                f"or delete {path.parent} to begin anew."
-            ) from None
-        if run and record.run and record.run != run:
-            raise UserError(
-                f"{where} is a record of {record.run}, and this is the folder of {run}. Bring this run's own "
-                f"{path.name} back, or delete {path.parent} to begin anew."
-            )
-        records.append(record)
+            if run and record.run and record.run != run:
+                raise StrangerError
+            records.append(record)
+    except StrangerError:
+        raise UserError(
+            f"{path}, line {len(records) + 1} is a record of {record.run}, and this is the folder of {run}. Bring this "
+            f"run's own {path.name} back, or delete {path.parent} to begin anew."
+        ) from None
+    except NewerError as error:
+        raise UserError(
+            f"{path}, line {len(records) + 1} is a record of a newer al_bench: {error}. Read it with that version."
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"{path}, line {len(records) + 1} is not a round's record ({error}). Delete that line and those after it "
+            f"to go on from there, or delete {path.parent} to begin anew."
+        ) from None
     return records
 
 
@@ -114,6 +117,10 @@ def is_complete(records: list[RoundRecord]) -> bool:
 # -- one record --
 
 
+class StrangerError(Exception):
+    """A record of another run."""
+
+
 class NewerError(ValueError):
     """A record that holds more than this version knows."""
 
@@ -127,12 +134,24 @@ def one(line: bytes) -> RoundRecord:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     if unknown := content.keys() - NAMES:
         raise NewerError(f"this version knows no {', '.join(sorted(unknown))}")
+    if (b"true" in line or b"false" in line) and (name := next(filter(lambda k: holds_bool(content[k]), content), "")):
+        raise ValueError(f"{name} holds true or false, not a number")
     record = RoundRecord(**content)
     if why := wrong(record):
         raise ValueError(why)
     if line.count(b":") != n_keys(record, content):  # a doubled key, or a colon in a word
         json.loads(line, object_pairs_hook=distinct)
     return record
+
+
+def holds_bool(value: Any) -> bool:
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, bool):
+            return True
+        todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return False
 
 
 def n_keys(record: RoundRecord, content: dict[str, Any]) -> int:
@@ -148,15 +167,12 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def wrong(r: RoundRecord) -> str | None:
-    """What cannot be in the values of a record, each on its own."""
-    if why := outside("", [getattr(r, name) for name in COUNTS], 0, MOST, COUNT):
-        each = (outside(name, [getattr(r, name)], 0, MOST, COUNT) for name in COUNTS)
+    """What cannot be in the values of a record, each on its own; there is no true and no false among them."""
+    if why := outside("", [*counts_of(r)], 0, MOST, int):
+        each = (outside(name, [value], 0, MOST, int) for name, value in zip(COUNTS, counts_of(r), strict=True))
         return next(filter(None, each), why)
-    for name in ("class_counts", "acquired"):
-        if why := outside(name, getattr(r, name), 0, MOST, COUNT):
-            return why
-    if len(set(r.acquired)) < len(r.acquired):
-        return "acquired names an image twice"
+    if why := outside("class_counts", r.class_counts, 0, MOST, int) or outside("acquired", r.acquired, 0, MOST, int):
+        return why
     if r.weights_from > r.round:
         return f"weights_from is {r.weights_from}, a later round"
     if not isinstance(r.run, str | None):
@@ -170,15 +186,16 @@ def wrong(r: RoundRecord) -> str | None:
     )
 
 
-def outside(name: str, values: Any, low: float, high: float, kinds: Set[type] = NUMBER) -> str | None:
+def outside(name: str, values: Any, low: float, high: float, kind: Any = int | float) -> str | None:
     """What is wrong with a list of numbers within bounds, if anything."""
     if type(values) is not list:
         return f"{name} is {short(values)}, not a list"
-    if not values or (kinds.issuperset(map(type, values)) and low <= min(values) and max(values) <= high):
-        return None
+    with suppress(TypeError):  # a sum is a whole number only where each is, and none of what is no number
+        if isinstance(sum(values), kind) and (not values or (low <= min(values) and max(values) <= high)):
+            return None
     for value in values:
-        if type(value) not in kinds:
-            return f"{name} is {short(value)}, not a {'whole ' if kinds is COUNT else ''}number"
+        if not isinstance(value, kind):
+            return f"{name} is {short(value)}, not a {'whole ' if kind is int else ''}number"
         if not low <= value <= high:
             return f"{name} is {value}, outside {low:.3g} to {high:.3g}"
     return None
@@ -190,7 +207,7 @@ def outside_bounds(part: str, values: Any) -> str | None:
         return f"{part} is {short(values)}, not a mapping"
     for name, value in values.items():
         low, high = BOUNDS.get(name, ANY)
-        if type(value) in NUMBER and low <= value <= high and name != "per_class":
+        if isinstance(value, int | float) and low <= value <= high and name != "per_class":
             continue
         numbers = [value]
         if name == "per_class":
@@ -207,12 +224,15 @@ def outside_seconds(seconds: Any) -> str | None:
 
 
 def outside_history(history: Any) -> str | None:
-    if type(history) is not list or not {dict}.issuperset(map(type, history)):
-        return f"history is {short(history)}, not a list of mappings"
-    if not NUMBER.issuperset(kinds := set(map(type, itertools.chain.from_iterable(map(dict.values, history))))):
-        return f"history holds {', '.join(sorted(kind.__name__ for kind in kinds - NUMBER))}, not numbers alone"
-    shares = [epoch[name] for name in ("accuracy", "val_accuracy") for epoch in history if name in epoch]
-    return outside("an accuracy of history", shares, *SHARE)
+    try:
+        sum(itertools.chain.from_iterable(map(dict.values, history)))
+    except TypeError:
+        return f"history is {short(history)}, not a list of mappings to numbers"
+    for name in ("accuracy", "val_accuracy"):
+        shares = [epoch[name] for epoch in history if name in epoch]
+        if why := outside(f"history.{name}", shares, *SHARE):
+            return why
+    return None
 
 
 def check_place(record: RoundRecord, before: list[RoundRecord], bought: set[int]) -> str | None:
@@ -230,9 +250,11 @@ def check_place(record: RoundRecord, before: list[RoundRecord], bought: set[int]
             return "n_labelled or n_foreign has fallen"
     elif record.n_labels < 1:
         return "n_labelled is 0"
-    if not bought.isdisjoint(record.acquired):
-        return "acquired names an image that an earlier round bought"
+    there = len(bought)
     bought.update(record.acquired)
+    if len(bought) - there < len(record.acquired):
+        twice = len(set(record.acquired)) < len(record.acquired)
+        return f"acquired names an image {'twice' if twice else 'that an earlier round bought'}"
     return None
 
 
