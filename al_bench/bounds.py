@@ -1,7 +1,7 @@
 """What each number of the configuration may be. Nothing here imports torch."""
 
 from collections.abc import Iterator
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, NamedTuple
 
 from al_bench.provenance import n_cores
@@ -23,7 +23,7 @@ class Bound(NamedTuple):
         return isfinite(value) and low and high
 
     def __str__(self) -> str:
-        if self.high == MOST:
+        if self.high in (MOST, inf):
             words = f"above {self.low:,}" if self.above_low else f"{self.low:,} or more"
         elif self.above_low:
             between, to = ("between", "and") if self.below_high else ("above", "and at most")
@@ -36,7 +36,7 @@ class Bound(NamedTuple):
 SHARE = Bound(0, 1)
 COUNT, FROM_ONE, LENGTH = Bound(0), Bound(1), Bound(1, note=", or null")
 BOUNDS = {
-    "seed": Bound(0, 2**63 - 1),
+    "seed": Bound(0, inf),
     "dataset.image_size": Bound(8, 4096, " pixels"),
     "dataset.test_fraction": Bound(0, 1, above_low=True, below_high=True),
     "dataset.mean": Bound(0, 1, " (of images in [0, 1])"),
@@ -50,8 +50,8 @@ BOUNDS = {
     "stressor.noise": Bound(0, 1000),
     "stressor.foreign": Bound(0, note=" classes"),
     "model.dropout": Bound(0, 1, below_high=True),
-    "budget.initial": Bound(1, note=" label to start from"),
-    "budget.query": Bound(1, note=" label a round"),
+    "budget.initial": Bound(1, note=" labels to start from"),
+    "budget.query": Bound(1, note=" labels a round"),
     "budget.rounds": Bound(0, note=", or null until the pool is empty"),
     "budget.validation": COUNT,
     "budget.stop.tolerance": SHARE,
@@ -62,7 +62,7 @@ BOUNDS = {
     "trainer.steps_per_epoch": LENGTH,
     "trainer.later_max_epochs": LENGTH,
     "trainer.test_passes": Bound(2, 10_000, " passes with dropout, or null for one without"),
-    "trainer.early_stopping.patience": Bound(1, note=" epoch, or null"),
+    "trainer.early_stopping.patience": Bound(1, note=" epochs, or null"),
     "trainer.early_stopping.min_delta": Bound(0, 1000),
     "trainer.num_workers": Bound(0, THREADS, f" ({n_cores()} cores are here)"),
     "trainer.threads": Bound(1, THREADS, f" ({n_cores()} cores are here)"),

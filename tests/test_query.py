@@ -277,8 +277,8 @@ def test_a_strategy_chooses_among_the_candidates_which_differ_by_round_not_by_st
 @pytest.mark.parametrize(
     "asks, message",
     [
-        (("strategy.passes=1",), "strategy.passes=1: 2 or more"),
-        (("strategy.members=1",), "strategy.members=1: 2 or more"),
+        (("strategy.passes=1",), "strategy.passes=1: from 2 to 10,000"),
+        (("strategy.members=1",), "strategy.members=1: from 2 to 1,000"),
         (("strategy.candidates=5", "budget.query=10"), "strategy.candidates=5: 10 or more"),
         (("strategy.members=2", "trainer.start=previous"), "set trainer.start=fresh"),
         (("budget.start=typiclust", "features=model"), "comes before any model"),
