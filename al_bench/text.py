@@ -20,6 +20,11 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(name: str) -> str:
+    """The same of a name inside a sentence, which must not break the line."""
+    return printable(name).replace("\n", r"\n").replace("\t", r"\t")
+
+
 def printable_in(content: Any, depth: int = 50) -> Any:
     """The same for all keys and values of what was read from JSON. Raises ValueError where it is nested deeper."""
     if isinstance(content, str):

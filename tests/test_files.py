@@ -12,9 +12,10 @@ from conftest import lines_of, run_here
 from test_decode import SKIP, decoded, encoded, flat, grey, write, zipped
 from test_sources import greys, loaded
 
-from al_bench.data.files import files_in, printable
+from al_bench.data.files import files_in
 from al_bench.data.listing import write_listing
 from al_bench.errors import UserError
+from al_bench.text import one_line
 
 LATIN = os.fsdecode(b"caf\xe9")  # as an old disk or a foreign zip leaves it
 
@@ -119,7 +120,7 @@ def test_a_class_folder_whose_name_is_not_utf_8_is_refused_by_name_before_any_tr
     folder = write(tmp_path / "in", {"dog/1.png": grey(1), f"{name}/2.png": grey(2)})
     with pytest.raises(UserError) as refused:
         loaded(folder, tmp_path, "image_folder")
-    assert printable(name) in str(refused.value) and "not in UTF-8. Rename it" in str(refused.value)
+    assert one_line(name) in str(refused.value) and "not in UTF-8. Rename it" in str(refused.value)
     str(refused.value).encode()
 
 
@@ -156,7 +157,7 @@ def test_a_table_beside_the_runs_says_which_image_an_index_is(tmp_path, one_thre
     head, *rows = rows_of(listing_of(one))
     assert head == ["index", "file", "class"] and [int(row[0]) for row in rows] == list(range(22))
     by_name = {row[1]: row[2] for row in rows}
-    assert by_name == {printable(name): name.split("/")[0] for name in names}  # not what noise made of it
+    assert by_name == {one_line(name): name.split("/")[0] for name in names}  # not what noise made of it
     copies = run_here(tmp_path, *data, *QUICK, "stressor.copies=2", "stressor.noise=0.2")
     _, *rows = rows_of(listing_of(copies))
     assert len(rows) == 4 + 2 * 18 and all(row[2] == by_name[row[1]] for row in rows)

@@ -18,10 +18,11 @@ from rich.progress import track
 from al_bench import signals
 from al_bench.config import DatasetConfig, OnBadImage
 from al_bench.data.cache import cached_array
-from al_bench.data.files import LARGEST_FILE, ImageFiles, printable
+from al_bench.data.files import LARGEST_FILE, ImageFiles
 from al_bench.data.photo import Room, hand_back, square, why_bad
 from al_bench.errors import UserError
 from al_bench.provenance import n_cores
+from al_bench.text import one_line
 
 LISTED = 20
 MOST_PIXELS = 1 << 27  # decoded at once, over all threads; one takes up to eight bytes
@@ -112,8 +113,8 @@ def _same(digests: list[bytes]) -> list[list[int]]:
 
 
 def complaint(where: Path, bad: dict[str, str]) -> str:
-    listed = [f"  {printable(name)}: {printable(fault)}" for name, fault in list(bad.items())[:LISTED]]
+    listed = [f"  {one_line(name)}: {one_line(fault)}" for name, fault in list(bad.items())[:LISTED]]
     more = [f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
-    head = f"{len(bad)} of the files in {printable(str(where))} cannot be used:"
+    head = f"{len(bad)} of the files in {one_line(str(where))} cannot be used:"
     todo = "Repair or remove them, or set dataset.on_bad_image=skip to leave them out."
     return "\n".join([head, *listed, *more, todo])

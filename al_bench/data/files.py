@@ -5,7 +5,6 @@ import os
 import shutil
 import stat
 import tempfile
-import unicodedata
 import weakref
 import zipfile
 import zlib
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from al_bench.errors import UserError
+from al_bench.text import one_line
 
 LARGEST_FILE = 1 << 28  # bytes; an archive can promise any size
 NAMED = 3  # of the files that a warning is about
@@ -47,7 +47,7 @@ class ImageFiles:
 
 def files_in(root: str) -> ImageFiles:
     """Every file of a folder or a zip (or of the train.zip inside a zip), hidden ones left out."""
-    path, shown = Path(root).expanduser(), f"dataset.root={printable(root)}"
+    path, shown = Path(root).expanduser(), f"dataset.root={one_line(root)}"
     try:
         if not path.exists():
             raise UserError(f"{shown}: there is no such file or folder. Give the path of the images.")
@@ -56,20 +56,14 @@ def files_in(root: str) -> ImageFiles:
         return _folder(path) if path.is_dir() else _archive(path, zipfile.ZipFile(path))
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{shown} cannot be read: {printable(str(error))}. It must be a folder or a zip of images; "
+            f"{shown} cannot be read: {one_line(str(error))}. It must be a folder or a zip of images; "
             "if it is a zip, is it all there, and does it open without a password?"
         ) from None
 
 
-def printable(name: str) -> str:
-    """A name as a terminal may show it: control characters and bytes that are not UTF-8 are escaped."""
-    is_plain = [c.isprintable() or unicodedata.category(c) == "Zs" for c in name]
-    return "".join(c if plain else c.encode("unicode_escape").decode() for c, plain in zip(name, is_plain, strict=True))
-
-
 def some(names: Sequence[str]) -> str:
     """The first few names, for a warning."""
-    return ", ".join(map(printable, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
+    return ", ".join(map(one_line, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
 
 
 def _folder(path: Path) -> ImageFiles:
@@ -117,7 +111,7 @@ def _look_at(path: str) -> tuple[tuple[int, int, int], str | None]:
 def _refuse_loop(folder: Path) -> None:
     if folder.is_symlink() and any(above.samefile(folder) for above in folder.parents):
         raise UserError(
-            f"{printable(str(folder))} is a link to a folder that it lies in, so its images have no end. Remove it."
+            f"{one_line(str(folder))} is a link to a folder that it lies in, so its images have no end. Remove it."
         )
 
 
@@ -145,7 +139,7 @@ def _doubled(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
         return ()
     lost = sum(times[name] - 1 for name in twice)
     return (
-        f"{printable(str(path))} holds several files of one name ({some(twice)}): only the last of each name is read, "
+        f"{one_line(str(path))} holds several files of one name ({some(twice)}): only the last of each name is read, "
         f"{lost:,} files are not.",
     )
 
@@ -168,7 +162,7 @@ def _inside(path: Path, name: str) -> str:
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or parts[0].endswith(":") or (parts[0] == "" and name):
         raise UserError(
-            f"{printable(str(path))} holds a file named {name!r}, which points outside the archive. It is "
+            f"{one_line(str(path))} holds a file named {name!r}, which points outside the archive. It is "
             "not read: get a clean copy."
         )
     return "/".join(part for part in parts if part not in ("", "."))

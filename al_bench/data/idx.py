@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from al_bench.data.files import printable
 from al_bench.errors import UserError
+from al_bench.text import one_line
 
 NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -26,7 +26,7 @@ def packed(raw: Path) -> list[tuple[np.ndarray, np.ndarray]] | None:
     parts = [(_read(found[images], 3), _read(found[labels], 1)) for images, labels in NAMES.values()]
     for images, labels in parts:
         if len(images) != len(labels):
-            raise UserError(f"{printable(str(raw))}: {len(images):,} images and {len(labels):,} labels of one part.")
+            raise UserError(f"{one_line(str(raw))}: {len(images):,} images and {len(labels):,} labels of one part.")
     return parts
 
 
@@ -43,5 +43,5 @@ def _read(path: Path, dimensions: int) -> np.ndarray:
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise UserError(
-            f"{printable(str(path))} is damaged ({error}), and it could not be fetched. Bring a sound one."
+            f"{one_line(str(path))} is damaged ({error}), and it could not be fetched. Bring a sound one."
         ) from None

@@ -4,8 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from al_bench.config import DatasetConfig
-from al_bench.data.files import ImageFiles, printable, some
+from al_bench.data.files import ImageFiles, some
 from al_bench.errors import UserError
+from al_bench.text import one_line
 
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"}  # of a split
 
@@ -48,7 +49,7 @@ def refuse_unnamed_split(c: DatasetConfig, top: list[str], inside: Iterator[list
     first = next(inside, [])
     are_doubled = len(first) > 1 and all(folders == first for folders in inside)
     if len(top) > 1 and (are_doubled or {name.lower() for name in top} <= PARTS):
-        parts = "/ and ".join(map(printable, top))
+        parts = "/ and ".join(map(one_line, top))
         why = f"hold the same folders ({some(first)})" if are_doubled else "are named like the parts of a split"
         raise UserError(
             f"dataset.root={c.root}: {parts}/ {why}, so they are no classes. Name the parts of a split train/ and "
@@ -61,7 +62,7 @@ def refuse_unreadable_name(c: DatasetConfig, class_names: tuple[str, ...]) -> No
     for name in class_names:
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise UserError(
-                f"dataset.root={c.root}: the name of the class folder {printable(name)} is not in UTF-8. Rename it."
+                f"dataset.root={c.root}: the name of the class folder {one_line(name)} is not in UTF-8. Rename it."
             )
 
 
@@ -75,7 +76,7 @@ def refuse_layout(c: DatasetConfig, top: list[str], class_names: tuple[str, ...]
         return
     if others := sorted(set(top) - {"train", "test"}):
         raise UserError(
-            f"dataset.root={c.root}: beside train/ and test/ there is {printable(others[0])}/, which would not "
+            f"dataset.root={c.root}: beside train/ and test/ there is {one_line(others[0])}/, which would not "
             "be read. Move its images into train/ (validation images are drawn from there), or take it away."
         )
     if not test:

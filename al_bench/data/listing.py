@@ -8,8 +8,8 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from al_bench.data.files import printable
-from al_bench.store import write_atomically
+from al_bench.files import write_atomically
+from al_bench.text import one_line
 
 log = logging.getLogger("al_bench")
 
@@ -41,8 +41,8 @@ def _is_formula(text: str) -> bool:
 
 
 def _as_path(name: str) -> str:
-    return printable(f"./{name}" if _is_formula(name) else name)
+    return one_line(f"./{name}" if _is_formula(name) else name)
 
 
 def _as_text(label: str) -> str:
-    return printable(f"'{label}" if _is_formula(label) else label)
+    return one_line(f"'{label}" if _is_formula(label) else label)

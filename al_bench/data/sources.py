@@ -20,12 +20,13 @@ from al_bench.config import DatasetConfig, OnBadImage, StressorConfig, function
 from al_bench.data import Dataset, layout, oddities, stressors
 from al_bench.data.cache import checksum
 from al_bench.data.decode import complaint, decode
-from al_bench.data.files import ImageFiles, files_in, printable
+from al_bench.data.files import ImageFiles, files_in
 from al_bench.data.idx import packed
 from al_bench.data.listing import write_listing
 from al_bench.data.oracle import Oracle
 from al_bench.data.stressors import UNSTRESSED, Split
 from al_bench.errors import UserError
+from al_bench.text import one_line
 
 log = logging.getLogger("al_bench")
 
@@ -66,7 +67,7 @@ def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
             "channels: one value for all of them, or one for each."
         )
     if len(source.class_names) < 2:
-        names = ", ".join(map(printable, source.class_names))
+        names = ", ".join(map(one_line, source.class_names))
         raise UserError(f"dataset {c.name} has one class only ({names}): there is nothing to learn. Add another.")
     return source
 
