@@ -16,7 +16,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from al_bench.bounds import outside
-from al_bench.errors import UserError, in_a_line, stop_behind
+from al_bench.errors import UserError
+from al_bench.signals import stop_behind
+from al_bench.text import in_a_line
 
 
 class OnBadImage(Enum):

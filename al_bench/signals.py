@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -100,3 +101,21 @@ def _watch(parent: int) -> None:
     while _depth and time.monotonic() < end:
         time.sleep(0.05)
     os._exit(128 + signal.SIGTERM)
+
+
+def stop_behind(error: BaseException) -> BaseException | None:
+    """The Ctrl-C, or the exception that a signal's handler raised, behind an error. None: the code itself failed.
+
+    A handler's exception comes up inside the code that runs at that moment. Its type tells nothing, for that code may
+    raise SystemExit as well. Its traceback tells: it ends in the handler.
+    """
+    timers = {signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF}  # they are the code's own
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals() - timers}
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        codes = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+        if isinstance(error, KeyboardInterrupt) or codes & handlers:
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None

@@ -151,7 +151,7 @@ class RunStore:
 
         found: of model and of features, what nets.weights_version says.
         """
-        noted = self.info().get("weights", {})
+        noted = self.info().get("weights") or {}
         for name, version in found.items():
             if name in noted and noted[name] != version:
                 raise UserError(self._other_weights(name, noted[name], version))
@@ -217,7 +217,7 @@ class RunStore:
             )
         there, here, info = _as_asked(path), flat(asdict(self.config)), self.info()
         self._refuse_namesake(str(there.get("study")))
-        noted = info.get("weights", {})
+        noted = info.get("weights") or {}
         free = NOT_COMPARED | {f"{name}.weights" for name in noted}
         free |= {k for k in here if k.startswith("features.")} if info.get("features") is None else set()
         differ = [k for k in unlike(there, here) if k not in free]
@@ -386,7 +386,7 @@ def reference(c: Config) -> tuple[dict[str, float], str, str | None]:
         )
     differ = {}
     for run in done:
-        theirs, noted = _as_asked(run / "config.yaml"), read_json(run / "run.json").get("weights", {})
+        theirs, noted = _as_asked(run / "config.yaml"), read_json(run / "run.json").get("weights") or {}
         free = NOT_COMPARED | {f"{name}.weights" for name in noted}
         differ[run] = [k for k in unlike(ours, theirs) if k not in free and matters_where_all_is_labelled(k)]
     nearest, keys = min(differ.items(), key=lambda item: len(item[1]))
@@ -395,14 +395,16 @@ def reference(c: Config) -> tuple[dict[str, float], str, str | None]:
             f"The full-data reference {nearest} has another {', '.join(keys)}. Delete it and train it again with "
             "budget=full."
         )
-    last = json.loads((nearest / "rounds.jsonl").read_text().splitlines()[-1])
-    validation = last["validation"]
+    records = read_records(nearest / "rounds.jsonl", run_name(_as_asked(nearest / "config.yaml")))
+    if not is_complete(records):
+        raise UserError(f"The full-data reference {nearest} has lost its rounds. Train it again with budget=full.")
+    last = records[-1]
     accuracy = {
-        "test": last["metrics"]["accuracy"],
-        "validation": validation["accuracy"] if validation else float("nan"),
+        "test": last.metrics["accuracy"],
+        "validation": last.validation["accuracy"] if last.validation else float("nan"),
     }
     info = read_json(nearest / "run.json")
-    return accuracy, info["dataset"]["checksum"], info.get("weights", {}).get("model")
+    return accuracy, info["dataset"]["checksum"], (info.get("weights") or {}).get("model")
 
 
 def matters_where_all_is_labelled(key: str) -> bool:

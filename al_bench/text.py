@@ -25,6 +25,14 @@ def one_line(name: str) -> str:
     return printable(name).replace("\n", r"\n").replace("\t", r"\t")
 
 
+def in_a_line(error: BaseException) -> str:
+    """The text of an error on one line; its type as well where the text alone says too little, as SystemExit's 0."""
+    if isinstance(error, SystemExit):
+        return f"it asks to end the process, by {error!r}"
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, Exception) else repr(error)
+
+
 def printable_in(content: Any, depth: int = 50) -> Any:
     """The same for all keys and values of what was read from JSON. Raises ValueError where it is nested deeper."""
     if isinstance(content, str):

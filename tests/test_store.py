@@ -170,6 +170,9 @@ def test_a_reference_with_another_validation_set_is_refused(tmp_path):
     assert reference(asked(*here, *other, "budget.validation=30")) == ({"test": 0.5, "validation": 0.7}, "one", None)
     with pytest.raises(UserError, match=r"has another budget\.validation\. Delete it"):
         reference(asked(*here, *other, "budget.validation=20"))
+    full.rounds_path.write_text("")
+    with pytest.raises(UserError, match="has lost its rounds. Train it again with budget=full"):
+        reference(asked(*here, *other, "budget.validation=30"))
 
 
 PICKS = """

@@ -17,8 +17,10 @@ from yaml import YAMLError
 from al_bench import strategies
 from al_bench.check.rules import RULES, it_runs, verdict
 from al_bench.config import conf_dir
-from al_bench.errors import UserError, in_a_line, stop_behind
+from al_bench.errors import UserError
+from al_bench.signals import stop_behind
 from al_bench.strategies import Strategy, needs_of
+from al_bench.text import in_a_line
 
 
 def load(name: str, arguments: list[str]) -> tuple[Strategy, int]:

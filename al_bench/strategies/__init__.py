@@ -18,7 +18,9 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from al_bench.errors import UserError, in_a_line, stop_behind
+from al_bench.errors import UserError
+from al_bench.signals import stop_behind
+from al_bench.text import in_a_line
 
 SETTINGS = ("name", "passes", "members", "candidates")  # keys of a strategy's yaml that the loop reads
 ONE_PREDICTION = (  # what is wrong where there is only one
