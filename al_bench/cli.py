@@ -23,7 +23,8 @@ from al_bench.errors import UserError
 from al_bench.store import RunStore
 from al_bench.text import Formatter
 
-COMMANDS = {"check": "check.command", "report": "report", "status": "status"}  # each a module with a main
+# Each is a module with a `main`.
+COMMANDS = {"check": "check.command", "report": "analysis.report", "status": "analysis.status"}
 
 
 def main() -> None:

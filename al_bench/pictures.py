@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from al_bench.analysis.plots import LINE, PAGE, SMALL, learning_curves, new_figure, plain, shown
 from al_bench.data import Dataset
-from al_bench.plots import LINE, PAGE, SMALL, learning_curves, new_figure, plain, shown
 from al_bench.records import RoundRecord
 from al_bench.strategies import uncertainty
 

@@ -24,9 +24,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from al_bench import config, signals
+from al_bench.analysis.results import INTERRUPTED, RUNNING, in_words, is_current, note_asked, state_of
 from al_bench.errors import UserError
 from al_bench.provenance import now
-from al_bench.results import INTERRUPTED, RUNNING, in_words, is_current, note_asked, state_of
 from al_bench.store import RunStore, apart, flat, unlike
 
 Job = list[str]  # the overrides of one run, as they would be typed
@@ -218,7 +218,7 @@ def report_on(study: Path) -> str | None:
     try:
         page = study / "report" / "index.html"
         if not is_current(page.parent):
-            from al_bench import report
+            from al_bench.analysis import report
 
             page = report.write(study)
         print(in_words(page))

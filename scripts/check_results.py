@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats as tests
 
-from al_bench import results, stats
-from al_bench.report import md
+from al_bench.analysis import results, stats
+from al_bench.analysis.report import md
 
 RESULTS = Path(__file__).parents[1] / "results"
 MNIST = {"dataset": {"n_test": 10_000}}, {"stressor.copies": 5}  # as its runs' run.json and config.yaml say

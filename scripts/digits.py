@@ -9,8 +9,8 @@ import check_results
 import pandas as pd
 import published
 
-from al_bench import report, results
-from al_bench.verdict import CONTROL
+from al_bench.analysis import report, results
+from al_bench.analysis.verdict import CONTROL
 
 OUT = published.ROOT / "results" / "digits"
 

@@ -14,8 +14,8 @@ import pandas as pd
 import published
 from matplotlib.ticker import MaxNLocator
 
-from al_bench import plots, report, results, verdict
-from al_bench.verdict import CONTROL, RANDOM, Study
+from al_bench.analysis import plots, report, results, verdict
+from al_bench.analysis.verdict import CONTROL, RANDOM, Study
 
 OUT = published.ROOT / "results" / "frozen_features"
 STRATEGIES = [

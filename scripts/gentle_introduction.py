@@ -13,11 +13,11 @@ from statistics import fmean
 import check_results
 import published
 
-from al_bench import report, results, stats
+from al_bench.analysis import report, results, stats
+from al_bench.analysis.results import Run
+from al_bench.analysis.verdict import Study, interval, last_round, points
 from al_bench.config import StopAt, StopConfig
 from al_bench.loop import is_reached
-from al_bench.results import Run
-from al_bench.verdict import Study, interval, last_round, points
 
 OUT = published.ROOT / "results" / "gentle_introduction"
 RUNS = OUT / "runs"

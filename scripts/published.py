@@ -17,12 +17,12 @@ from typing import Any
 import check_results
 import pandas as pd
 
-from al_bench import plots, report, results, stats, verdict
+from al_bench.analysis import plots, report, results, stats, verdict
+from al_bench.analysis.results import Run
+from al_bench.analysis.stats import Efficiency
+from al_bench.analysis.verdict import CONTROL, RANDOM, Study
 from al_bench.config import function
-from al_bench.results import Run
-from al_bench.stats import Efficiency
 from al_bench.strategies import needs_of
-from al_bench.verdict import CONTROL, RANDOM, Study
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "results" / "runs"  # not committed

@@ -11,7 +11,7 @@ import argparse
 import check_results
 import published
 
-from al_bench import results
+from al_bench.analysis import results
 
 OUT = published.ROOT / "results" / "repeated_mnist"
 RUNS = OUT / "runs"  # committed, so that more seeds go on from there

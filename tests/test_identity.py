@@ -15,7 +15,8 @@ from conftest import QUICK, asked, command, lines_of, run_here
 from PIL import Image
 from safetensors.torch import save_file
 
-from al_bench import loop, provenance, results, verdict
+from al_bench import loop, provenance
+from al_bench.analysis import results, verdict
 from al_bench.errors import UserError
 from al_bench.models import nets
 from al_bench.store import RunStore

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from al_bench import plots
+from al_bench.analysis import plots
 
 FEW = ["random", "margin", "entropy", "bald"]
 MANY = ["random", *(f"{a} of a committee {b}" for a in ("entropy", "margin") for b in range(18)), "badge"]
@@ -369,7 +369,7 @@ def test_little_or_nothing_to_show_is_labelled_axes(draw, arguments):
 
 def test_pyplot_is_never_imported():
     script = (
-        "import sys; from al_bench import plots; ax = plots.new_figure().subplots()\n"
+        "import sys; from al_bench.analysis import plots; ax = plots.new_figure().subplots()\n"
         "plots.rank_diagram(ax, ['a', 'b'], [1, 2], [[1, 1], [1, 1]]); ax.figure.draw_without_rendering()\n"
         "print(*sorted({'matplotlib.pyplot', 'torch', 'pandas', 'scipy.stats'} & set(sys.modules)))"
     )

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from test_report import the_study, two_arms, write_run
 
-from al_bench import results, stats
+from al_bench.analysis import results, stats
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "scripts"))

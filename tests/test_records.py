@@ -13,7 +13,7 @@ from conftest import asked
 from test_report import write_run
 from test_store import record
 
-from al_bench import results, status
+from al_bench.analysis import results, status
 from al_bench.errors import UserError
 from al_bench.records import read_json, read_records
 from al_bench.store import RunStore
@@ -194,7 +194,7 @@ def test_a_folder_without_permission_is_named(tmp_path):
     closed[1].chmod(0)
     closed[2].chmod(0)
     code = (
-        "import os, sys; from pathlib import Path; from al_bench import results\n"
+        "import os, sys; from pathlib import Path; from al_bench.analysis import results\n"
         "os.getuid() or os.setuid(65534)\n"
         "print([(r.name, r.state) for r in results.find(Path(sys.argv[1])) if 'Permission denied' in (r.why or '')])\n"
         "print(results.closed(Path(sys.argv[1])), results.stamp(Path(sys.argv[1])).keys())"

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from conftest import command
 
-from al_bench import plots, report, results, stats, status, sweep, verdict
+from al_bench import sweep
+from al_bench.analysis import plots, report, results, stats, status, verdict
 from al_bench.errors import UserError
 
 LABELS = (10, 20, 30)
@@ -778,7 +779,8 @@ def test_reports_of_sweeps_that_end_together_wait_for_each_other(tmp_path):
         for seed in range(2):
             write_run(tmp_path, name, seed)
     both = [
-        subprocess.Popen([sys.executable, "-m", "al_bench.report", tmp_path], stderr=subprocess.PIPE) for _ in range(2)
+        subprocess.Popen([sys.executable, "-m", "al_bench", "report", tmp_path], stderr=subprocess.PIPE)
+        for _ in range(2)
     ]
     assert [(p.communicate()[1], p.returncode) for p in both] == [(b"", 0)] * 2
 
@@ -828,7 +830,9 @@ def test_status_counts_states_and_shows_accuracy_and_time_left(tmp_path, capsys)
 
 def test_status_imports_no_torch(tmp_path):
     write_run(tmp_path)
-    code = "import sys; from al_bench import status; status.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from al_bench.analysis import status as s; s.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, env=os.environ, stdout=subprocess.DEVNULL)
 
 

@@ -173,7 +173,8 @@ def test_the_handler_of_someone_else_stays(monkeypatch):
 REPORT = """
 import os, signal, sys
 sent = int(sys.argv.pop(1))
-from al_bench import cli, report
+from al_bench import cli
+from al_bench.analysis import report
 
 class Dying:
     def __del__(self):

@@ -9,8 +9,8 @@ from scipy.stats import chi2, norm, t, ttest_rel, wilcoxon
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from al_bench import stats
-from al_bench.stats import Efficiency, compare, efficiency, labels_to, quartiles, refusal
+from al_bench.analysis import stats
+from al_bench.analysis.stats import Efficiency, compare, efficiency, labels_to, quartiles, refusal
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 accuracies = st.integers(0, 1000).map(lambda hits: hits / 1000)

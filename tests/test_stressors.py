@@ -13,7 +13,8 @@ from conftest import QUICK, asked, lines_of, run_here, seeded
 from omegaconf import OmegaConf
 from scipy.stats import binomtest, chisquare, norm
 
-from al_bench import plan, results
+from al_bench import plan
+from al_bench.analysis import results
 from al_bench.config import BudgetConfig, InitialDraw, StressorConfig
 from al_bench.data import pool, sources, stressors
 from al_bench.data.oracle import FOREIGN, Oracle

@@ -14,7 +14,8 @@ from conftest import asked, run_here
 from test_report import two_arms, write_run
 from test_store import record
 
-from al_bench import loop, pictures, plots, report, results, status, tracking
+from al_bench import loop, pictures, tracking
+from al_bench.analysis import plots, report, results, status
 from al_bench.data import Dataset
 from al_bench.errors import UserError
 from al_bench.text import Formatter, as_cell, printable

@@ -6,8 +6,8 @@ from statistics import median
 import pytest
 from test_report import the_study, two_arms, write_run
 
-from al_bench import results, stats, verdict
-from al_bench.stats import Efficiency
+from al_bench.analysis import results, stats, verdict
+from al_bench.analysis.stats import Efficiency
 
 
 def cut_to_two(root):

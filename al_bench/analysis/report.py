@@ -1,6 +1,6 @@
 """The report of a results folder: one page that opens from disk, tables, figures. Only reads results.
 
-    python -m al_bench.report results/my_study            (or: al-bench report results/my_study)
+    al-bench report results/my_study
 
 Written into <folder>/report/: index.html (self-contained), verdict.txt, summary.csv, .md and .tex, figures/*.png and
 *.pdf.
@@ -31,13 +31,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import al_bench
-from al_bench import plots, results, stats, verdict
+from al_bench.analysis import plots, results, stats, verdict
+from al_bench.analysis.verdict import CONTROL, RANDOM, Across, Study
 from al_bench.errors import UserError
 from al_bench.files import read_file, write_atomically
 from al_bench.provenance import n_cores
 from al_bench.store import as_file_name
 from al_bench.text import as_cell, printable
-from al_bench.verdict import CONTROL, RANDOM, Across, Study
 
 SHEETS = 12  # contact sheets on a page, to keep it light
 LEFT_OUT = 5  # runs named on the screen

@@ -19,10 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from al_bench import results
+from al_bench.analysis import results
+from al_bench.analysis.results import MISSING, UNREADABLE, Cell, Run
 from al_bench.errors import UserError
 from al_bench.records import FAILED, FINISHED, INTERRUPTED, RUNNING
-from al_bench.results import MISSING, UNREADABLE, Cell, Run
 
 STATES = (FINISHED, RUNNING, FAILED, INTERRUPTED, MISSING, UNREADABLE)
 EVERY = 5  # seconds
