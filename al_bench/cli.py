@@ -111,8 +111,10 @@ def one(c: config.Config) -> None:
         print(f"Already finished: {store.folder}")
         return
     with store.at_work():
-        from al_bench import loop
+        from al_bench import loop, strategies
+        from al_bench.check import options
 
+        options.try_out(strategies.load(c.strategy))
         loop.run(c, store)
     if multiprocessing.parent_process():  # one of several workers, whose rounds the screen does not show
         print(f"Finished: {store.folder}")

@@ -4,21 +4,18 @@ Values live in conf/*.yaml; what is here as a default is what most of those file
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.utils import get_method
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from al_bench.bounds import outside
 from al_bench.errors import UserError
-from al_bench.signals import stop_behind
-from al_bench.text import in_a_line
 
 
 class OnBadImage(Enum):
@@ -307,16 +304,6 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {
         k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
     }
-
-
-def function(key: str, path: str) -> Callable[..., Any]:
-    """The function of a dotted path that the configuration names under this key. Raises UserError."""
-    try:
-        return get_method(path)
-    except BaseException as error:  # a user's module may raise anything when imported
-        if stop := stop_behind(error):
-            raise stop from None
-        raise UserError(f"{key}={path} cannot be loaded: {in_a_line(error.__cause__ or error)}") from error
 
 
 def types(schema: type = Config, prefix: str = "") -> dict[str, Any]:

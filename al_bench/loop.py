@@ -23,7 +23,8 @@ from al_bench.models.classifier import Classifier, build_optimizer
 from al_bench.models.dropout import Passes
 from al_bench.records import RoundRecord
 from al_bench.store import RunStore, reference
-from al_bench.strategies import Strategy, load, select
+from al_bench.strategies import Strategy, load
+from al_bench.strategies.guard import select
 from al_bench.strategies.uncertainty import mean_log_probs
 
 log = logging.getLogger("al_bench")
@@ -32,7 +33,6 @@ log = logging.getLogger("al_bench")
 def run(c: Config, store: RunStore) -> None:
     """Run the rounds that `store` does not hold yet, up to one that buys nothing."""
     strategy = load(c.strategy)
-    query.try_options(c, strategy)
     build_optimizer(c.model.optimizer, [nn.Parameter(torch.zeros(1, 1))])  # a bad one is told before images are decoded
     dataset, oracle, pool, features, records = begin(c, store, strategy)
     target = find_target(c, dataset)
@@ -63,15 +63,15 @@ def run(c: Config, store: RunStore) -> None:
         why = why_stop(c, round, pool, {"test": metrics["accuracy"], "validation": kept and kept["accuracy"]}, target)
         acquired, n_candidates = torch.empty(0, dtype=torch.int64), 0
         if why is None:
-            positions = query.candidates(c, len(pool.unlabelled_P), round)
+            positions = query.candidates(c, strategy.candidates, len(pool.unlabelled_P), round)
             with timed(seconds, "committee"):
-                committee = query.committee(c, classifier, dataset, images, pool, round)
+                committee = query.committee(c, strategy.members, classifier, dataset, images, pool, round)
             with timed(seconds, "predict"):
                 view = query.look(c, strategy, committee, images, features, pool, positions, dataset.n_classes, round)
             signals.stop_if_asked()
             with timed(seconds, "select"):
                 k, stream = min(c.budget.query, view.n_pool), rng.stream(c.seed, "select", round)
-                chosen = positions[select(strategy, c.strategy["name"], view, k, stream, round)]
+                chosen = positions[select(strategy, view, k, stream, round)]
                 acquired, n_candidates = pool.to_indices(chosen), len(positions)
         signals.stop_if_asked()
         after = pool.acquire(acquired, oracle)

@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from al_bench.config import Config, Extractor, Mode, function
+from al_bench.config import Config, Extractor, Mode
 from al_bench.data import Dataset, pool, sources
 from al_bench.data.stressors import Split
+from al_bench.imports import function
 from al_bench.models import engine, nets
 from al_bench.store import run_folder
-from al_bench.strategies import load, needs_of
+from al_bench.strategies import load
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,22 @@ def show(c: Config) -> None:
 
 def make(c: Config) -> Plan:
     """Raises UserError, as the run would, where the data cannot carry the budget."""
-    needs = needs_of(load(c.strategy))
+    strategy = load(c.strategy)
+    needs, members, passes = strategy.needs, strategy.members or 1, strategy.n_passes or 1
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     used = sources.stressed(c.dataset, source, torch.arange(len(source.labels_N)), c.seed, c.stressor)
     pool.check_budget(len(used.train_idx), c.budget)
     for_sale = len(used.train_idx) - c.budget.validation
     labels = label_counts(c, for_sale)
     predicts = needs.predictions or needs.embeddings or (needs.features and c.features.extractor is Extractor.model)
-    members, passes, most = (c.strategy[key] for key in ("members", "passes", "candidates"))
-    times = predicts * (members or 1) * (passes or 1)
-    n_nets = [members or 1] * (len(labels) - 1) + [1]  # the last round asks nothing of a committee
+    times = predicts * members * passes
+    n_nets = [members] * (len(labels) - 1) + [1]  # the last round asks nothing of a committee
     return Plan(
         labels=labels,
         trained=[n * engine.images_trained(c.trainer, labels[round], round) for round, n in enumerate(n_nets)],
-        predicted=[min(for_sale - n, most or for_sale) * times for n in labels[:-1]] + [0],
+        predicted=[min(for_sale - n, strategy.candidates or for_sale) * times for n in labels[:-1]] + [0],
         tested=len(used.test_idx) * (c.trainer.test_passes or 1),
-        memory=_memory(c, source.image_shape, used, max(n_nets) * (passes or 1)),
+        memory=_memory(c, source.image_shape, used, max(n_nets) * passes),
     )
 
 

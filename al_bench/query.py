@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from al_bench import rng
-from al_bench.check.inputs import Case
-from al_bench.config import Config, InitialDraw, function
+from al_bench.config import Config, InitialDraw
 from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
+from al_bench.imports import function
 from al_bench.models import engine
 from al_bench.models.classifier import Classifier
-from al_bench.strategies import PoolView, Size, Strategy, needs_of, select
+from al_bench.strategies import PoolView, Strategy
+from al_bench.strategies.guard import select
 from al_bench.strategies.uncertainty import mean_log_probs
 
 # What may choose the initial set: on fixed features, without any label.
@@ -30,38 +31,23 @@ COLD_STARTS = {
 }
 
 
-def try_options(c: Config, strategy: Strategy) -> None:
-    """Let one of our strategies choose from a small made-up pool, so that a bad option is told before the first fit.
-
-    A user's own may be right to want more images than are made up.
-    """
-    if not c.strategy["_target_"].startswith("al_bench."):
-        return
-    size = Size(P=12, L=6, S=(c.strategy["passes"] or 1) * (c.strategy["members"] or 1), C=3, D=4, F=4, k=2)
-    try:
-        select(strategy, c.strategy["name"], Case(size).view(needs_of(strategy)), size.k, torch.Generator(), 0)
-    except UserError as error:
-        if not isinstance(error.__cause__, TypeError | AttributeError):
-            raise
-        raise UserError(f"strategy {c.strategy['name']}: its options do not fit it ({error.__cause__}).") from error
-
-
 def prepare(c: Config, strategy: Strategy, dataset: Dataset) -> Tensor | None:
     """The fixed features [N, F] if anything here asks for them. Raises UserError if dropout is asked for in vain."""
-    if c.strategy["passes"]:
-        _dropout(c, engine.build(c, dataset, 0), dataset.images, 0)
+    if strategy.n_passes:
+        _dropout(c, strategy, engine.build(c, dataset, 0), dataset.images, 0)
     return engine.fixed_features(c, dataset) if wants_features(c, strategy) else None
 
 
 def wants_features(c: Config, strategy: Strategy) -> bool:
-    return needs_of(strategy).features or c.budget.start in COLD_STARTS
+    return strategy.needs.features or c.budget.start in COLD_STARTS
 
 
 def cold_start(c: Config, dataset: Dataset, features_NF: Tensor | None) -> Callable[..., Tensor] | None:
     """Chooses the initial set by budget.start: (indices, how many, rng) -> indices. None where that is a plain draw."""
     if c.budget.start not in COLD_STARTS:
         return None
-    strategy = function("budget.start", COLD_STARTS[c.budget.start])
+    choose_first = function("budget.start", COLD_STARTS[c.budget.start])
+    strategy = Strategy(choose_first, f"{c.budget.start.name} (initial set)")
 
     def choose(idx: Tensor, k: int, stream: torch.Generator) -> Tensor:
         features_PF = features_NF[idx]
@@ -70,25 +56,24 @@ def cold_start(c: Config, dataset: Dataset, features_NF: Tensor | None) -> Calla
             len(idx), dataset.n_classes, emb_PD=features_PF, labelled_emb_LD=nothing_LF, labelled_labels_L=no_labels_L,
             features_PF=features_PF, labelled_features_LF=nothing_LF,
         )  # fmt: skip
-        return idx[select(strategy, f"{c.budget.start.name} (initial set)", view, k, stream, 0)]
+        return idx[select(strategy, view, k, stream, 0)]
 
     return choose
 
 
 def committee(
-    c: Config, classifier: Classifier, dataset: Dataset, images: Tensor, pool: Pool, round: int
+    c: Config, members: int | None, classifier: Classifier, dataset: Dataset, images: Tensor, pool: Pool, round: int
 ) -> list[Classifier]:
     """The round's net, and those trained beside it for a strategy with `members`; only the first is tested."""
-    others = range(1, c.strategy["members"] or 1)
+    others = range(1, members or 1)
     nets = [classifier, *(engine.build(c, dataset, round, member) for member in others)]
     for member in others:
         engine.fit(c, nets[member], images, pool, round, member)
     return nets
 
 
-def candidates(c: Config, n_pool: int, round: int) -> Tensor:
-    """Positions of the pool images the strategy chooses from: all, or strategy.candidates of them drawn at random."""
-    n = c.strategy["candidates"]
+def candidates(c: Config, n: int | None, n_pool: int, round: int) -> Tensor:
+    """Positions of the pool images the strategy chooses from: all, or n of them drawn at random."""
     if n is None or n >= n_pool:
         return torch.arange(n_pool)
     return torch.randperm(n_pool, generator=rng.stream(c.seed, "candidates", round))[:n].sort().values
@@ -106,14 +91,14 @@ def look(
     round: int,
 ) -> PoolView:
     """What the strategy may see of the pool images at these positions; one pass over them fetches what it needs."""
-    needs, idx_P = needs_of(strategy), pool.to_indices(positions_P)
+    needs, idx_P = strategy.needs, pool.to_indices(positions_P)
     by_model = needs.features and features_NF is None
     embeddings = needs.embeddings or by_model
     seen: dict[str, Any] = {"labelled_labels_L": pool.labels_L}
     if needs.predictions or embeddings:
-        seen["log_probs_PSC"], seen["emb_PD"] = _predict(c, nets, images, idx_P, embeddings, round)
+        seen["log_probs_PSC"], seen["emb_PD"] = _predict(c, strategy, nets, images, idx_P, embeddings, round)
     if needs.labelled:  # by the same nets and passes as the pool: the two are compared
-        log_probs_LSC, seen["labelled_emb_LD"] = _predict(c, nets, images, pool.labelled_L, embeddings, round)
+        log_probs_LSC, seen["labelled_emb_LD"] = _predict(c, strategy, nets, images, pool.labelled_L, embeddings, round)
         seen["labelled_log_probs_LC"] = mean_log_probs(log_probs_LSC).float()
     elif embeddings:
         seen["labelled_emb_LD"] = engine.predict(c.trainer, nets[0], images, pool.labelled_L, True).emb_PD
@@ -130,13 +115,13 @@ def look(
 
 
 def _predict(
-    c: Config, nets: list[Classifier], images: Tensor, idx: Tensor, embeddings: bool, round: int
+    c: Config, strategy: Strategy, nets: list[Classifier], images: Tensor, idx: Tensor, embeddings: bool, round: int
 ) -> tuple[Tensor, Tensor | None]:
     """(log_probs_PSC of all passes of all members, emb_PD of the first net's deterministic pass)"""
     seen = [
         engine.predict(
             c.trainer, net, images, idx, embeddings and member == 0,
-            _dropout(c, net, images, round, member) if c.strategy["passes"] else None,
+            _dropout(c, strategy, net, images, round, member) if strategy.n_passes else None,
         )
         for member, net in enumerate(nets)
     ]  # fmt: skip
@@ -144,12 +129,13 @@ def _predict(
     return log_probs_PSC, seen[0].emb_PD
 
 
-def _dropout(c: Config, net: Classifier, images: Tensor, round: int, member: int = 0) -> engine.Passes:
+def _dropout(
+    c: Config, strategy: Strategy, net: Classifier, images: Tensor, round: int, member: int = 0
+) -> engine.Passes:
     try:
         stream = rng.stream(c.seed, rng.of_member("dropout", member), round)
-        return engine.dropout_passes(c.trainer, net, images, c.strategy["passes"], stream)
+        return engine.dropout_passes(c.trainer, net, images, strategy.n_passes, stream)
     except UserError as error:
         raise UserError(
-            f"strategy {c.strategy['name']}: {error}. Or train a committee instead: strategy.passes=null "
-            "strategy.members=5."
+            f"strategy {strategy.name}: {error}. Or train a committee instead: strategy.passes=null strategy.members=5."
         ) from None

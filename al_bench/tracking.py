@@ -27,11 +27,12 @@ import numpy as np
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from al_bench.config import Config, TrackingMode, function
+from al_bench.config import Config, TrackingMode
 from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.files import write_atomically
+from al_bench.imports import function
 from al_bench.models import engine
 from al_bench.models.classifier import Classifier
 from al_bench.records import RoundRecord

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from al_bench.config import conf_dir
 from al_bench.provenance import circumstances
-from al_bench.strategies import PoolView, load, needs_of, select
+from al_bench.strategies import PoolView, Strategy, load
+from al_bench.strategies.guard import select
 
 D, C, LABELLED, PASSES = 512, 10, 1000, 20
 PEERS = {"badge": 50, "coreset": 4, "typiclust": 5, "prob_cover": 10, "max_herding": 10, "batchbald": 15}  # wanted
@@ -45,7 +46,7 @@ def settings(name: str) -> dict:
         return OmegaConf.to_container(compose("config", [f"strategy={name}"]).strategy)
 
 
-def strategy_of(name: str) -> Callable:
+def strategy_of(name: str) -> Strategy:
     return load(settings(name))
 
 
@@ -58,8 +59,8 @@ def mixture(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return emb, emb @ centres.T / 60 + rng.normal(size=(n + LABELLED, C)).astype(np.float32), labels
 
 
-def view_for(strategy: Callable, emb: Tensor, log_probs_NSC: Tensor, labels: Tensor) -> PoolView:
-    needs, unit = needs_of(strategy), torch.nn.functional.normalize
+def view_for(strategy: Strategy, emb: Tensor, log_probs_NSC: Tensor, labels: Tensor) -> PoolView:
+    needs, unit = strategy.needs, torch.nn.functional.normalize
     given: dict = {"labelled_labels_L": labels[:LABELLED], "log_probs_PSC": log_probs_NSC[LABELLED:]}
     if needs.embeddings:
         given |= {"emb_PD": emb[LABELLED:], "labelled_emb_LD": emb[:LABELLED]}
@@ -103,7 +104,7 @@ class Memory:
 
 def ours(name: str, view: PoolView, k: int) -> float:
     strategy, start = strategy_of(name), time.perf_counter()
-    select(strategy, name, view, k, torch.Generator().manual_seed(0), 0)
+    select(strategy, view, k, torch.Generator().manual_seed(0), 0)
     return time.perf_counter() - start
 
 
@@ -188,7 +189,7 @@ def at_1_280_000(name: str, folder: Path) -> dict:
     log_probs = mapped(folder / "log_probs.f16", (n, 1, c), lambda x: x.mul_(3).log_softmax(-1))
     emb = mapped(folder / "emb.f16", (n, d), lambda x: x)
     labels = torch.arange(LABELLED) % c
-    embeds = needs_of(strategy_of(name)).embeddings
+    embeds = strategy_of(name).needs.embeddings
     given = {"emb_PD": emb[LABELLED:], "labelled_emb_LD": emb[:LABELLED]} if embeds else {}
     labelled = {"labelled_log_probs_LC": log_probs[:LABELLED, 0]} if embeds else {}
     view = PoolView(n - LABELLED, c, log_probs[LABELLED:], labelled_labels_L=labels, **given, **labelled)

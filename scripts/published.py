@@ -21,7 +21,7 @@ from al_bench.analysis import plots, report, results, stats, verdict
 from al_bench.analysis.results import Run
 from al_bench.analysis.stats import Efficiency
 from al_bench.analysis.verdict import CONTROL, RANDOM, Study
-from al_bench.config import function
+from al_bench.imports import function
 from al_bench.strategies import needs_of
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from scipy.stats import chisquare, spearmanr
 from skactiveml.pool import batch_bald as skactiveml_batch_bald
 
 from al_bench.errors import UserError
-from al_bench.strategies import Size, needs_of, select
+from al_bench.strategies import Size, Strategy, needs_of
 from al_bench.strategies.bayesian import (
     bald,
     bald_score,
@@ -26,6 +26,7 @@ from al_bench.strategies.bayesian import (
     pass_probs,
     stochastic_batch,
 )
+from al_bench.strategies.guard import select
 
 BALD = "al_bench.strategies.bayesian.bald_score"
 ALL = {
@@ -110,7 +111,7 @@ def test_one_pass_has_no_bald_score_whoever_asks():
         partial(stochastic_batch, score=BALD, how="softrank"),
     ):
         with pytest.raises(UserError, match="round 3: bald_score compares several predictions.*strategy.passes=20"):
-            select(strategy, "mine", view, 5, seeded(), 3)
+            select(Strategy(strategy, "mine"), view, 5, seeded(), 3)
 
 
 def test_bald_is_never_negative_and_at_most_log_of_classes_and_passes():
@@ -357,7 +358,7 @@ def test_softrank_and_softmax_take_negative_scores():
 )
 def test_what_cannot_be_drawn_from_is_refused_with_the_reason(options, complaint):
     with pytest.raises(UserError, match=f"strategy mine, round 2: .*{complaint}"):
-        select(partial(stochastic_batch, **options), "mine", view_of(rows_of(0.3, 0.9, 0.1)), 1, seeded(), 2)
+        select(Strategy(partial(stochastic_batch, **options), "mine"), view_of(rows_of(0.3, 0.9, 0.1)), 1, seeded(), 2)
 
 
 # What holds for all of them
@@ -369,7 +370,7 @@ def test_k_of_1_or_all_the_seed_decides_and_nothing_else_changes(name, k):
     log_probs = with_certain_rows(random_log_probs(25, 4, 3)).half()
     log_probs[10:15] = log_probs[9]  # copies
     before, state = log_probs.clone(), torch.get_rng_state()
-    picks = [select(ALL[name], name, view_of(log_probs), k, seeded(5), 0) for _ in range(2)]
+    picks = [select(Strategy(ALL[name], name), view_of(log_probs), k, seeded(5), 0) for _ in range(2)]
     assert torch.equal(*picks) and len(picks[0].unique()) == k
     assert torch.equal(log_probs, before) and torch.equal(torch.get_rng_state(), state)
 
@@ -426,4 +427,4 @@ def test_yaml_names_a_function_and_its_options(name, strategy, loops):
     assert {key: yaml.pop(key) for key in ("passes", "members", "candidates") if key in yaml} == loops
     assert set(yaml) == set(signature(strategy).parameters) - {"view", "k", "rng"}
     view = view_of(random_log_probs(30, 3, 4))
-    assert len(select(partial(strategy, **yaml), name, view, 5, seeded(), 0)) == 5
+    assert len(select(Strategy(partial(strategy, **yaml), name), view, 5, seeded(), 0)) == 5

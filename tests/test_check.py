@@ -19,7 +19,7 @@ from al_bench.check.invariance import chosen, differ
 from al_bench.check.rules import RULES, verdict
 from al_bench.check.trial import Refused, choose, global_state
 from al_bench.config import conf_dir
-from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size
+from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size, guard
 from al_bench.strategies.random import random_sampling
 from al_bench.strategies.uncertainty import entropy
 
@@ -206,7 +206,7 @@ def test_a_broken_model_that_nobody_refuses_breaks_the_rule(monkeypatch):
     rule = rules.broken_models_are_refused
     assert verdict(rule, wrong.nan_is_first, 1) == ("ok", "")
     assert verdict(rule, random_sampling, 1) == ("ok", "nothing to break: it looks at no numbers of the model")
-    monkeypatch.setattr(strategies, "check_view", lambda view, where: None)
+    monkeypatch.setattr(guard, "check_view", lambda view, where: None)
     assert "nan in view.log_probs_PSC it said: nothing" in verdict(rule, wrong.nan_is_first, 1)[1]
 
 

@@ -55,6 +55,9 @@ def leaves_by_its_needs(view, k, rng):
 
 def is_stopped(view, k, rng):
     raise KeyboardInterrupt
+
+class Chooser:
+    pass
 """
 
 
@@ -116,7 +119,11 @@ def test_in_a_terminal_the_lines_fit_and_keep_their_margin(mine, capsys, monkeyp
         ("no_module.f", "no_module.f cannot be loaded: No module named 'no_module'."),
         ("mine_unclosed.f", "mine_unclosed.f cannot be loaded: '(' was never closed"),
         ("mine_checked.f", "mine_checked.f cannot be loaded: module 'mine_checked' has no attribute 'f'."),
-        ("mine_checked.NUMBER", "mine_checked.NUMBER is no function, and a strategy is one: (view, k, rng, *, opt"),
+        ("mine_checked.NUMBER", "mine_checked.NUMBER cannot be loaded: it is of type int, which cannot be called."),
+        (
+            "mine_checked.Chooser",
+            "mine_checked.Chooser is no function, and a strategy is one: (view, k, rng, *, options...",
+        ),
         ("mine_checked.no_strategy", "mine_checked.no_strategy cannot be loaded (too many positional arguments)."),
         ("mine_checked.scaled bye=2", "cannot be loaded (got an unexpected keyword argument 'bye')."),
         ("mine_checked.scaled by", "by: an option is given as name=value."),

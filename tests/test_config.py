@@ -11,6 +11,7 @@ from al_bench import config, plan
 from al_bench.config import conf_dir
 from al_bench.errors import UserError
 from al_bench.hints import near_misses
+from al_bench.imports import function
 from al_bench.models.engine import images_trained, training_length
 from al_bench.store import run_folder
 from al_bench.strategies import load
@@ -23,7 +24,7 @@ OPTIONS = sorted(f"{f.parent.name}={f.stem}" for f in conf_dir().glob("*/*.yaml"
 def test_every_file_of_conf_composes_into_the_schema(option):
     needs_root = option.startswith("experiment") or option in ("dataset=dogs_vs_cats", "dataset=image_folder")
     c = asked(option, *(["dataset.root=here"] if needs_root else []))
-    assert isinstance(c, config.Config) and callable(load(c.strategy))
+    assert isinstance(c, config.Config) and callable(load(c.strategy).function)
 
 
 def test_the_article_is_set_as_its_code_runs_it():
@@ -150,7 +151,7 @@ def test_a_misspelt_key_option_or_value_does_not_compose(override):
 @pytest.mark.parametrize("path", ["nowhere.at_all", "al_bench.data.sources.digit", "al_bench.rng"])
 def test_a_dotted_path_that_leads_nowhere_is_named_with_its_key(path):
     with pytest.raises(UserError, match=f"dataset._target_={path} cannot be loaded: ."):
-        config.function("dataset._target_", path)
+        function("dataset._target_", path)
 
 
 def test_near_misses_of_what_was_typed():

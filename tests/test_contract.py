@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from al_bench import strategies
 from al_bench.errors import UserError
-from al_bench.strategies import PoolView, by_chunks, needs, select, top_k
+from al_bench.strategies import PoolView, Strategy, by_chunks, guard, needs, top_k
 from al_bench.strategies.greedy import lazy_greedy
+from al_bench.strategies.guard import select
 
 
 def anything(view, k, rng):
@@ -43,8 +44,8 @@ def view(p=6, c=3, d=4, labelled=2, **changed):
 )
 def test_numbers_that_do_not_fit_or_are_none_are_refused_with_strategy_round_and_cause(changed, message):
     with pytest.raises(UserError, match=f"strategy any, round 7: .*{message}"):
-        select(anything, "any", view(**changed), 2, seeded(), 7)
-    assert len(select(anything, "any", view(), 2, seeded(), 7)) == 2
+        select(Strategy(anything, "any"), view(**changed), 2, seeded(), 7)
+    assert len(select(Strategy(anything, "any"), view(), 2, seeded(), 7)) == 2
 
 
 def test_one_bad_number_among_many_is_found():
@@ -53,12 +54,12 @@ def test_one_bad_number_among_many_is_found():
             values = torch.zeros(shape)
             values.view(-1)[7] = bad
             with pytest.raises(UserError, match=field):
-                select(anything, "any", view(**{field: values}), 2, seeded(), 0)
+                select(Strategy(anything, "any"), view(**{field: values}), 2, seeded(), 0)
 
 
 def test_a_probability_of_zero_is_no_fault():
     log_probs = torch.eye(3)[torch.tensor([0, 1, 2, 0, 1, 2])][:, None].log()
-    assert len(select(anything, "any", view(log_probs_PSC=log_probs), 2, seeded(), 0)) == 2
+    assert len(select(Strategy(anything, "any"), view(log_probs_PSC=log_probs), 2, seeded(), 0)) == 2
 
 
 def test_what_would_not_fit_in_memory_is_refused_with_a_number_of_candidates_that_would(monkeypatch):
@@ -68,18 +69,18 @@ def test_what_would_not_fit_in_memory_is_refused_with_a_number_of_candidates_tha
     def hungry(view, k, rng):
         return anything(view, k, rng)
 
-    monkeypatch.setattr(strategies.psutil, "virtual_memory", lambda: SimpleNamespace(available=30e6 * 3))
+    monkeypatch.setattr(guard.psutil, "virtual_memory", lambda: SimpleNamespace(available=30e6 * 3))
     with pytest.raises(
         UserError, match=r"strategy hungry, round 1: .*about 0\.1 GB.*6 images.*Set strategy.candidates=3"
     ):
-        select(hungry, "hungry", view(), 2, seeded(), 1)
+        select(Strategy(hungry, "hungry"), view(), 2, seeded(), 1)
     first = asked[0]
     assert (first.P, first.L, first.S, first.C, first.D, first.F, first.k) == (6, 2, 1, 3, 4, 0, 2)
-    monkeypatch.setattr(strategies.psutil, "virtual_memory", lambda: SimpleNamespace(available=36e6 * 3))
-    assert len(select(hungry, "hungry", view(), 2, seeded(), 1)) == 2
-    monkeypatch.setattr(strategies.psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
+    monkeypatch.setattr(guard.psutil, "virtual_memory", lambda: SimpleNamespace(available=36e6 * 3))
+    assert len(select(Strategy(hungry, "hungry"), view(), 2, seeded(), 1)) == 2
+    monkeypatch.setattr(guard.psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
     with pytest.raises(UserError, match="Lower budget.query"):
-        select(hungry, "hungry", view(), 2, seeded(), 1)
+        select(Strategy(hungry, "hungry"), view(), 2, seeded(), 1)
 
 
 def test_chunks_are_small_and_joined_in_order(monkeypatch):
@@ -136,6 +137,6 @@ def test_lazy_greedy_looks_at_few_gains_again():
 
 
 def test_no_image_is_none_and_more_than_the_pool_is_refused():
-    assert select(anything, "any", view(), 0, seeded(), 0).tolist() == []
+    assert select(Strategy(anything, "any"), view(), 0, seeded(), 0).tolist() == []
     with pytest.raises(UserError, match="strategy any, round 3: 7 images are asked for, and the pool has 6"):
-        select(anything, "any", view(), 7, seeded(), 3)
+        select(Strategy(anything, "any"), view(), 7, seeded(), 3)

@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from skactiveml.pool import MaxHerding
 
 from al_bench.errors import UserError
-from al_bench.strategies import Needs, PoolView, diversity, needs_of, select
+from al_bench.strategies import Needs, PoolView, Strategy, diversity, needs_of
 from al_bench.strategies.coverage import (
     ball,
     competence,
@@ -30,6 +30,7 @@ from al_bench.strategies.coverage import (
     uncertainty_herding,
 )
 from al_bench.strategies.diversity import sq_norms
+from al_bench.strategies.guard import select
 from al_bench.strategies.uncertainty import margin_score
 
 ALL = {"prob_cover": prob_cover, "max_herding": max_herding, "uncertainty_herding": uncertainty_herding, "dcom": dcom}
@@ -184,7 +185,7 @@ def test_the_radius_by_hand_for_two_clumps_and_without_bound_for_one():
     assert pure_radius(x, 1, 0.95, seeded()) == torch.inf
     assert len(prob_cover(replace(view_of(x), n_classes=1), 6, seeded()).unique()) == 6
     with pytest.raises(UserError, match="strategy p, round 3: purity is 0 and has to be above 0"):
-        select(lambda *a: prob_cover(*a, purity=0), "p", view_of(x), 2, seeded(), 3)
+        select(Strategy(lambda *a: prob_cover(*a, purity=0), "p"), view_of(x), 2, seeded(), 3)
 
 
 def test_the_radius_of_a_large_pool_is_estimated_on_a_part_of_it(monkeypatch):
@@ -352,7 +353,7 @@ def test_k_distinct_positions_from_any_pool_and_the_generator_alone(strategy, po
         half = {n: getattr(view, n).half() for n in ("features_PF", "labelled_features_LF", "log_probs_PSC")}
         view = replace(view, **half)
     before, state = view.features_PF.clone(), torch.get_rng_state()
-    picks = [select(strategy, "s", view, k, seeded(seed), 0) for seed in (0, 0)]
+    picks = [select(Strategy(strategy, "s"), view, k, seeded(seed), 0) for seed in (0, 0)]
     assert torch.equal(*picks) and torch.equal(torch.get_rng_state(), state)
     assert torch.equal(view.features_PF, before)
 

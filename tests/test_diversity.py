@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from skactiveml.pool import CoreSet
 
-from al_bench.strategies import Needs, PoolView, Size, needs_of, select
+from al_bench.strategies import Needs, PoolView, Size, Strategy, needs_of
 from al_bench.strategies.diversity import (
     cluster,
     fit_memory,
@@ -24,6 +24,7 @@ from al_bench.strategies.diversity import (
     typicality,
     typiclust,
 )
+from al_bench.strategies.guard import select
 
 ALL = {"k_center": k_center, "k_means": k_means, "typiclust": typiclust}
 
@@ -281,7 +282,7 @@ def test_k_distinct_positions_from_any_pool_and_the_generator_alone(strategy, po
     state = torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picks = [select(strategy, "s", view, k, seeded(seed), 0) for seed in (0, 0)]
+        picks = [select(Strategy(strategy, "s"), view, k, seeded(seed), 0) for seed in (0, 0)]
     assert torch.equal(*picks) and torch.equal(torch.get_rng_state(), state) and torch.equal(x, before)
     if pool == "copies" and n_labelled == 0 and k == 5 and strategy is k_center:
         assert len((picks[0][:3] % 3).unique()) == 3  # each of the three before any copy

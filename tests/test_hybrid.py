@@ -15,8 +15,9 @@ from skactiveml.pool import ContrastiveAL
 from skactiveml.pool import Falcun as TheirFalcun
 from sklearn.cluster import AgglomerativeClustering
 
-from al_bench.strategies import PoolView, gradient, load, needs_of, select, size_of
+from al_bench.strategies import PoolView, Strategy, gradient, load, needs_of
 from al_bench.strategies.diversity import nearest_to_centres
+from al_bench.strategies.guard import select, size_of
 from al_bench.strategies.hybrid import (
     agglomerate,
     alfa_mix,
@@ -37,7 +38,7 @@ from al_bench.strategies.uncertainty import entropy_score, margin_score
 CONF = Path(__file__).parents[1] / "conf" / "strategy"
 NAMES = "alfa_mix badge bait cal clue cluster_margin drop_query expected_gradient_length falcun galaxy".split()
 CONFIGS = {name: OmegaConf.load(CONF / f"{name}.yaml") for name in NAMES}
-ALL = {name: load(OmegaConf.to_container(c)) for name, c in CONFIGS.items()}
+ALL = {name: load(OmegaConf.to_container(c)).function for name, c in CONFIGS.items()}
 
 
 def make_view(p=60, labelled=12, c=4, d=6, s=1, seed=0, scale=1.0, dtype=torch.float32):
@@ -83,7 +84,7 @@ def test_k_positions_once_each_from_what_was_asked_for_by_the_generator_alone(na
     before = {f: getattr(view, f).clone() for f in given}
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     for k in (1, 11, 60):
-        picks = [select(ALL[name], name, view, k, seeded(seed), 0) for seed in (3, 3)]
+        picks = [select(Strategy(ALL[name], name), view, k, seeded(seed), 0) for seed in (3, 3)]
         assert torch.equal(*picks)
     assert torch.equal(torch.get_rng_state(), state) and (np.random.get_state()[1] == numpy_state).all()
     assert all(torch.equal(getattr(view, f), before[f]) for f in given)
@@ -95,7 +96,7 @@ def test_where_all_images_are_equal_the_choice_is_random(name, certain):
     view = make_view(p=30, d=5)
     row = torch.tensor([0, -inf, -inf, -inf]) if certain else torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     view = replace(view, log_probs_PSC=row.expand(30, 1, 4), emb_PD=view.emb_PD[:1].expand(30, 5))
-    picks = torch.cat([select(ALL[name], name, view, 3, seeded(i), 0) for i in range(100)])
+    picks = torch.cat([select(Strategy(ALL[name], name), view, 3, seeded(i), 0) for i in range(100)])
     assert chisquare(picks.bincount(minlength=30)).pvalue > 1e-3
 
 

@@ -15,7 +15,7 @@ from al_bench.data import pool, sources
 from al_bench.errors import UserError
 from al_bench.models import engine
 from al_bench.store import RunStore
-from al_bench.strategies import needs, top_k
+from al_bench.strategies import Strategy, needs, top_k
 from al_bench.strategies.random import random_sampling
 
 SEEN = []
@@ -118,7 +118,7 @@ def test_the_answer_is_bought_in_its_order_from_the_candidates(tmp_path):
     run = run_here(tmp_path, *mine(backwards, candidates=12), "budget.rounds=1")
     dataset, oracle = digits(run.config)
     first = pool.start(dataset.train_idx, oracle, run.config.budget, 0)
-    shown = first.unlabelled_P[query.candidates(run.config, len(first.unlabelled_P), 0)]
+    shown = first.unlabelled_P[query.candidates(run.config, 12, len(first.unlabelled_P), 0)]
     assert run.records()[0].acquired == shown[:10].flip(0).tolist()
 
 
@@ -267,9 +267,9 @@ def test_a_strategy_chooses_among_the_candidates_which_differ_by_round_not_by_st
         by_name[name] = lines_of(store.folder)
         assert [r["n_candidates"] for r in by_name[name]] == [30, 30, 0]
     c = asked("strategy.candidates=30", "budget.query=10")
-    first, second = (query.candidates(c, 1398, round) for round in (0, 1))
+    first, second = (query.candidates(c, 30, 1398, round) for round in (0, 1))
     assert len(first.unique()) == 30 and not torch.equal(first, second) and first.max() < 1398
-    assert torch.equal(query.candidates(c, 30, 0), torch.arange(30))
+    assert torch.equal(query.candidates(c, 30, 30, 0), torch.arange(30))
     pool = run_here(tmp_path / "all", "strategy=random", "budget.rounds=1")
     assert lines_of(pool.folder)[0]["n_candidates"] == 1398
 
@@ -347,7 +347,7 @@ def test_every_strategy_runs_end_to_end_and_again_the_same(tmp_path, name):
 @pytest.mark.parametrize("name", ["random", "coreset", "typiclust", "drop_query"])
 def test_passes_and_members_for_a_strategy_that_looks_at_no_predictions_are_refused(tmp_path, name):
     for ask in ("passes", "members"):
-        with pytest.raises(UserError, match=f"strategy {name} looks at no predictions: strategy.{ask} .*=null"):
+        with pytest.raises(UserError, match=f"strategy {name} uses no predictions, so strategy.{ask} .*=null"):
             run_here(tmp_path, f"strategy={name}", f"strategy.{ask}=3")
 
 
@@ -390,7 +390,7 @@ def test_a_frozen_small_cnn_can_have_dropout_before_its_last_layer(tmp_path):
 def test_random_sampling_is_not_even_predicted(tmp_path):
     assert lines_of(run_here(tmp_path, "strategy=random", "budget.rounds=1").folder)
     c = asked()
-    view = query.look(c, random_sampling, [None], None, None, _labels(), torch.arange(3), 2, 0)
+    view = query.look(c, Strategy(random_sampling, "random"), [None], None, None, _labels(), torch.arange(3), 2, 0)
     assert view.log_probs_PSC is None and view.n_pool == 3
 
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from al_bench import rng
-from al_bench.config import function
 from al_bench.errors import UserError
-from al_bench.strategies import Needs, PoolView, load, needs, needs_of, select, top_k
+from al_bench.imports import function
+from al_bench.strategies import Needs, PoolView, Strategy, load, needs, needs_of, top_k
 from al_bench.strategies.bayesian import bald
+from al_bench.strategies.guard import select
 from al_bench.strategies.random import random_control, random_sampling
 from al_bench.strategies.uncertainty import (
     entropy,
@@ -142,7 +143,7 @@ def test_top_k_takes_the_highest_first_draws_among_equals_and_can_take_all_or_on
 def test_every_strategy_returns_k_positions_once_each_and_is_its_generators_doing(strategy, k):
     view = view_of(random_log_probs(12, 1, 3))
     state = torch.get_rng_state()
-    picks = [select(strategy, "s", view, k, seeded(seed), 0) for seed in (0, 0)]
+    picks = [select(Strategy(strategy, "s"), view, k, seeded(seed), 0) for seed in (0, 0)]
     assert torch.equal(*picks) and len(picks[0].unique()) == k
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -193,14 +194,8 @@ def test_the_random_control_has_nothing_of_the_random_arm_but_its_stream():
 )
 def test_a_strategy_that_answers_wrongly_is_named_with_the_round(answer, complaint):
     with pytest.raises(UserError, match=f"strategy mine, round 4: .*{complaint}"):
-        select(
-            lambda view, k, rng: answer if len(answer) < 9 else top_k(answer, k, rng),
-            "mine",
-            PoolView(9, 2),
-            3,
-            seeded(),
-            4,
-        )
+        mine = Strategy(lambda view, k, rng: answer if len(answer) < 9 else top_k(answer, k, rng), "mine")
+        select(mine, PoolView(9, 2), 3, seeded(), 4)
 
 
 def unpacks(view, k, rng):
@@ -226,15 +221,15 @@ def test_a_mistake_in_a_strategys_own_code_is_told_with_its_place_or_its_remedy(
     line = unpacks.__code__.co_firstlineno + 1
     for strategy in (partial(unpacks), decorated):
         with pytest.raises(UserError, match=rf"too many values to unpack.* \(test_strategies\.py, line {line}\)\.$"):
-            select(strategy, "mine", view, 3, seeded(), 0)
+            select(Strategy(strategy, "mine"), view, 3, seeded(), 0)
     with pytest.raises(UserError, match=r"it uses view\.emb_PD without declaring it: put @needs\(embeddings=True\)"):
-        select(undeclared, "mine", view, 3, seeded(), 0)
+        select(Strategy(undeclared, "mine"), view, 3, seeded(), 0)
     with pytest.raises(
         UserError, match=r"AttributeError: 'int' object has no attribute 'nothing' \(test_strategies\.py"
     ):
-        select(of_no_field, "mine", view, 3, seeded(), 0)
+        select(Strategy(of_no_field, "mine"), view, 3, seeded(), 0)
     with pytest.raises(UserError, match=r"trained from other weights\)\.$"):  # ours: the sentence says it all
-        select(bald, "bald", view, 3, seeded(), 0)
+        select(Strategy(bald, "bald"), view, 3, seeded(), 0)
 
 
 class Stop(BaseException):
@@ -279,7 +274,7 @@ FAILURES = {
 def test_whatever_a_strategy_raises_is_told_with_strategy_round_and_its_line(strategy):
     view = PoolView(9, 2, random_log_probs(9, 1, 2))
     with pytest.raises(UserError) as told:
-        select(strategy, "mine", view, 3, seeded(), 5)
+        select(Strategy(strategy, "mine"), view, 3, seeded(), 5)
     place = r" \(test_strategies\.py, line \d+\)\."
     pattern = rf"strategy mine, round 5: {FAILURES[strategy]}.*{place}( Return the positions, or raise ValueError\.)?"
     assert re.fullmatch(pattern, str(told.value)), told.value
@@ -294,18 +289,18 @@ def test_a_strategys_estimate_of_its_memory_may_fail_as_well():
     with pytest.raises(
         UserError, match=r"strategy mine, round 2: ZeroDivisionError: .*test_strategies\.py, line \d+\)"
     ):
-        select(divides, "mine", PoolView(9, 2), 3, seeded(), 2)
+        select(Strategy(divides, "mine"), PoolView(9, 2), 3, seeded(), 2)
 
 
 def test_a_failure_of_our_own_code_is_told_with_our_line():
     with pytest.raises(UserError, match=r"strategy entropy, round 1: TypeError: .* \(__init__\.py, line \d+\)\."):
-        select(entropy, "entropy", PoolView(9, 2, random_log_probs(9, 1, 2)), 3, "no generator", 1)
+        select(Strategy(entropy, "entropy"), PoolView(9, 2, random_log_probs(9, 1, 2)), 3, "no generator", 1)
 
 
 @pytest.mark.parametrize("answer", [torch.empty(3, dtype=torch.int64, device="meta"), torch.arange(3).to_sparse()])
 def test_positions_have_to_be_in_plain_memory(answer):
     with pytest.raises(UserError, match=r"an int64 tensor of 3 positions, and returned torch\.int64 \[3\] \(torch\."):
-        select(lambda view, k, rng: answer, "mine", PoolView(9, 2), 3, seeded(), 4)
+        select(Strategy(lambda view, k, rng: answer, "mine"), PoolView(9, 2), 3, seeded(), 4)
 
 
 @pytest.fixture
@@ -345,13 +340,13 @@ def interrupted(view, k, rng):
 @pytest.mark.parametrize("strategy", [terminated, hides_it, drops_it])
 def test_sigterm_ends_the_run_whatever_the_strategy_makes_of_it(ends_at_sigterm, strategy):
     with pytest.raises(SystemExit) as end:
-        select(strategy, "mine", PoolView(9, 2), 3, seeded(), 0)
+        select(Strategy(strategy, "mine"), PoolView(9, 2), 3, seeded(), 0)
     assert end.value.code == 143
 
 
 def test_ctrl_c_ends_the_run_whatever_the_strategy_makes_of_it():
     with pytest.raises(KeyboardInterrupt):
-        select(interrupted, "mine", PoolView(9, 2), 3, seeded(), 0)
+        select(Strategy(interrupted, "mine"), PoolView(9, 2), 3, seeded(), 0)
 
 
 ASKS = "import os, signal; os.kill(os.getpid(), signal.{})"
@@ -391,9 +386,9 @@ def test_a_broken_models_outputs_are_refused_by_name(field, bad):
     values = {"log_probs_PSC": random_log_probs(9, 1, 2)} | {field: torch.zeros(9, 1, 2)}
     values[field][3, 0, 0] = bad
     with pytest.raises(UserError, match=f"strategy entropy, round 2: the model's {field} holds NaN or infinite"):
-        select(entropy, "entropy", PoolView(9, 2, **values), 3, seeded(), 2)
+        select(Strategy(entropy, "entropy"), PoolView(9, 2, **values), 3, seeded(), 2)
 
 
 def test_a_class_that_is_ruled_out_is_no_fault():
     certain = torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]]]).log()
-    assert select(entropy, "entropy", view_of(certain), 1, seeded(), 0).tolist() == [1]
+    assert select(Strategy(entropy, "entropy"), view_of(certain), 1, seeded(), 0).tolist() == [1]

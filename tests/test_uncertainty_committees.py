@@ -17,9 +17,10 @@ from scipy.stats import chisquare
 from skactiveml.pool._query_by_committee import variation_ratios as skactiveml_variation_ratios
 from skactiveml.pool._query_by_committee import vote_entropy as skactiveml_vote_entropy
 
-from al_bench.strategies import Needs, needs_of, select
+from al_bench.strategies import Needs, Strategy, needs_of
 from al_bench.strategies.bayesian import bald, stochastic_batch
 from al_bench.strategies.gradient import badge, expected_gradient_length
+from al_bench.strategies.guard import select
 from al_bench.strategies.hybrid import cal
 from al_bench.strategies.uncertainty import (
     entropy,
@@ -208,7 +209,7 @@ def test_very_certain_means_are_still_told_apart(name):
 def test_k_of_1_or_all_and_the_seed_decides(strategy, k):
     log_probs = random_log_probs(30, 3, 4)
     before, state = log_probs.clone(), torch.get_rng_state()
-    picks = [select(strategy, "s", view_of(log_probs), k, seeded(5), 0) for _ in range(2)]
+    picks = [select(Strategy(strategy, "s"), view_of(log_probs), k, seeded(5), 0) for _ in range(2)]
     assert torch.equal(*picks) and len(picks[0].unique()) == k
     assert torch.equal(log_probs, before) and torch.equal(torch.get_rng_state(), state)
 

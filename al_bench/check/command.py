@@ -1,7 +1,6 @@
 """The command `al-bench check NAME`."""
 
 import difflib
-import importlib
 import inspect
 import sys
 import textwrap
@@ -18,12 +17,11 @@ from al_bench import strategies
 from al_bench.check.rules import RULES, it_runs, verdict
 from al_bench.config import conf_dir
 from al_bench.errors import UserError
-from al_bench.signals import stop_behind
-from al_bench.strategies import Strategy, needs_of
-from al_bench.text import in_a_line
+from al_bench.imports import function
+from al_bench.strategies import StrategyFunction, needs_of
 
 
-def load(name: str, arguments: list[str]) -> tuple[Strategy, int]:
+def load(name: str, arguments: list[str]) -> tuple[StrategyFunction, int]:
     """The strategy of a dotted path, of a name in conf/strategy or of a yaml file, and how many passes it is shown."""
     if wrong := [argument for argument in arguments if "=" not in argument]:
         raise UserError(f"{wrong[0]}: an option is given as name=value.")
@@ -31,11 +29,16 @@ def load(name: str, arguments: list[str]) -> tuple[Strategy, int]:
         asked = settings(name) | OmegaConf.to_container(OmegaConf.from_dotlist(arguments))
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name} {' '.join(arguments)} cannot be read: {error}") from error
-    if not isinstance(asked["_target_"], str):
-        raise UserError(f"{name}: _target_={asked['_target_']} is no dotted path, such as my_module.my_strategy.")
-    if needs_of(function(asked["_target_"])).passes:
+    target = asked["_target_"]
+    if not isinstance(target, str):
+        raise UserError(f"{name}: _target_={target} is no dotted path, such as my_module.my_strategy.")
+    found = function("strategy._target_", target)
+    if not inspect.isroutine(found):
+        raise UserError(f"{target} is no function, and a strategy is one: (view, k, rng, *, options...).")
+    if needs_of(found).passes:
         asked = {"passes": 4} | asked
-    return strategies.load(asked), 4 if asked.get("passes") or asked.get("members") else 1
+    strategy = strategies.load(asked)
+    return strategy.function, 4 if strategy.n_passes or strategy.members else 1
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -51,19 +54,6 @@ def settings(name: str) -> dict[str, Any]:
     near = difflib.get_close_matches(name, [f.stem for f in path.parent.glob("*.yaml")], n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(f"There is no strategy {name}. Name your own with its module: my_module.my_strategy.{hint}")
-
-
-def function(target: str) -> Strategy:
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except BaseException as error:  # a user's module may raise anything when imported
-        if stop := stop_behind(error):
-            raise stop from None
-        raise UserError(f"{target} cannot be loaded: {in_a_line(error).rstrip('.')}.") from error
-    if not inspect.isroutine(found):
-        raise UserError(f"{target} is no function, and a strategy is one: (view, k, rng, *, options...).")
-    return found
 
 
 def main(arguments: list[str]) -> int:
@@ -88,7 +78,7 @@ for in the current folder too), the name of a strategy that comes with al_bench,
 shown several passes of a stochastic net."""
 
 
-def report(name: str, strategy: Strategy, S: int) -> int:
+def report(name: str, strategy: StrategyFunction, S: int) -> int:
     console = Console(highlight=False, soft_wrap=True)
     colour = {"ok": "green", "refused": "yellow", "FAILED": "bold red"}
     failed = 0

@@ -13,20 +13,20 @@ from torch import Tensor
 
 from al_bench.check.inputs import Case, cases, large, take
 from al_bench.check.trial import Broken, choose
-from al_bench.strategies import PoolView, Strategy, needs_of
+from al_bench.strategies import PoolView, StrategyFunction, needs_of
 
 CHOICES = 24  # of each view, where they are counted
 Views = list[tuple[PoolView, Tensor | None]]  # each with the positions of its images in the first; None: the same
 PARTLY_DEGENERATE = ("a probability of 0", "every third embedding 0")  # and no ties among the others
 
 
-def order_does_not_matter(strategy: Strategy, S: int) -> None:
+def order_does_not_matter(strategy: StrategyFunction, S: int) -> None:
     """Permuting the pool permutes the picks."""
     degenerate = [cases(S)[1].of(kind=kind) for kind in PARTLY_DEGENERATE]
     all_alike(strategy, [*cases(S), large(S), *degenerate], reordered)
 
 
-def order_without_labels(strategy: Strategy, S: int) -> None:
+def order_without_labels(strategy: StrategyFunction, S: int) -> None:
     """Permuting the pool permutes the picks where nothing is labelled, too."""
     unlabelled = [case.of(L=0) for case in cases(S)[1:]]
     for case in unlabelled:
@@ -34,7 +34,7 @@ def order_without_labels(strategy: Strategy, S: int) -> None:
     all_alike(strategy, unlabelled, reordered)
 
 
-def order_of_passes(strategy: Strategy, S: int) -> str | None:
+def order_of_passes(strategy: StrategyFunction, S: int) -> str | None:
     """Several passes: permuting them, or showing each twice, changes nothing."""
 
     def permuted(view: PoolView) -> Views:
@@ -50,7 +50,7 @@ def order_of_passes(strategy: Strategy, S: int) -> str | None:
     return None
 
 
-def numbers_of_classes(strategy: Strategy, S: int) -> None:
+def numbers_of_classes(strategy: StrategyFunction, S: int) -> None:
     """Numbering the classes in another order changes nothing."""
 
     def rotated(view: PoolView) -> Views:
@@ -60,7 +60,7 @@ def numbers_of_classes(strategy: Strategy, S: int) -> None:
     all_alike(strategy, [*cases(S), cases(S)[2].of(kind="one labelled class")], rotated)
 
 
-def order_of_labels(strategy: Strategy, S: int) -> None:
+def order_of_labels(strategy: StrategyFunction, S: int) -> None:
     """Permuting the labelled images changes nothing."""
 
     def permuted(view: PoolView) -> Views:
@@ -101,7 +101,7 @@ def with_changes(view: PoolView, changes: dict[str, Callable[[Tensor], Tensor]])
     return replace(view, **{name: change(getattr(view, name)) for name, change in there.items()})
 
 
-def all_alike(strategy: Strategy, some: list[Case], views_of: Callable[[PoolView], Views]) -> None:
+def all_alike(strategy: StrategyFunction, some: list[Case], views_of: Callable[[PoolView], Views]) -> None:
     """Raises Broken unless it chooses alike from all views of each case; where it samples, as often, in one case."""
     sampled = []
     for case in some:
@@ -112,7 +112,7 @@ def all_alike(strategy: Strategy, some: list[Case], views_of: Callable[[PoolView
         same_counts(strategy, *sampled[:2][-1])
 
 
-def same_choice(strategy: Strategy, case: Case, views: Views) -> bool:
+def same_choice(strategy: StrategyFunction, case: Case, views: Views) -> bool:
     """Whether no view's choice depends on the seed. Raises Broken where the views' choices then differ."""
     found: list[list[int]] = []
     for i, view in enumerate(views):
@@ -126,7 +126,7 @@ def same_choice(strategy: Strategy, case: Case, views: Views) -> bool:
     return True
 
 
-def same_counts(strategy: Strategy, case: Case, views: Views) -> None:
+def same_counts(strategy: StrategyFunction, case: Case, views: Views) -> None:
     """Raises Broken where it samples, and chooses some images more often after the change than before."""
     one_NP, other_NP = (
         chosen(choices(strategy, case, view, range(seed, seed + CHOICES)), case.size.P)
@@ -140,7 +140,9 @@ def same_counts(strategy: Strategy, case: Case, views: Views) -> None:
         )
 
 
-def choices(strategy: Strategy, case: Case, view: tuple[PoolView, Tensor | None], streams: range) -> list[list[int]]:
+def choices(
+    strategy: StrategyFunction, case: Case, view: tuple[PoolView, Tensor | None], streams: range
+) -> list[list[int]]:
     """As positions in the first view."""
     shown, order_P = view
     picks = (choose(strategy, case, stream, shown) for stream in streams)

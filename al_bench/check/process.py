@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_leaves
 
 from al_bench.check.inputs import KINDS, Case, cases, large
 from al_bench.check.trial import NAN, brief, choose, chunk, expect, global_seed, global_state
-from al_bench.strategies import PoolView, Size, Strategy, needs_of
+from al_bench.strategies import PoolView, Size, StrategyFunction, needs_of
 
 
-def global_generators_are_left_alone(strategy: Strategy, S: int) -> None:
+def global_generators_are_left_alone(strategy: StrategyFunction, S: int) -> None:
     """The global generators of torch, numpy and Python are neither read nor moved."""
     for case in [*cases(S)[1:], cases(S)[1].of(kind="alike")]:
         picks = []
@@ -83,7 +83,7 @@ def settings_kept() -> Iterator[None]:
                 SETTINGS[name][1](before[name])
 
 
-def settings_are_left_alone(strategy: Strategy, S: int) -> None:
+def settings_are_left_alone(strategy: StrategyFunction, S: int) -> None:
     """The settings of torch, numpy and Python are as they were: threads, default dtype, gradients, environment."""
     case = cases(S)[1]
     with settings_kept():  # what it imports at its first call may well set something
@@ -96,7 +96,7 @@ def settings_are_left_alone(strategy: Strategy, S: int) -> None:
             expect(now == before[name], said, case)
 
 
-def threads_do_not_matter(strategy: Strategy, S: int) -> None:
+def threads_do_not_matter(strategy: StrategyFunction, S: int) -> None:
     """One thread and three give the same picks."""
     for case in [*cases(S), large(S)]:
         picks = []
@@ -126,7 +126,7 @@ class NaNWatch(TorchDispatchMode):
         return found
 
 
-def no_nan_is_compared(strategy: Strategy, S: int) -> None:
+def no_nan_is_compared(strategy: StrategyFunction, S: int) -> None:
     """No NaN is among the numbers that torch picks from: it would be taken for the largest of them."""
     few = [cases(S)[1].of(L=n) for n in (0, 1)]
     for case in [*(cases(S)[1].of(kind=kind) for kind in KINDS), *few]:
@@ -136,7 +136,7 @@ def no_nan_is_compared(strategy: Strategy, S: int) -> None:
 # --- Memory and time
 
 
-def nothing_is_kept(strategy: Strategy, S: int) -> None:
+def nothing_is_kept(strategy: StrategyFunction, S: int) -> None:
     """What it was shown is let go when it returns."""
     case = cases(S)[1]
     view = case.view(needs_of(strategy))
@@ -180,7 +180,7 @@ class Memory(TorchDispatchMode):
         self.now -= size
 
 
-def memory_of(strategy: Strategy, case: Case) -> int:
+def memory_of(strategy: StrategyFunction, case: Case) -> int:
     """Bytes that it works with at most, beyond its view."""
     view = case.view(needs_of(strategy))
     watch, traced = Memory(view), tracemalloc.is_tracing()
@@ -196,7 +196,7 @@ def memory_of(strategy: Strategy, case: Case) -> int:
             tracemalloc.stop()
 
 
-def seconds_of(strategy: Strategy, case: Case) -> float:
+def seconds_of(strategy: StrategyFunction, case: Case) -> float:
     """Seconds of one thread, the least of three runs: what else the machine does counts as little as can be."""
     view, seconds = case.view(needs_of(strategy)), []
     with settings_kept(), threadpool_limits(1):  # several would count the time in which they wait for each other
@@ -212,7 +212,7 @@ PATIENCE = 300  # seconds that choosing from REALISTIC images may take where it 
 REALISTIC = 50_000
 
 
-def large_pools(strategy: Strategy, S: int) -> None:
+def large_pools(strategy: StrategyFunction, S: int) -> None:
     """Neither memory nor time grows with the square of the pool, but for what @needs(memory=...) declares."""
     few, many = (of_size(P, S) for P in (250, 1000))
     one, four = seconds_of(strategy, few), seconds_of(strategy, many)

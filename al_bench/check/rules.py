@@ -27,16 +27,17 @@ from al_bench.check.process import (
     threads_do_not_matter,
 )
 from al_bench.check.trial import Broken, Refused, brief, choose, chunk, expect, global_seed, is_even
-from al_bench.strategies import PoolView, Size, Strategy, needs_of, select
+from al_bench.strategies import PoolView, Size, Strategy, StrategyFunction, needs_of
+from al_bench.strategies.guard import select
 
 
-def it_runs(strategy: Strategy, S: int) -> None:
+def it_runs(strategy: StrategyFunction, S: int) -> None:
     """It runs on a random pool, with no more than it declared by @needs."""
     for case in cases(S):
         choose(strategy, case)
 
 
-def every_size(strategy: Strategy, S: int) -> None:
+def every_size(strategy: StrategyFunction, S: int) -> None:
     """k distinct int64 positions of the pool come back: for k = 1, for k = all, for sizes that no block divides."""
     for case in cases(S):
         for k in (1, case.size.k, case.size.P):
@@ -45,7 +46,7 @@ def every_size(strategy: Strategy, S: int) -> None:
                 choose(strategy, case.of(k=k))
 
 
-def degenerate_predictions(strategy: Strategy, S: int) -> None:
+def degenerate_predictions(strategy: StrategyFunction, S: int) -> None:
     """Certain (log 0 = -inf) and uniform predictions, zero embeddings and duplicates are no error."""
     for kind in (
         "certain",
@@ -60,7 +61,7 @@ def degenerate_predictions(strategy: Strategy, S: int) -> None:
             choose(strategy, case.of(kind=kind))
 
 
-def odd_proportions(strategy: Strategy, S: int) -> None:
+def odd_proportions(strategy: StrategyFunction, S: int) -> None:
     """More labelled than pool images, more classes than images, wide embeddings, one image left: no error."""
     for size in (
         Size(P=9, L=40, S=S, C=3, D=5, F=4, k=3),
@@ -72,7 +73,7 @@ def odd_proportions(strategy: Strategy, S: int) -> None:
             choose(strategy, Case(size, 6).of(k=k))
 
 
-def several_passes(strategy: Strategy, S: int) -> str | None:
+def several_passes(strategy: StrategyFunction, S: int) -> str | None:
     """Several passes are no error, not even certain or uniform ones."""
     if not needs_of(strategy).predictions:
         return "nothing to show several times: it looks at no predictions"
@@ -83,7 +84,7 @@ def several_passes(strategy: Strategy, S: int) -> str | None:
     return None
 
 
-def certainty_is_told_apart(strategy: Strategy, S: int) -> str | None:
+def certainty_is_told_apart(strategy: StrategyFunction, S: int) -> str | None:
     """Where the largest probabilities are 1 in float32 it draws no lots: their logarithms differ."""
     if needs_of(strategy).passes:
         return "not compared: what passes disagree on is below rounding there"
@@ -99,7 +100,7 @@ def certainty_is_told_apart(strategy: Strategy, S: int) -> str | None:
     return None if compared else "not compared: it samples, or its scores have ties"
 
 
-def zero_is_a_small_probability(strategy: Strategy, S: int) -> None:
+def zero_is_a_small_probability(strategy: StrategyFunction, S: int) -> None:
     """A probability of exactly 0 wins no more than a very small one: no NaN gets to the front."""
     for case in cases(S)[1:]:
         case = case.of(kind="a probability of 0", k=-(-case.size.P // 3))  # as many as images with a 0
@@ -112,7 +113,7 @@ def zero_is_a_small_probability(strategy: Strategy, S: int) -> None:
         )
 
 
-def ties_are_drawn(strategy: Strategy, S: int) -> None:
+def ties_are_drawn(strategy: StrategyFunction, S: int) -> None:
     """Where all images are alike, every one of them is as likely to be chosen, and to be chosen first."""
     for kind in ("alike, certain", "alike, uniform, embeddings 0"):
         case = cases(S)[1].of(P=12, k=4, kind=kind)
@@ -123,7 +124,7 @@ def ties_are_drawn(strategy: Strategy, S: int) -> None:
             expect(is_even(counts), f"In 30 draws the 12 images were {which} {counts.tolist()} times.", case)
 
 
-def no_image_is_left_out(strategy: Strategy, S: int) -> None:
+def no_image_is_left_out(strategy: StrategyFunction, S: int) -> None:
     """The end of the pool is as good as the rest, where the pool is larger than any usual block."""
     case = large(S).of(kind="alike")
     view = case.view(needs_of(strategy))
@@ -132,7 +133,7 @@ def no_image_is_left_out(strategy: Strategy, S: int) -> None:
     expect(bool((chosen >= 900).any()), "In 20 draws none of the last 99 of 999 equal images was chosen.", case)
 
 
-def seed_decides(strategy: Strategy, S: int) -> None:
+def seed_decides(strategy: StrategyFunction, S: int) -> None:
     """The same seed gives the same picks."""
     for case in [*cases(S), cases(S)[1].of(kind="alike")]:
         for stream in (0, 1):
@@ -144,7 +145,7 @@ def seed_decides(strategy: Strategy, S: int) -> None:
             expect(torch.equal(first, second), f"Twice stream {stream}: {brief(first)}, then {brief(second)}.", case)
 
 
-def chunks_do_not_matter(strategy: Strategy, S: int) -> None:
+def chunks_do_not_matter(strategy: StrategyFunction, S: int) -> None:
     """Working in small chunks gives the same picks."""
     for case in cases(S):
         whole = choose(strategy, case)
@@ -154,7 +155,7 @@ def chunks_do_not_matter(strategy: Strategy, S: int) -> None:
             expect(torch.equal(whole, parts), f"{brief(whole)}, and with CHUNK={numbers} {brief(parts)}.", case)
 
 
-def few_labels(strategy: Strategy, S: int) -> None:
+def few_labels(strategy: StrategyFunction, S: int) -> None:
     """No labelled image, one, or one labelled class: it works, or refuses with a sentence."""
     refusals = {}
     for case in cases(S):
@@ -171,14 +172,14 @@ def few_labels(strategy: Strategy, S: int) -> None:
         raise Refused("; ".join(refusals.values()))
 
 
-def few_distinct_points(strategy: Strategy, S: int) -> None:
+def few_distinct_points(strategy: StrategyFunction, S: int) -> None:
     """Fewer distinct images than picks, or fewer than clusters, is no error."""
     for case in cases(S):
         for k in (min(5, case.size.P), case.size.P):
             choose(strategy, case.of(k=k, kind="three distinct images"))
 
 
-def view_is_read_only(strategy: Strategy, S: int) -> None:
+def view_is_read_only(strategy: StrategyFunction, S: int) -> None:
     """The view's tensors are as they were afterwards."""
     for kind in ("random", "certain", "a probability of 0", "alike", "float16"):
         case = cases(S)[1].of(kind=kind)
@@ -192,7 +193,7 @@ def tensors(view: PoolView) -> dict[str, Tensor]:
     return {name: values for name, values in vars(view).items() if isinstance(values, Tensor)}
 
 
-def broken_models_are_refused(strategy: Strategy, S: int) -> str | None:
+def broken_models_are_refused(strategy: StrategyFunction, S: int) -> str | None:
     """NaN or infinity from the model stops the run with a message that names strategy, round and cause."""
     case = cases(S)[1]
     names = [name for name, values in tensors(case.view(needs_of(strategy))).items() if values.is_floating_point()]
@@ -202,7 +203,7 @@ def broken_models_are_refused(strategy: Strategy, S: int) -> str | None:
             getattr(view, name).flatten()[-1] = bad
             said = "nothing"
             try:
-                select(strategy, "mine", view, case.size.k, torch.Generator(), 7)
+                select(Strategy(strategy, "mine"), view, case.size.k, torch.Generator(), 7)
             except Exception as error:
                 said = str(error)
             named = "strategy mine, round 7" in said and name in said
@@ -210,7 +211,7 @@ def broken_models_are_refused(strategy: Strategy, S: int) -> str | None:
     return None if names else "nothing to break: it looks at no numbers of the model"
 
 
-def float16_works(strategy: Strategy, S: int) -> None:
+def float16_works(strategy: StrategyFunction, S: int) -> None:
     """Predictions and embeddings in float16 give the picks of the same numbers in float32."""
     for case in (cases(S)[1], large(S).of(P=299, k=60)):  # so many that rounding would swap some
         half, wide = (choose(strategy, case.of(kind=kind)) for kind in ("float16", "float16 as float32"))
@@ -221,7 +222,7 @@ def float16_works(strategy: Strategy, S: int) -> None:
         )
 
 
-Rule = Callable[[Strategy, int], str | None]
+Rule = Callable[[StrategyFunction, int], str | None]
 RULES: tuple[Rule, ...] = (
     it_runs, every_size, odd_proportions, several_passes, seed_decides, global_generators_are_left_alone,
     settings_are_left_alone, threads_do_not_matter, ties_are_drawn, no_image_is_left_out, order_does_not_matter,
@@ -232,7 +233,7 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-def verdict(rule: Rule, strategy: Strategy, S: int) -> tuple[str, str]:
+def verdict(rule: Rule, strategy: StrategyFunction, S: int) -> tuple[str, str]:
     """("ok" | "refused" | "FAILED", remark)"""
     try:
         with settings_kept():

@@ -18,7 +18,8 @@ from torch import Tensor
 from al_bench import strategies
 from al_bench.check.inputs import Case
 from al_bench.errors import UserError
-from al_bench.strategies import PoolView, Strategy, needs_of, package_of, select
+from al_bench.strategies import PoolView, Strategy, StrategyFunction, needs_of
+from al_bench.strategies.guard import package_of, select
 
 NAN = "a NaN reached"  # what process.NaNWatch raises in the strategy's stead
 
@@ -32,7 +33,7 @@ class Refused(Exception):
 
 
 def choose(
-    strategy: Strategy,
+    strategy: StrategyFunction,
     case: Case,
     stream: int = 0,
     view: PoolView | None = None,
@@ -43,20 +44,20 @@ def choose(
     view = case.view(needs_of(strategy)) if view is None else view
     try:
         with watch or nullcontext():
-            return select(strategy, "", view, case.size.k, torch.Generator().manual_seed(stream), 0)
+            return select(Strategy(strategy, ""), view, case.size.k, torch.Generator().manual_seed(stream), 0)
     except UserError as error:
         if may_refuse and is_refusal(strategy, cause := error.__cause__ or error):
             raise Refused(str(cause)) from error
         raise Broken(f"{explain(error)} Input: {case}, k={case.size.k}, seed {stream}.") from error
 
 
-def is_refusal(strategy: Strategy, error: BaseException) -> bool:
+def is_refusal(strategy: StrategyFunction, error: BaseException) -> bool:
     """Raised by a `raise` of the strategy's own package, not by a library, and not for want of a better answer."""
     module, code, line = frames(error)[-1]
     return (
         isinstance(error, ValueError | UserError)
         and module.split(".")[0] in ("al_bench", package_of(strategy))
-        and code not in (strategies.top_k.__code__, strategies.select.__code__)
+        and code not in (strategies.top_k.__code__, select.__code__)
         and line.startswith("raise ")
         and not str(error).startswith(NAN)
     )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from al_bench import rng
-from al_bench.config import DatasetConfig, OnBadImage, StressorConfig, function
+from al_bench.config import DatasetConfig, OnBadImage, StressorConfig
 from al_bench.data import Dataset, layout, oddities, stressors
 from al_bench.data.cache import checksum
 from al_bench.data.decode import complaint, decode
@@ -26,6 +26,7 @@ from al_bench.data.listing import write_listing
 from al_bench.data.oracle import Oracle
 from al_bench.data.stressors import UNSTRESSED, Split
 from al_bench.errors import UserError
+from al_bench.imports import function
 from al_bench.text import one_line
 
 log = logging.getLogger("al_bench")

@@ -28,12 +28,13 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from al_bench import rng
-from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig, Monitor, TrainerConfig, function
+from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig, Monitor, TrainerConfig
 from al_bench.data import Dataset
 from al_bench.data.cache import cached_array
 from al_bench.data.datamodule import PoolDataModule, image_loader
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
+from al_bench.imports import function
 from al_bench.metrics import loss_and_accuracy
 from al_bench.models.classifier import Classifier, Results
 from al_bench.models.dropout import Passes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from al_bench import strategies
-from al_bench.config import function
+from al_bench.imports import function
 from al_bench.strategies import PoolView, by_chunks, needs, top_k
 from al_bench.strategies.greedy import lazy_greedy
 from al_bench.strategies.uncertainty import entropy_of, pass_probs

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from al_bench import strategies
-from al_bench.config import function
+from al_bench.imports import function
 from al_bench.strategies import PoolView, Size, by_chunks, needs
 from al_bench.strategies.centred import Points, centred
 from al_bench.strategies.diversity import (
