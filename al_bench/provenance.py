@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -36,20 +37,25 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def strategy_version(settings: dict[str, Any]) -> dict[str, str] | None:
-    """Which functions a strategy's settings name, and the checksum of their code; None where they name none.
+def code_version(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The modules that the settings of a strategy or a net lead to, each with the checksum of its file, and one of all.
 
-    settings: every dotted path among them counts. Code: the lines of the function and of what it uses of its own file,
-    docstrings aside, so another strategy in that file is no change.
+    Every text among the settings that is a dotted path leads to the module that holds what it names. The modules of
+    al_bench.strategies that these import count as well, directly or through each other. Whole files are compared: a
+    changed comment, or another function of the same file, is another version. None where no text is a dotted path.
     """
-    places = {place for value in _leaves(settings) if isinstance(value, str) and (place := _place(value))}
-    if not places:
+    texts = (value for value in _leaves(settings) if isinstance(value, str))
+    modules = dict(filter(None, map(_module_of, texts)))
+    todo = [*modules.values()]
+    while todo:
+        for name, file in _imported(_source(todo.pop())).items():
+            if name not in modules:
+                modules[name] = file
+                todo.append(file)
+    if not modules:
         return None
-    code = sorted((f"{name} in {file.name}", _definition(_source(file), name)) for file, name in places)
-    return {
-        "files": ", ".join(place for place, _ in code),
-        "checksum": hashlib.sha256("\n".join(text for _, text in code).encode()).hexdigest(),
-    }
+    sums = {name: hashlib.sha256(_source(file).encode()).hexdigest() for name, file in sorted(modules.items())}
+    return {"modules": sums, "checksum": hashlib.sha256(json.dumps(sums).encode()).hexdigest()}
 
 
 def file_version(path: str) -> str | None:
@@ -77,8 +83,8 @@ def _leaves(settings: Any) -> Iterator[Any]:
         yield settings
 
 
-def _place(path: str) -> tuple[Path, str] | None:
-    """The file and the name in it that a dotted path leads to. Imports nothing."""
+def _module_of(path: str) -> tuple[str, Path] | None:
+    """The module that a dotted path leads into, and its file. Imports nothing. None for what is no dotted path."""
     top, *names = path.split(".")
     try:
         spec = importlib.util.find_spec(top) if names else None
@@ -86,20 +92,21 @@ def _place(path: str) -> tuple[Path, str] | None:
             return None
         if not spec.submodule_search_locations:
             file = Path(spec.origin or "")
-            return (file, names[0]) if file.suffix == ".py" and file.is_file() else None
-        return next(filter(None, (_below(Path(folder), names) for folder in spec.submodule_search_locations)), None)
+            return (top, file) if file.suffix == ".py" and file.is_file() else None
+        found = (_below(top, Path(folder), names) for folder in spec.submodule_search_locations)
+        return next(filter(None, found), None)
     except (ImportError, ValueError, OSError):  # no module's name, or no file's
         return None
 
 
-def _below(folder: Path, names: list[str]) -> tuple[Path, str] | None:
-    """In a package's folder."""
+def _below(package: str, folder: Path, names: list[str]) -> tuple[str, Path] | None:
+    """The same of the names after a package's, which lies in this folder."""
     first, *rest = names
     if (folder / f"{first}.py").is_file():
-        return (folder / f"{first}.py", rest[0]) if rest else None
+        return (f"{package}.{first}", folder / f"{first}.py") if rest else None
     if rest and (folder / first).is_dir():
-        return _below(folder / first, rest)
-    return (folder / "__init__.py", first) if (folder / "__init__.py").is_file() else None
+        return _below(f"{package}.{first}", folder / first, rest)
+    return (package, folder / "__init__.py") if (folder / "__init__.py").is_file() else None
 
 
 @functools.cache  # as it was when this process first asked: what it imported does not change either
@@ -107,49 +114,24 @@ def _source(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
 
-@functools.lru_cache
-def _definition(source: str, name: str) -> str:
-    """The lines that define a name, and in turn what those use of the same file; all lines where it is not found."""
+@functools.cache
+def _imported(source: str) -> dict[str, Path]:
+    """The modules of al_bench.strategies that a Python file imports anywhere in it, with their files."""
     try:
-        statements = ast.parse(source).body
+        nodes = list(ast.walk(ast.parse(source)))
     except (SyntaxError, ValueError):
-        return source
-    defining: dict[str, list[ast.stmt]] = {}
-    for statement in statements:
-        for bound in _bound(statement):
-            defining.setdefault(bound, []).append(statement)
-    todo, used = [name], set()
-    while todo:
-        for statement in defining.get(todo.pop(), []):
-            if statement not in used:
-                used.add(statement)
-                todo += [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
-    if not used:
-        return source
-    wanted = {line for statement in used for line in _lines(statement)}
-    return "\n".join(text for line, text in enumerate(source.split("\n"), 1) if line in wanted)
+        return {}
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name: file for name, file in _strategy_modules().items() if name in names}
 
 
-def _bound(statement: ast.stmt) -> set[str]:
-    """The names of the module that a statement gives a meaning, or may change."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {statement.name}
-    nodes = list(ast.walk(statement))
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}
-    names |= {(node.asname or node.name).split(".")[0] for node in nodes if isinstance(node, ast.alias)}
-    return names | {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-
-
-def _lines(statement: ast.stmt) -> set[int]:
-    """Its line numbers, decorators included, docstrings on lines of their own not."""
-    decorators = [node.lineno for node in getattr(statement, "decorator_list", [])]
-    lines = set(range(min([statement.lineno, *decorators]), statement.end_lineno + 1))
-    for node in ast.walk(statement):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node, clean=False) is not None:
-            docstring, *rest = node.body
-            if docstring.lineno > node.lineno and (not rest or rest[0].lineno > docstring.end_lineno):
-                lines -= set(range(docstring.lineno, docstring.end_lineno + 1))
-    return lines
+@functools.cache
+def _strategy_modules() -> dict[str, Path]:
+    files = (Path(__file__).parent / "strategies").glob("*.py")
+    return {f"al_bench.strategies.{file.stem}".removesuffix(".__init__"): file for file in files}
 
 
 def _cpu_name() -> str:

@@ -267,7 +267,8 @@ FACTS = {
     "id": str, "state": str, "error": str, "stopped": str, "ended": str, "features": str,
     "starts": [{"time": str, "git": str, "versions": {}}],
     "dataset": {"name": str, "checksum": str, "classes": [str], "n_train": int, "n_test": int},
-    "initial_set": CHECKED, "validation_set": CHECKED, "strategy_version": {"checksum": str, "files": str},
+    "initial_set": CHECKED, "validation_set": CHECKED, "strategy_code": {"checksum": str, "modules": {}},
+    "model_code": {"checksum": str, "modules": {}}, "strategy_version": {"checksum": str, "files": str},
     "model_version": {"checksum": str, "files": str}, "weights": {"model": str, "features": str},
 }  # fmt: skip
 

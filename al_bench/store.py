@@ -32,7 +32,7 @@ from al_bench import signals
 from al_bench.config import Config, LoggerConfig, StressorConfig, flat, keys
 from al_bench.errors import UserError
 from al_bench.files import DISK, accessible, is_there, read_file, write_atomically
-from al_bench.provenance import circumstances, file_version, now, strategy_version
+from al_bench.provenance import circumstances, code_version, file_version, now
 from al_bench.records import RoundRecord, is_complete, read_json, read_records, split
 from al_bench.text import Formatter
 
@@ -87,6 +87,7 @@ class RunStore:
             with accessible(self.folder, "read"):
                 self._drop_torn_line()
                 self._refuse_another_recipe()
+                self._warn_of_code_not_compared()
             try:
                 if self.records() and not is_there(self.folder / "run.json"):
                     log.warning(
@@ -265,23 +266,34 @@ class RunStore:
             log.info(f"dataset.root was {there}, and is {root} now: are these the same images?")
             self._refuse_another(dataset={"checksum": images_checksum(self.config)})
 
-    def _code_versions(self) -> dict[str, dict[str, str] | None]:
+    def _code_versions(self) -> dict[str, dict[str, Any] | None]:
         """Of the strategy, None on the full data, where no strategy chooses; and of a net of the user's own."""
         c = self.config
-        own_net = None if c.model._target_.startswith("al_bench.") else strategy_version({"net": c.model._target_})
+        own_net = None if c.model._target_.startswith("al_bench.") else code_version({"net": c.model._target_})
         return {
-            "strategy_version": None if c.budget.initial is None else strategy_version(c.strategy),
-            "model_version": own_net,
+            "strategy_code": None if c.budget.initial is None else code_version(c.strategy),
+            "model_code": own_net,
         }
+
+    def _warn_of_code_not_compared(self) -> None:
+        """Earlier versions of al_bench noted another checksum of the code, under the keys that end in _version."""
+        info = self.info()
+        for part in ("strategy", "model"):
+            if self.records() and info.get(f"{part}_version") and not info.get(f"{part}_code"):
+                log.warning(
+                    f"{self.folder} was begun by an earlier al_bench. Its checksum of the {part}'s code cannot be "
+                    f"compared with today's, so nobody can tell whether the {part}'s code has changed; going on."
+                )
 
     def _refuse_another(self, **facts: dict[str, Any] | None) -> None:
         info = self.info()
         for name, fact in facts.items():
             there = info.get(name)  # absent before the first start, and in runs older than the fact
             if there and fact and there["checksum"] != fact["checksum"]:
-                own = "strategy.name" if name == "strategy_version" else "study"
+                own = "strategy.name" if name == "strategy_code" else "study"
+                files = unlike(there.get("modules") or {}, fact.get("modules") or {})
                 raise UserError(
-                    f"{self.folder} began with another {name.replace('_', ' ')}: {fact.get('files', 'the data')} "
+                    f"{self.folder} began with another {name.replace('_', ' ')}: {', '.join(files) or 'the data'} "
                     f"changed since. Bring the old state back, give these runs a name of their own ({own}=...), or "
                     "delete the folder."
                 )

@@ -36,6 +36,7 @@ def write_run(
     root, strategy="random", seed=0, accuracy=(0.5, 0.6, 0.7), *, labels=LABELS, state="finished", study="study",
     data="a", start="s", cpu="one", steps=100, error=None, dataset="digits", budget="10+2x10", features=None,
     option=1, code=None, time="2026-01-01", images="here", copies=1,
+    code_key="strategy_code",
 ):  # fmt: skip
     """A run folder as al_bench writes it, with these accuracies."""
     folder = root / study / dataset / "small_cnn" / budget / strategy / f"seed={seed}"
@@ -44,7 +45,7 @@ def write_run(
         "state": state, "error": error, "dataset": {"checksum": data, "classes": ["x", "y"], "n_test": 4},
         "initial_set": {"checksum": f"{start}{seed}"}, "features": features,
         "starts": [{"time": time, "cpu": cpu, "precision": "32-true", "versions": {"torch": "2"}}],
-    } | ({"strategy_version": {"checksum": code}} if code else {})  # fmt: skip
+    } | ({code_key: {"checksum": code}} if code else {})  # fmt: skip
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "config.yaml").write_text(
         CONFIG.format(
@@ -256,11 +257,12 @@ def test_other_images_are_left_out_with_every_seed_but_where_each_seed_has_copie
     assert the_study(tmp_path / "several").seeds("margin") == [0, 1, 2]
 
 
-def test_of_two_versions_of_a_strategy_the_later_counts_and_runs_from_before_it_was_noted_stay(tmp_path):
+@pytest.mark.parametrize("key", ["strategy_code", "strategy_version"])  # the second: of earlier versions of al_bench
+def test_of_two_versions_of_a_strategy_the_later_counts_and_runs_from_before_it_was_noted_stay(tmp_path, key):
     two_arms(tmp_path, n=5)
     for seed, time in enumerate(("2026-01-01", "2026-01-03", "2026-01-02")):
-        write_run(tmp_path, "entropy", seed, code="old", time=time)
-    write_run(tmp_path, "entropy", 3, code="new", time="2026-01-04")
+        write_run(tmp_path, "entropy", seed, code="old", time=time, code_key=key)
+    write_run(tmp_path, "entropy", 3, code="new", time="2026-01-04", code_key=key)
     write_run(tmp_path, "entropy", 4, time="2026-01-05")
     found = the_study(tmp_path)
     assert [who for who, _ in found.left_out] == ["entropy, seed 0", "entropy, seed 1", "entropy, seed 2"]

@@ -11,7 +11,7 @@ from al_bench import provenance
 from al_bench.config import conf_dir
 from al_bench.errors import UserError
 from al_bench.files import write_atomically
-from al_bench.provenance import strategy_version
+from al_bench.provenance import code_version
 from al_bench.store import (
     RoundRecord,
     RunStore,
@@ -177,14 +177,11 @@ def test_a_reference_with_another_validation_set_is_refused(tmp_path):
 
 PICKS = """
 import torch
-
 FACTOR = 2
-def other(x): return 0
-def helper(x): return FACTOR * x
-@torch.no_grad()
+def other(view, k, rng):
+    return 0
 def pick(view, k, rng):
-    "Picks."
-    return helper(k)
+    return FACTOR * k
 class A:
     pick = None
 """
@@ -200,34 +197,53 @@ def version(tmp_path, monkeypatch):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
         provenance._source.cache_clear()
-        return strategy_version({"name": "pick", "beta": 1.0} | (settings or {"_target_": "mine_noted.pick"}))
+        return code_version({"name": "pick", "beta": 1.0} | (settings or {"_target_": "mine_noted.pick"}))
 
     return of
 
 
-def test_a_strategys_version_is_the_function_and_what_it_uses_of_its_file(version):
+def test_a_strategys_version_is_the_content_of_its_file(version):
     there = version(PICKS)
-    assert there["files"] == "pick in mine_noted.py"
-    for same in (("Picks.", "Picks well."), ("return 0", "return 1"), ("FACTOR = 2", "FACTOR = 2\nNEW = 1")):
-        assert version(PICKS.replace(*same)) == there
+    assert list(there["modules"]) == ["mine_noted"] and version(PICKS) == there
     for change in (
-        ("= 2", "= 3"), ("FACTOR *", "FACTOR +"), ("helper(k)", "k"), ("@torch.no_grad()", ""),
-        ("def other", "FACTOR += 1\ndef other"), ("= 2", "= 2\f"), ("return FACTOR", "'one line'; return FACTOR"),
-    ):  # fmt: skip
-        assert version(PICKS.replace(*change)) != there
-    one_line = "def pick(view, k, rng): 'Picks.'; return {}"
-    assert version(one_line.format(1)) != version(one_line.format(2))
-    assert version(PICKS, _target_="mine_noted.A.pick")["files"] == "A in mine_noted.py"
-    for source in ("from {} import *", "def {}(: no Python"):  # not found: all of the file
-        assert version(source.format("x")) != version(source.format("y"))
+        ("= 2", "= 3"),
+        ("return 0", "return 1"),
+        ("FACTOR *", "FACTOR  *"),
+        ("FACTOR = 2", "FACTOR = 2  # !"),
+    ):
+        assert version(PICKS.replace(*change))["checksum"] != there["checksum"]
+    assert list(version(PICKS, _target_="mine_noted.A.pick")["modules"]) == ["mine_noted"]
+    assert version("def x(: no Python") != version("def y(: no Python")
+
+
+OURS = "al_bench.strategies"
+
+
+def test_a_strategys_version_covers_the_files_of_our_strategies_that_it_imports(version, monkeypatch):
+    badge = {"_target_": f"{OURS}.gradient.badge"}
+    there = version(PICKS, **badge)
+    assert list(there["modules"]) == [
+        OURS,
+        *(f"{OURS}.{name}" for name in ("centred", "gradient", "greedy", "uncertainty")),
+    ]
+    real = provenance._source
+    for edited, counts in (("greedy", True), ("uncertainty", True), ("__init__", True), ("coverage", False)):
+        with monkeypatch.context() as patched:
+            comment = lambda file, edited=edited: real(file) + "# a remark\n" * (file.stem == edited)  # noqa: E731
+            patched.setattr(provenance, "_source", comment)
+            assert (code_version(badge)["checksum"] != there["checksum"]) == counts, edited
+    for line in (f"from {OURS}.greedy import draw", f"from {OURS} import greedy", f"import {OURS}.greedy as g"):
+        assert (
+            f"{OURS}.greedy" in version(f"def pick(view, k, rng):\n    {line}\n")["modules"]
+        )  # inside a function, too
 
 
 def test_every_dotted_path_of_a_strategys_settings_counts(version):
     ours = {"_target_": "al_bench.strategies.bayesian.stochastic_batch"}
-    assert version(PICKS, **ours)["files"] == "stochastic_batch in bayesian.py"
-    for given in ("mine_noted.helper", [{"_target_": "mine_noted.helper"}]):
+    assert f"{OURS}.bayesian" in version(PICKS, **ours)["modules"]
+    for given in ("mine_noted.other", [{"_target_": "mine_noted.other"}]):
         scored = version(PICKS, **ours, score=given)
-        assert scored["files"] == "helper in mine_noted.py, stochastic_batch in bayesian.py"
+        assert scored["modules"].keys() == version(PICKS, **ours)["modules"].keys() | {"mine_noted"}
         assert version(PICKS.replace("2", "3"), **ours, score=given) != scored
     for other in (
         "nowhere.pick",
@@ -245,20 +261,42 @@ def test_every_dotted_path_of_a_strategys_settings_counts(version):
 
 def test_the_file_is_the_one_that_python_would_import(version):
     version({"pack_a/inner/mine.py": PICKS, "pack_b/__init__.py": PICKS, "pack_b/mine.py": PICKS, "pack_b/mine/x": ""})
-    assert strategy_version({"_target_": "pack_a.inner.mine.pick"})["files"] == "pick in mine.py"  # a namespace package
-    assert strategy_version({"_target_": "pack_b.pick"})["files"] == "pick in __init__.py"
-    assert (
-        strategy_version({"_target_": "pack_b.mine.pick"})["files"] == "pick in mine.py"
-    )  # not the folder of its name
-    assert strategy_version({"_target_": "pack_b.mine"}) is None  # a module is no function
+    assert code_version({"_target_": "pack_a.inner.mine.pick"})["modules"].keys() == {
+        "pack_a.inner.mine"
+    }  # a namespace package
+    assert code_version({"_target_": "pack_b.pick"})["modules"].keys() == {"pack_b"}
+    assert code_version({"_target_": "pack_b.mine.pick"})["modules"].keys() == {
+        "pack_b.mine"
+    }  # not the folder of its name
+    assert code_version({"_target_": "pack_b.mine"}) is None  # a module is no function
 
 
-def test_every_strategy_here_has_code_of_its_own():
-    codes = {}
+def test_the_code_of_every_strategy_here_is_found():
     for name in (file.stem for file in (conf_dir() / "strategy").glob("*.yaml")):
         settings = dict(asked(f"strategy={name}").strategy)
-        codes.setdefault((strategy_version(settings) or {}).get("checksum"), set()).add(settings["_target_"])
-    assert None not in codes and all(len(targets) == 1 for targets in codes.values())
+        assert settings["_target_"].rpartition(".")[0] in code_version(settings)["modules"]
+
+
+def test_a_run_of_an_earlier_version_whose_checksum_cannot_be_compared_goes_on_with_a_warning(
+    tmp_path, version, caplog
+):
+    version(PICKS)
+    c = asked(f"results_dir={tmp_path}", "strategy=entropy", "strategy._target_=mine_noted.pick")
+    store = RunStore(c)
+    with suppress(KeyboardInterrupt, SystemExit), store.at_work():
+        store.append(record(0))
+        store.note(strategy_version={"checksum": "of another kind", "files": "pick in mine_noted.py"})
+        raise KeyboardInterrupt
+    caplog.clear()
+    for warned in (True, False):  # then today's checksum is noted
+        with suppress(KeyboardInterrupt, SystemExit), store.at_work():
+            store.identify(Facts(), Facts())
+            assert ("was begun by an earlier al_bench" in caplog.text) == warned
+            raise KeyboardInterrupt
+        caplog.clear()
+    with store.at_work():
+        store.append(record(1, acquired=()))
+    assert store.finished()
 
 
 def test_a_strategy_that_changed_between_two_starts_is_refused(tmp_path, version):
@@ -275,7 +313,7 @@ def test_a_strategy_that_changed_between_two_starts_is_refused(tmp_path, version
         store.append(record(1, acquired=()))
     assert store.finished()
     version(PICKS.replace("FACTOR *", "FACTOR +"))
-    changed = r"began with another strategy version: pick in mine_noted\.py changed since"
+    changed = "began with another strategy code: mine_noted changed since"
     with pytest.raises(UserError, match=changed):
         store.identify(Facts(), Facts())
     with pytest.raises(UserError, match=changed):

@@ -339,11 +339,13 @@ def odd_ones(runs: list[Run]) -> dict[Run, str]:
     everywhere, strategy, seed = (lambda run: None), (lambda run: run.strategy), (lambda run: run.seed)
     look(lambda run: as_text(recipe(run, by_path)), everywhere, "another configuration: {text}")
     look(weights, everywhere, "other weights than most runs: {value} (others {others})")
-    look(partial(noted, "model_version"), everywhere, "another version of its net's code than most runs")
+    for fact in ("model_version", "model_code"):  # runs of earlier versions of al_bench have the first
+        look(partial(noted, fact), everywhere, "another version of its net's code than most runs")
     other_settings = "other settings than most runs of {run.strategy}: {text}"
     look(lambda run: as_text(own_settings(run, by_path)), strategy, other_settings)
     older = "another version of its code than the latest run of {run.strategy}: delete it and run it again"
-    look(partial(noted, "strategy_version"), strategy, older, latest_of)
+    for fact in ("strategy_version", "strategy_code"):
+        look(partial(noted, fact), strategy, older, latest_of)
     other_images = f"other images than most runs{' of seed {run.seed}' if copies else ''} (dataset checksum)"
     look(lambda run: noted("dataset", run) or "none", seed if copies else everywhere, other_images)
     look(lambda run: noted("initial_set", run) or "none", seed, "another initial set than most runs of seed {run.seed}")
