@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from al_bench import arguments, config, hints, signals
 from al_bench.config import conf_dir
 from al_bench.errors import UserError
+from al_bench.finished import is_finished
 from al_bench.store import RunStore
 from al_bench.text import Formatter
 
@@ -107,7 +108,7 @@ def one(c: config.Config) -> None:
         plan.show(c)
         return
     store = RunStore(c)
-    if store.finished():
+    if is_finished(store):
         print(f"Already finished: {store.folder}")
         return
     with store.at_work():

@@ -1,6 +1,10 @@
 """The schema of conf/: every key and its type, so that a misspelt key or a wrong type stops before any job starts.
 
-Values live in conf/*.yaml; what is here as a default is what most of those files leave out.
+Values live in conf/*.yaml. A default stands here where most of those files leave the key out.
+
+The config.yaml of an earlier run lacks each new key, and a missing key counts as null. So the default of a new key is
+null, and null means what al_bench did before. With any other default all earlier runs would be refused as "made by
+another configuration". The keys of StressorConfig are the exception: recipe.py gives earlier runs their defaults.
 """
 
 import difflib
@@ -203,12 +207,9 @@ class Config:
     budget: BudgetConfig = MISSING
     features: FeaturesConfig = MISSING
     logger: LoggerConfig = MISSING
-    # With every strategy's own options: how often the pool is predicted with dropout, how many nets predict it, and how
-    # many of its images, drawn at random, the strategy chooses from. _partial_ is strategies.load's to say; it is here
-    # because the config.yaml of every run so far has it, and runs without it would be taken for another configuration.
-    strategy: dict[str, Any] = field(
-        default_factory=lambda: {"_partial_": True, "passes": None, "members": None, "candidates": None}
-    )
+    # Beside these keys a strategy's own options. passes: predictions of the pool with dropout. members: nets that
+    # predict the pool. candidates: pool images, drawn at random, that the strategy chooses from.
+    strategy: dict[str, Any] = field(default_factory=lambda: {"passes": None, "members": None, "candidates": None})
 
 
 ConfigStore.instance().store("base_config", Config)
@@ -232,6 +233,7 @@ def read(cfg: DictConfig) -> Config:
         config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     except InterpolationResolutionError as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
+    config.strategy.pop("_partial_", None)  # a user's yaml may have it; strategies.load sets it anyway
     for message in outside(flat(asdict(config))):
         raise UserError(message)
     for wrong, message in _mistakes(config):

@@ -98,6 +98,4 @@ def no_option(key: str, strategy: str, file: Path) -> str | None:
         return None
     if key.split(".")[1] in settings or "defaults" in settings:  # those bring more
         return None
-    return (
-        f"strategy={strategy} has no {key}: it has {', '.join(sorted(settings - {'name', '_target_', '_partial_'}))}."
-    )
+    return f"strategy={strategy} has no {key}: it has {', '.join(sorted(settings - {'name', '_target_'}))}."

@@ -106,7 +106,7 @@ def begin(
         testing_passes(c, engine.build(c, dataset, 0), dataset.images, 0)  # told before anything is trained
     features, used = query.prepare(c, strategy, dataset), query.wants_features(c, strategy)
     pool = start(dataset.train_idx, oracle, c.budget, c.seed, query.cold_start(c, dataset, features))
-    store.identify(dataset, pool)
+    store.identify(dataset.facts(), pool.facts())
     if used and c.features.extractor is Extractor.backbone:
         store.identify_weights(features=nets.weights_version(c.features))
     store.note(features=c.features.extractor.name if used else None)

@@ -12,7 +12,7 @@ from al_bench.data import Dataset, pool, sources
 from al_bench.data.stressors import Split
 from al_bench.imports import function
 from al_bench.models import engine, nets
-from al_bench.store import run_folder
+from al_bench.recipe import run_folder
 from al_bench.strategies import load
 
 

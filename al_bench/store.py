@@ -9,12 +9,9 @@
 Nothing here imports torch.
 """
 
-import functools
-import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import traceback
 import uuid
@@ -22,35 +19,31 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
-import yaml
 from omegaconf import OmegaConf
 
 from al_bench import signals
-from al_bench.config import Config, LoggerConfig, StressorConfig, flat, keys
+from al_bench.config import Config, flat
 from al_bench.errors import UserError
 from al_bench.files import DISK, accessible, is_there, read_file, write_atomically
 from al_bench.provenance import circumstances, code_version, file_version, now
+from al_bench.recipe import (
+    NOT_COMPARED,
+    as_file_name,
+    differing_keys,
+    matters_where_all_is_labelled,
+    read_recipe,
+    run_folder,
+    run_name,
+    separating_override,
+)
 from al_bench.records import RoundRecord, is_complete, read_json, read_records, split
 from al_bench.text import Formatter
 
-if TYPE_CHECKING:
-    from al_bench.data import Dataset
-    from al_bench.data.pool import Pool
-
 log = logging.getLogger("al_bench")
 log.setLevel(logging.DEBUG)  # run.log holds everything; the screen has a level of its own
-
-# Where things lie and how they are shown; any other difference is another experiment. The images are compared by the
-# checksum of their content. So are weights, where the run noted it.
-NOT_COMPARED = {
-    "results_dir", "study", "cache_dir", "plan", "dataset.root", "trainer.progress", "trainer.num_workers",
-    *keys(LoggerConfig, "logger."),
-}  # fmt: skip
-
-_images: dict[str, str] = {}  # checksums that this process has computed: the runs of a sweep ask for the same one
 
 
 class RunStore:
@@ -64,11 +57,8 @@ class RunStore:
     def finished(self) -> bool:
         """Raises UserError where the folder holds rounds of another configuration, other data, weights or code."""
         with accessible(self.folder, "read"):
-            there = self._refuse_another_recipe()
-            done = self.info().get("state") == "finished" and is_complete(self.records())
-            if done:
-                self._refuse_moved_data_that_differ(there.get("dataset.root"))
-            return done
+            self._refuse_another_recipe()
+            return self.info().get("state") == "finished" and is_complete(self.records())
 
     def info(self) -> dict[str, Any]:
         path = self.folder / "run.json"
@@ -88,64 +78,81 @@ class RunStore:
                 self._drop_torn_line()
                 self._refuse_another_recipe()
                 self._warn_of_code_not_compared()
-            try:
-                if self.records() and not is_there(self.folder / "run.json"):
-                    log.warning(
-                        f"{self.folder} has lost its run.json. Nobody can tell whether images, weights and code are "
-                        "those of the rounds so far; going on."
-                    )
-                if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
-                    # The id is of this run alone; its name another has, too, in another folder or after a deletion.
-                    fresh = {"id": self.info().get("id", uuid.uuid4().hex)}
-                    write_atomically(self.folder / "run.json", json.dumps(fresh) + "\n")
-                write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
-                self.note(state="running", error=None, starts=[*self.info().get("starts", []), circumstances()])
+            with self._ends_noted():
+                self._begin()
                 with signals.heeded():
                     yield
                 self.at_end.close()
                 shutil.rmtree(self.folder / "weights", ignore_errors=True)
                 self.note(state="finished", ended=now())
-            except (KeyboardInterrupt, SystemExit) as end:
-                signals.listen_again()
-                if isinstance(end, SystemExit) and not signals.asked_to_stop():
-                    log.debug(traceback.format_exc())
-                    self._leave("failed", ended := f"sys.exit({end.code!r}) ended the run, called by code that it uses")
-                    raise UserError(f"{ended}: {self.folder}/run.log says where.") from end
-                self._leave("interrupted", None)
-                log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
-                raise SystemExit(signals.exit_code()) from None
-            except UserError as error:
-                # The cause may be in a user's own code.
-                log.debug(traceback.format_exc() if error.__cause__ else str(error))
-                self._leave("failed", str(error))
-                raise
-            except Exception as error:
-                log.debug(traceback.format_exc())  # to run.log; the screen gets Hydra's report
-                if isinstance(error, OSError) and (what := DISK.get(error.errno)):
-                    self._leave("failed", what)
-                    raise UserError(
-                        f"{what} ({error.filename or self.folder}); {self._kept()} Make room and type the same command."
-                    ) from None
-                # submitit's, which need not be installed: the last time-out that it may requeue after
-                out_of_time = type(error).__name__ == "UncompletedJobError"
-                self._leave("interrupted" if out_of_time else "failed", repr(error))
-                raise
 
-    def identify(self, dataset: "Dataset", pool: "Pool") -> None:
-        """Write down which data, initial set and strategy this is. Raises UserError where the run began with others."""
-        facts = {
-            "dataset": {
-                "name": dataset.name, "checksum": dataset.checksum, "classes": list(dataset.class_names),
-                "n_train": len(dataset.train_idx), "n_test": len(dataset.test_idx), "skipped": list(dataset.skipped),
-                "warnings": list(dataset.warnings),
-                "images": dataset.listing and os.path.relpath(dataset.listing, self.folder),
-            },
-            "initial_set": {"n": len(pool.labelled_L), "checksum": _checksum(pool.labelled_L.tolist())},
-            "validation_set": {"n": len(pool.validation_V), "checksum": _checksum(pool.validation_V.tolist())},
-            **self._code_versions(),
-        }  # fmt: skip
+    def _begin(self) -> None:
+        """Write config.yaml, and note this start in run.json."""
+        if self.records() and not is_there(self.folder / "run.json"):
+            log.warning(
+                f"{self.folder} has lost its run.json. Nobody can tell whether images, weights and code are those of "
+                "the rounds so far; going on."
+            )
+        if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
+            # The id belongs to this run alone. Another folder, or a deleted run, may have had the same name.
+            fresh = {"id": self.info().get("id", uuid.uuid4().hex)}
+            write_atomically(self.folder / "run.json", json.dumps(fresh) + "\n")
+        write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+        self.note(state="running", error=None, starts=[*self.info().get("starts", []), circumstances()])
+
+    @contextmanager
+    def _ends_noted(self) -> Iterator[None]:
+        """Note in run.json how the work ended where it ended early, and raise what the user is to be told."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit) as end:
+            signals.listen_again()
+            if isinstance(end, SystemExit) and not signals.asked_to_stop():
+                log.debug(traceback.format_exc())
+                self._leave("failed", ended := f"sys.exit({end.code!r}) ended the run, called by code that it uses")
+                raise UserError(f"{ended}: {self.folder}/run.log says where.") from end
+            self._leave("interrupted", None)
+            log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
+            raise SystemExit(signals.exit_code()) from None
+        except UserError as error:
+            # The cause may be in a user's own code.
+            log.debug(traceback.format_exc() if error.__cause__ else str(error))
+            self._leave("failed", str(error))
+            raise
+        except Exception as error:
+            log.debug(traceback.format_exc())  # to run.log; the screen gets Hydra's report
+            if isinstance(error, OSError) and (what := DISK.get(error.errno)):
+                self._leave("failed", what)
+                raise UserError(
+                    f"{what} ({error.filename or self.folder}); {self._kept()} Make room and type the same command."
+                ) from None
+            # submitit's, which need not be installed: the last time-out that it may requeue after
+            out_of_time = type(error).__name__ == "UncompletedJobError"
+            self._leave("interrupted" if out_of_time else "failed", repr(error))
+            raise
+
+    def identify(self, dataset: dict[str, Any], sets: dict[str, dict[str, Any]]) -> None:
+        """Note the data, the drawn sets and the code in run.json. Raises UserError where the run began with others.
+
+        dataset: Dataset.facts(). sets: Pool.facts().
+        """
+        listing = dataset["images"] and os.path.relpath(dataset["images"], self.folder)
+        facts = {"dataset": dataset | {"images": listing}, **sets, **self._code_versions()}
         self._refuse_another(**facts)
         self.note(**facts)
+
+    def images_moved(self) -> bool:
+        """Whether the images of the finished rounds lay in another place than dataset.root names now."""
+        there, here = read_recipe(self.folder / "config.yaml").get("dataset.root"), self.config.dataset.root
+        noted = (self.info().get("dataset") or {}).get("checksum")
+        moved = bool(noted and here and there) and _resolved(here) != _resolved(there)
+        if moved:
+            log.info(f"dataset.root was {there}, and is {here} now: are these the same images?")
+        return moved
+
+    def compare_images(self, checksum: str) -> None:
+        """Raises UserError where the run began with images of another checksum."""
+        self._refuse_another(dataset={"checksum": checksum})
 
     def identify_weights(self, **found: str | None) -> None:
         """Write down which weights the nets begin from. Raises UserError where the run began with others.
@@ -206,33 +213,32 @@ class RunStore:
         except OSError:
             log.error(f"The state could not be written to {self.folder}/run.json.")
 
-    def _refuse_another_recipe(self) -> dict[str, Any]:
-        """Returns the configuration that the finished rounds were made by, with dotted keys; none without rounds."""
+    def _refuse_another_recipe(self) -> None:
+        """Raises UserError where the finished rounds were made by another configuration, other weights or code."""
         path = self.folder / "config.yaml"
         if not self.records():
-            return {}
+            return
         if not is_there(path):
             raise UserError(
                 f"{self.folder} has finished rounds and no config.yaml, so nobody can tell what made them. Bring "
                 "config.yaml back, or delete the folder to begin anew."
             )
-        there, here, info = _as_asked(path), flat(asdict(self.config)), self.info()
+        there, here, info = read_recipe(path), flat(asdict(self.config)), self.info()
         self._refuse_namesake(str(there.get("study")))
         noted = info.get("weights") or {}
         free = NOT_COMPARED | {f"{name}.weights" for name in noted}
         free |= {k for k in here if k.startswith("features.")} if info.get("features") is None else set()
-        differ = [k for k in unlike(there, here) if k not in free]
+        differ = [k for k in differing_keys(there, here) if k not in free]
         if differ:
             lines = "\n".join(f"  {k}: there {there.get(k)!r}, asked {here.get(k)!r}" for k in differ)
+            override = separating_override(self.config, differ)
             raise UserError(
                 f"{self.folder} was made by another configuration:\n{lines}\n"
-                f"Ask for the same again, give these runs a name of their own ({apart(self.config, differ)}), or "
-                "delete the folder."
+                f"Ask for the same again, give these runs a name of their own ({override}), or delete the folder."
             )
         for name, version in noted.items():
             self._refuse_another_file(name, version, here[f"{name}.weights"])
         self._refuse_another(**self._code_versions())
-        return there
 
     def _refuse_namesake(self, study: str) -> None:
         """A study that was renamed has a folder of another name; a namesake has this one."""
@@ -257,14 +263,6 @@ class RunStore:
             f"{f' ({path})' if path else ''}. Bring the old weights back, give these runs a name of their own "
             "(study=...), or delete the folder."
         )
-
-    def _refuse_moved_data_that_differ(self, there: str | None) -> None:
-        """there: where the images lay. Where they still lie there, none is read again."""
-        root = self.config.dataset.root
-        noted = (self.info().get("dataset") or {}).get("checksum")
-        if noted and root and there and _place(root) != _place(there):
-            log.info(f"dataset.root was {there}, and is {root} now: are these the same images?")
-            self._refuse_another(dataset={"checksum": images_checksum(self.config)})
 
     def _code_versions(self) -> dict[str, dict[str, Any] | None]:
         """Of the strategy, None on the full data, where no strategy chooses; and of a net of the user's own."""
@@ -291,7 +289,7 @@ class RunStore:
             there = info.get(name)  # absent before the first start, and in runs older than the fact
             if there and fact and there["checksum"] != fact["checksum"]:
                 own = "strategy.name" if name == "strategy_code" else "study"
-                files = unlike(there.get("modules") or {}, fact.get("modules") or {})
+                files = differing_keys(there.get("modules") or {}, fact.get("modules") or {})
                 raise UserError(
                     f"{self.folder} began with another {name.replace('_', ' ')}: {', '.join(files) or 'the data'} "
                     f"changed since. Bring the old state back, give these runs a name of their own ({own}=...), or "
@@ -338,49 +336,6 @@ class RunStore:
                 handler.close()
 
 
-def run_folder(c: Config) -> Path:
-    """By identity, not by time: <results_dir>/<study>/<dataset>/<model>/<budget>/<strategy>/seed=<n>.
-
-    <dataset> names the stressor's keys that do something: digits+imbalance=100+label_noise=0.2.
-    """
-    return Path(c.results_dir).expanduser().joinpath(as_file_name(c.study), run_name(flat(asdict(c))))
-
-
-def run_name(c: dict[str, Any]) -> str:
-    """<dataset>/<model>/<budget>/<strategy>/seed=<n>, by a configuration with dotted keys; each record holds it."""
-    model = c["model.name"] if c["model.mode"] == "finetune" else f"{c['model.name']}-{c['model.mode']}"
-    rounds = "all" if c["budget.rounds"] is None else c["budget.rounds"]
-    budget = c["budget.name"] or f"{c['budget.initial']}+{rounds}x{c['budget.query']}"
-    stress = [f"{k.removeprefix('stressor.')}={c[k]:g}" for k, usual in UNSTRESSED.items() if c[k] != usual]
-    names = ["+".join([c["dataset.name"], *stress]), model, budget, c["strategy.name"]]
-    return "/".join([*map(as_file_name, names), f"seed={c['seed']}"])
-
-
-def images_checksum(c: Config) -> str:
-    """Of the images that this configuration names; they are listed, and decoded where the cache lacks them."""
-    seed = c.seed if c.stressor.copies > 1 else 0  # copies have noise of the seed's; other images are of no seed
-    key = json.dumps([*(flat(asdict(part)) for part in (c.dataset, c.stressor, c.model)), seed], default=str)
-    if key not in _images:
-        from al_bench.data import sources  # torch: only where images have moved
-        from al_bench.models import nets
-
-        source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
-        _images[key] = sources.load(c.dataset, source, seed, c.stressor, c.cache_dir)[0].checksum
-    return _images[key]
-
-
-def apart(c: Config, differ: list[str]) -> str:
-    """The setting that gives a run a folder of its own beside one that differs in these keys."""
-    if all(key.startswith("strategy.") for key in differ):  # in one study, so that the two are compared
-        return f"strategy.name='{'_'.join([c.strategy['name'], *(f'${{{key}}}' for key in differ)])}'"
-    return "study=..."
-
-
-def as_file_name(name: str) -> str:
-    """timm's hub names hold slashes and colons; a name never leaves its folder."""
-    return re.sub(r"[^\w.+=-]", "_", str(name)).lstrip(".") or "_"
-
-
 def reference(c: Config) -> tuple[dict[str, float], str, str | None]:
     """Of the full-data run of the same dataset, model and seed: accuracy, {validation, test}, the checksum of its
     images, and the version of the weights that its net began from, None where it noted none.
@@ -398,16 +353,16 @@ def reference(c: Config) -> tuple[dict[str, float], str, str | None]:
         )
     differ = {}
     for run in done:
-        theirs, noted = _as_asked(run / "config.yaml"), read_json(run / "run.json").get("weights") or {}
+        theirs, noted = read_recipe(run / "config.yaml"), read_json(run / "run.json").get("weights") or {}
         free = NOT_COMPARED | {f"{name}.weights" for name in noted}
-        differ[run] = [k for k in unlike(ours, theirs) if k not in free and matters_where_all_is_labelled(k)]
+        differ[run] = [k for k in differing_keys(ours, theirs) if k not in free and matters_where_all_is_labelled(k)]
     nearest, keys = min(differ.items(), key=lambda item: len(item[1]))
     if keys:
         raise UserError(
             f"The full-data reference {nearest} has another {', '.join(keys)}. Delete it and train it again with "
             "budget=full."
         )
-    records = read_records(nearest / "rounds.jsonl", run_name(_as_asked(nearest / "config.yaml")))
+    records = read_records(nearest / "rounds.jsonl", run_name(read_recipe(nearest / "config.yaml")))
     if not is_complete(records):
         raise UserError(f"The full-data reference {nearest} has lost its rounds. Train it again with budget=full.")
     last = records[-1]
@@ -419,55 +374,5 @@ def reference(c: Config) -> tuple[dict[str, float], str, str | None]:
     return accuracy, info["dataset"]["checksum"], (info.get("weights") or {}).get("model")
 
 
-def matters_where_all_is_labelled(key: str) -> bool:
-    """Of the budget the validation images alone: they are no labels to train on."""
-    return key == "budget.validation" or not key.startswith(("strategy.", "budget.", "features."))
-
-
-def _checksum(indices: list[int]) -> str:
-    return hashlib.sha256(json.dumps(indices).encode()).hexdigest()
-
-
-def _place(path: str) -> Path:
+def _resolved(path: str) -> Path:
     return Path(path).expanduser().resolve()
-
-
-def _as_asked(config: Path) -> dict[str, Any]:
-    try:
-        with accessible(config, "read"):
-            return as_asked(config)
-    except ValueError as error:
-        raise UserError(f"{config} is damaged ({error}). Delete {config.parent} to begin anew.") from None
-
-
-def as_asked(config: Path) -> dict[str, Any]:
-    """A run's config.yaml, with dotted keys. Raises OSError, or ValueError where it is damaged."""
-    text = config.read_text()
-    try:
-        parts = [_part(part) for part in re.split(r"^(?=\w+:)", text, flags=re.MULTILINE) if part]
-    except ValueError:  # a file that al_bench did not write may be one only as a whole
-        parts = [_part(text)]
-    return {k: v for part in (UNSTRESSED, *parts) for k, v in part.items()}
-
-
-@functools.lru_cache(1024)
-def _part(text: str) -> dict[str, Any]:
-    """A key of config.yaml with all below it. Of thousands of runs most parts are the same, and YAML is slow."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where libyaml is there
-    try:
-        content = yaml.load(text, loader)
-        if not isinstance(content, dict):
-            raise ValueError(f"{type(content).__name__}, not a mapping")
-        return flat(content)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The keys in which two flat configurations differ."""
-    return [k for k in sorted(one.keys() | other.keys()) if one.get(k) != other.get(k)]
-
-
-UNSTRESSED = flat(asdict(StressorConfig()), "stressor")  # what a config.yaml from before there were stressors means

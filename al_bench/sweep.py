@@ -26,8 +26,10 @@ from omegaconf.errors import OmegaConfBaseException
 from al_bench import config, signals
 from al_bench.analysis.results import INTERRUPTED, RUNNING, in_words, is_current, note_asked, state_of
 from al_bench.errors import UserError
+from al_bench.finished import is_finished
 from al_bench.provenance import now
-from al_bench.store import RunStore, apart, flat, unlike
+from al_bench.recipe import differing_keys, separating_override
+from al_bench.store import RunStore
 
 Job = list[str]  # the overrides of one run, as they would be typed
 
@@ -147,13 +149,13 @@ def sort_out(
                 plan.show(c)
                 continue
             store = RunStore(c)
-            if store.finished():
+            if is_finished(store):
                 there.add(store.folder)
             elif (other := todo.setdefault(store.folder, (job, store))[1].config) != c:
-                differ = unlike(*(flat(asdict(each)) for each in (other, c)))
+                differ = differing_keys(*(config.flat(asdict(each)) for each in (other, c)))
                 raise UserError(
                     f"{name}: another run of this sweep has the same folder, {store.folder}. "
-                    f"Give each a name of its own: {apart(c, differ)}."
+                    f"Give each a name of its own: {separating_override(c, differ)}."
                 )
         except (Exception, SystemExit) as error:
             print(f"al_bench: {reason(error)}", file=sys.stderr)

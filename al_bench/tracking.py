@@ -35,8 +35,9 @@ from al_bench.files import write_atomically
 from al_bench.imports import function
 from al_bench.models import engine
 from al_bench.models.classifier import Classifier
+from al_bench.recipe import run_folder
 from al_bench.records import RoundRecord
-from al_bench.store import RunStore, run_folder
+from al_bench.store import RunStore
 from al_bench.strategies.uncertainty import entropy_score
 from al_bench.text import printable
 

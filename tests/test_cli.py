@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, asked, command, lines_of
 
-from al_bench.store import run_folder
+from al_bench.recipe import run_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from al_bench import loop, provenance
 from al_bench.analysis import results, verdict
 from al_bench.errors import UserError
+from al_bench.finished import is_finished
 from al_bench.models import nets
 from al_bench.store import RunStore
 
@@ -202,7 +203,7 @@ def test_images_that_moved_are_the_same_images(tmp_path, pets, monkeypatch):
     (tmp_path / "link").symlink_to(pets)
     for root in ("d/F", "d/F/", "./d/../d/F", pets, tmp_path / "link", copy):
         ask = folder_run(pets, "strategy=entropy", f"dataset.root={root}", "trainer.progress=false")
-        assert RunStore(asked(f"results_dir={tmp_path}", f"cache_dir={tmp_path}/cache", *ask)).finished(), root
+        assert is_finished(RunStore(asked(f"results_dir={tmp_path}", f"cache_dir={tmp_path}/cache", *ask))), root
     cut_to(store, 1)
     run_here(tmp_path, *folder_run(copy, "strategy=entropy"))
     assert lines_of(store.folder) == whole
@@ -219,7 +220,7 @@ def test_other_images_are_refused_whether_the_run_is_finished_or_not(tmp_path, p
         c = asked(
             f"results_dir={tmp_path}", f"cache_dir={tmp_path}/cache", "trainer.progress=false", *folder_run(other)
         )
-        RunStore(c).finished()
+        is_finished(RunStore(c))
         run_here(tmp_path, *folder_run(other))
     assert store.rounds_path.read_bytes() == before
 
@@ -228,7 +229,7 @@ def test_a_finished_run_on_images_that_lie_where_they_lay_reads_none_of_them(tmp
     run_here(tmp_path, *folder_run(pets))
     monkeypatch.setattr("al_bench.data.sources.find", None)  # whoever calls it fails
     ask = folder_run(Path(f"{pets}/"), "trainer.progress=false")
-    assert RunStore(asked(f"results_dir={tmp_path}", f"cache_dir={tmp_path}/cache", *ask)).finished()
+    assert is_finished(RunStore(asked(f"results_dir={tmp_path}", f"cache_dir={tmp_path}/cache", *ask)))
 
 
 # --- Code and configuration
@@ -241,8 +242,8 @@ def test_a_net_of_ones_own_is_noted_with_its_code(tmp_path, monkeypatch):
     own = ("model._target_=mine_net.net", "model.name=mine", "strategy=entropy")
     store = run_here(tmp_path, *own)
     assert store.info()["model_code"]["modules"].keys() == {"mine_net"}
-    provenance._source.cache_clear()
     run_here(tmp_path, *own)
+    provenance._source.cache_clear()
     (tmp_path / "mine_net.py").write_text(code.format(momentum=0.5))
     with pytest.raises(UserError, match=r"began with another model code: mine_net changed"):
         run_here(tmp_path, *own)

@@ -296,7 +296,7 @@ def test_a_strategy_that_compares_predictions_says_what_to_set(tmp_path):
 
 
 def test_passes_of_a_model_without_dropout_are_refused_before_anything_is_trained(tmp_path):
-    from al_bench.store import run_folder
+    from al_bench.recipe import run_folder
 
     ask = ("model=timm", "model.name=test_resnet", "model.pretrained=false", "strategy=margin", "strategy.passes=4")
     with pytest.raises(

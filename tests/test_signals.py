@@ -18,7 +18,8 @@ from al_bench import loop, pictures, query, signals
 from al_bench.data import sources
 from al_bench.errors import UserError
 from al_bench.models.classifier import Classifier
-from al_bench.store import RunStore, run_folder
+from al_bench.recipe import run_folder
+from al_bench.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}

@@ -8,19 +8,13 @@ import pytest
 from conftest import asked
 
 from al_bench import provenance
-from al_bench.config import conf_dir
+from al_bench.config import conf_dir, flat
 from al_bench.errors import UserError
 from al_bench.files import write_atomically
 from al_bench.provenance import code_version
-from al_bench.store import (
-    RoundRecord,
-    RunStore,
-    as_asked,
-    as_file_name,
-    flat,
-    reference,
-    run_folder,
-)
+from al_bench.recipe import as_asked, as_file_name, run_folder
+from al_bench.records import RoundRecord
+from al_bench.store import RunStore, reference
 
 
 def record(round: int, acquired: tuple[int, ...] | None = None) -> RoundRecord:
@@ -135,36 +129,31 @@ def test_a_start_that_finished_no_round_may_be_corrected(tmp_path):
         assert right.info()["state"] == "running" and right.info()["error"] is None
 
 
-class Facts:
-    name, class_names, skipped, warnings, listing, checksum = "digits", ("a", "b"), (), (), None, "one"
-    train_idx = test_idx = labelled_L = validation_V = __import__("torch").arange(3)
+DATA = {"name": "digits", "checksum": "one", "classes": ["a", "b"], "n_train": 3, "n_test": 3, "images": None}
+SETS = {name: {"n": 3, "checksum": "drawn"} for name in ("initial_set", "validation_set")}
 
 
 def test_data_that_changed_between_two_starts_are_refused(store):
-    store.identify(Facts(), Facts())
-    store.identify(Facts(), Facts())
-    other = Facts()
-    other.checksum = "two"
+    store.identify(DATA, SETS)
+    store.identify(DATA, SETS)
     with pytest.raises(UserError, match="began with another dataset: the data changed since"):
-        store.identify(other, Facts())
+        store.identify(DATA | {"checksum": "two"}, SETS)
 
 
 @pytest.mark.parametrize(
-    "drawn, words", [("labelled_L", "another initial set"), ("validation_V", "another validation set")]
+    "drawn, words", [("initial_set", "another initial set"), ("validation_set", "another validation set")]
 )
 def test_a_set_that_is_drawn_otherwise_at_the_second_start_is_refused(store, drawn, words):
-    store.identify(Facts(), Facts())
-    other = Facts()
-    setattr(other, drawn, Facts.train_idx + 1)
+    store.identify(DATA, SETS)
     with pytest.raises(UserError, match=f"began with {words}: "):
-        store.identify(Facts(), other)
+        store.identify(DATA, SETS | {drawn: {"n": 3, "checksum": "drawn otherwise"}})
 
 
 def test_a_reference_with_another_validation_set_is_refused(tmp_path):
     here = (f"results_dir={tmp_path}", "strategy=entropy")
     full = RunStore(asked(*here, "budget=full", "budget.validation=30"))
     with full.at_work():
-        full.identify(Facts(), Facts())
+        full.identify(DATA, SETS)
         full.append(replace(record(0, acquired=()), validation={"accuracy": 0.7}))
     other = ("budget.initial=40", "budget.query=7")  # makes no difference where all is labelled
     assert reference(asked(*here, *other, "budget.validation=30")) == ({"test": 0.5, "validation": 0.7}, "one", None)
@@ -290,7 +279,7 @@ def test_a_run_of_an_earlier_version_whose_checksum_cannot_be_compared_goes_on_w
     caplog.clear()
     for warned in (True, False):  # then today's checksum is noted
         with suppress(KeyboardInterrupt, SystemExit), store.at_work():
-            store.identify(Facts(), Facts())
+            store.identify(DATA, SETS)
             assert ("was begun by an earlier al_bench" in caplog.text) == warned
             raise KeyboardInterrupt
         caplog.clear()
@@ -304,25 +293,25 @@ def test_a_strategy_that_changed_between_two_starts_is_refused(tmp_path, version
     c = asked(f"results_dir={tmp_path}", "strategy=entropy", "strategy._target_=mine_noted.pick")
     store = RunStore(c)
     with suppress(KeyboardInterrupt, SystemExit), store.at_work():
-        store.identify(Facts(), Facts())
+        store.identify(DATA, SETS)
         store.append(record(0))
         raise KeyboardInterrupt
     assert not store.finished()
     with store.at_work():
-        store.identify(Facts(), Facts())
+        store.identify(DATA, SETS)
         store.append(record(1, acquired=()))
     assert store.finished()
     version(PICKS.replace("FACTOR *", "FACTOR +"))
     changed = "began with another strategy code: mine_noted changed since"
     with pytest.raises(UserError, match=changed):
-        store.identify(Facts(), Facts())
+        store.identify(DATA, SETS)
     with pytest.raises(UserError, match=changed):
         store.finished()  # not taken for a run of the new version
     store.note(state="interrupted")
     with pytest.raises(UserError, match=changed):
         store.finished()  # before any image is loaded
     c.budget.initial = None
-    store.identify(Facts(), Facts())  # on the full data no strategy chooses
+    store.identify(DATA, SETS)  # on the full data no strategy chooses
 
 
 @pytest.mark.parametrize("damage", [b"<<<<<<< HEAD\nseed: 0\n", b"\xff", b"- 1\n", b"seed: [\n"])

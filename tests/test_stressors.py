@@ -28,7 +28,7 @@ from al_bench.data.stressors import (
     stress,
 )
 from al_bench.errors import UserError
-from al_bench.store import run_folder
+from al_bench.recipe import run_folder
 
 
 def split_of(class_sizes, n_test=0):

@@ -30,7 +30,8 @@ from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.models import engine
-from al_bench.store import RoundRecord, RunStore
+from al_bench.records import RoundRecord
+from al_bench.store import RunStore
 
 NAMES = ("cat", "dog", "emu")
 KEY = "0123456789" * 4

@@ -36,7 +36,7 @@ from al_bench.analysis.verdict import CONTROL, RANDOM, Across, Study
 from al_bench.errors import UserError
 from al_bench.files import read_file, write_atomically
 from al_bench.provenance import n_cores
-from al_bench.store import as_file_name
+from al_bench.recipe import as_file_name
 from al_bench.text import as_cell, printable
 
 SHEETS = 12  # contact sheets on a page, to keep it light

@@ -22,6 +22,7 @@ import numpy as np
 from al_bench.errors import UserError
 from al_bench.files import read_file, write_atomically
 from al_bench.provenance import n_cores
+from al_bench.recipe import NOT_COMPARED, as_asked, differing_keys, run_name
 from al_bench.records import (
     FINISHED,
     INTERRUPTED,
@@ -33,7 +34,6 @@ from al_bench.records import (
     read_records,
     split,
 )
-from al_bench.store import NOT_COMPARED, as_asked, run_name, unlike
 from al_bench.text import printable
 
 RUN = _, ROUNDS = "run.json", "rounds.jsonl"  # in the run's folder
@@ -383,7 +383,7 @@ def as_text(config: dict[str, Any]) -> str:
 
 
 def difference(config: dict[str, Any], usual: dict[str, Any]) -> str:
-    keys = unlike(config, usual)
+    keys = differing_keys(config, usual)
     words = [f"{k}={config.get(k)} (others {usual.get(k)})" for k in keys[:5]]
     return ", ".join(words + ["..."] * (len(keys) > 5))
 

@@ -14,8 +14,8 @@ import numpy as np
 from al_bench.analysis import results, stats
 from al_bench.analysis.results import Cell, Run
 from al_bench.analysis.stats import Comparison, Efficiency
+from al_bench.recipe import matters_where_all_is_labelled
 from al_bench.records import FINISHED
-from al_bench.store import matters_where_all_is_labelled
 from al_bench.text import printable
 
 RANDOM, CONTROL = "random", "random_control"

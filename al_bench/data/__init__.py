@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,6 +23,19 @@ class Dataset:
     skipped: tuple[str, ...] = ()  # files left out by dataset.on_bad_image=skip
     warnings: tuple[str, ...] = ()  # what is odd about the data and stops nothing
     listing: Path | None = None  # the table of which image an index is, for people: nothing reads it
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of the data. images: the path of the listing."""
+        return {
+            "name": self.name,
+            "checksum": self.checksum,
+            "classes": list(self.class_names),
+            "n_train": len(self.train_idx),
+            "n_test": len(self.test_idx),
+            "skipped": list(self.skipped),
+            "warnings": list(self.warnings),
+            "images": self.listing and str(self.listing),
+        }
 
     @property
     def n_classes(self) -> int:

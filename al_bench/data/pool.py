@@ -1,7 +1,10 @@
 """Who is labelled and who is not. L labelled, P pool, V validation, K acquired, F foreign; all hold dataset indices."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +23,14 @@ class Pool:
     validation_V: Tensor
     validation_labels_V: Tensor
     foreign_F: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # bought in vain: of no class
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Sizes and checksums of the labelled and the validation set at the start of a run, for run.json."""
+        sets = {"initial_set": self.labelled_L.tolist(), "validation_set": self.validation_V.tolist()}
+        return {
+            name: {"n": len(idx), "checksum": hashlib.sha256(json.dumps(idx).encode()).hexdigest()}
+            for name, idx in sets.items()
+        }
 
     def to_indices(self, positions_K: Tensor) -> Tensor:
         """Pool positions, what a strategy speaks of, as dataset indices, what the Oracle and the record speak of."""
