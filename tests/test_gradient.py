@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 from al_bench.strategies import PoolView
 from al_bench.strategies import gradient as family
 from al_bench.strategies.gradient import (
+    Fisher,
     badge,
     bait,
     expected_gradient_length,
@@ -18,8 +19,6 @@ from al_bench.strategies.gradient import (
     kept,
     logit_gradient,
     mean_fisher,
-    quadratic,
-    rank_one_update,
 )
 from al_bench.strategies.greedy import draw, random_argmax
 
@@ -209,14 +208,14 @@ def test_rank_one_updates_there_and_back_agree_with_inverting(chunked):
     v_PD, matrix_DD = emb_PD.double() * scale_P[:, None], torch.eye(8, dtype=torch.float64)
     fisher_DD, inv_DD = mean_fisher(emb_PD, scale_P), matrix_DD.clone()
     torch.testing.assert_close(fisher_DD, v_PD.T @ v_PD / 50)
-    q_P, r_P = quadratic(emb_PD, scale_P, inv_DD), quadratic(emb_PD, scale_P, fisher_DD)
+    pool = Fisher(emb_PD, scale_P, inv_DD, fisher_DD)
     for i, sign in [(3, 1), (7, 1), (11, 1), (7, -1), (20, 1), (3, -1)]:
-        rank_one_update(i, sign, emb_PD, scale_P, q_P, r_P, inv_DD, fisher_DD)
+        (pool.add if sign > 0 else pool.remove)(i)
         matrix_DD += sign * torch.outer(v_PD[i], v_PD[i])
         direct_DD = torch.linalg.inv(matrix_DD)
         torch.testing.assert_close(inv_DD, direct_DD)
-        torch.testing.assert_close(q_P, torch.stack([v @ direct_DD @ v for v in v_PD]))
-        torch.testing.assert_close(r_P, torch.stack([v @ direct_DD @ fisher_DD @ direct_DD @ v for v in v_PD]))
+        torch.testing.assert_close(pool.q_N, torch.stack([v @ direct_DD @ v for v in v_PD]))
+        torch.testing.assert_close(pool.r_N, torch.stack([v @ direct_DD @ fisher_DD @ direct_DD @ v for v in v_PD]))
 
 
 @pytest.mark.parametrize("options", [{"regularisation": 0.0}, {"oversample": 0.5}])

@@ -133,29 +133,46 @@ def mean_fisher(emb_PD: Tensor, scale_P: Tensor) -> Tensor:
     return fisher_DD / max(1, len(emb_PD))
 
 
-def quadratic(emb_PD: Tensor, scale_P: Tensor, matrix_DD: Tensor) -> Tensor:
-    """v^T matrix v of every image."""
+class Fisher:
+    """What BAIT's greedy needs of N images while its matrix M changes by one image at a time.
 
-    def form(h: Tensor, scale: Tensor) -> Tensor:
-        v = h.double() * scale[:, None]
-        return (v @ matrix_DD).mul_(v).sum(dim=1)
+    An image's vector is v = scale * embedding. inv_DD is the inverse of M; add and remove change it in place.
+    """
 
-    return by_chunks(form, emb_PD, scale_P, width=8 * emb_PD.shape[1])
+    def __init__(self, emb_ND: Tensor, scale_N: Tensor, inv_DD: Tensor, fisher_DD: Tensor) -> None:
+        """fisher_DD: the pool's mean Fisher information F."""
+        self.emb_ND, self.scale_N, self.inv_DD, self.fisher_DD = emb_ND, scale_N, inv_DD, fisher_DD
+        self.q_N = self._quadratic(inv_DD)  # v^T M^-1 v
+        self.r_N = self._quadratic(inv_DD @ fisher_DD @ inv_DD)  # v^T M^-1 F M^-1 v
 
+    def add(self, i: int) -> None:
+        """M + v v^T of image i."""
+        self._update(i, 1)
 
-def rank_one_update(
-    i: int, sign: int, emb_PD: Tensor, scale_P: Tensor, q_P: Tensor, r_P: Tensor, inv_DD: Tensor, fisher_DD: Tensor
-) -> None:
-    """Adds (sign 1) image i's v v^T to the matrix whose inverse is inv_DD, or takes it away (-1), and changes
-    inv_DD, q_P = v^T inv v and r_P = v^T inv fisher inv v in place (Sherman & Morrison, 1950)."""
-    v_D = emb_PD[i].double() * scale_P[i]
-    u_D = inv_DD @ v_D
-    step = sign / (1 + sign * (v_D @ u_D))
-    fu_D = fisher_DD @ u_D
-    vu_P, vw_P = (times(emb_PD, torch.stack([u_D, inv_DD @ fu_D], dim=1)) * scale_P[:, None]).unbind(1)
-    q_P -= step * vu_P.square()
-    r_P += step**2 * (u_D @ fu_D) * vu_P.square() - 2 * step * vu_P * vw_P
-    inv_DD -= step * torch.outer(u_D, u_D)
+    def remove(self, i: int) -> None:
+        """M - v v^T of image i."""
+        self._update(i, -1)
+
+    def _update(self, i: int, sign: int) -> None:
+        """By the formula of Sherman & Morrison (1950)."""
+        v_D = self.emb_ND[i].double() * self.scale_N[i]
+        u_D = self.inv_DD @ v_D
+        step = sign / (1 + sign * (v_D @ u_D))
+        fu_D = self.fisher_DD @ u_D
+        both_D2 = torch.stack([u_D, self.inv_DD @ fu_D], dim=1)
+        vu_N, vw_N = (times(self.emb_ND, both_D2) * self.scale_N[:, None]).unbind(1)
+        self.q_N -= step * vu_N.square()
+        self.r_N += step**2 * (u_D @ fu_D) * vu_N.square() - 2 * step * vu_N * vw_N
+        self.inv_DD -= step * torch.outer(u_D, u_D)
+
+    def _quadratic(self, matrix_DD: Tensor) -> Tensor:
+        """v^T matrix v of every image."""
+
+        def form(h: Tensor, scale: Tensor) -> Tensor:
+            v = h.double() * scale[:, None]
+            return (v @ matrix_DD).mul_(v).sum(dim=1)
+
+        return by_chunks(form, self.emb_ND, self.scale_N, width=8 * self.emb_ND.shape[1])
 
 
 @needs(embeddings=True, labelled=True, memory=lambda n: 8 * (8 * n.D**2 + 12 * n.P + 3 * 2 * n.k * n.D))
@@ -179,34 +196,28 @@ def bait(
         regularisation * torch.eye(len(fisher_DD), dtype=torch.float64)
         + mean_fisher(view.labelled_emb_LD, labelled_scale_L)
     )
-    picked = forward(emb_PD, scale_P, inv_DD, fisher_DD, min(view.n_pool, round(oversample * k)), rng)
-    return picked[backward(emb_PD[picked], scale_P[picked], inv_DD, fisher_DD, k, rng)]
+    picked = forward(Fisher(emb_PD, scale_P, inv_DD, fisher_DD), min(view.n_pool, round(oversample * k)), rng)
+    return picked[backward(Fisher(emb_PD[picked], scale_P[picked], inv_DD, fisher_DD), k, rng)]
 
 
-def forward(emb_PD: Tensor, scale_P: Tensor, inv_DD: Tensor, fisher_DD: Tensor, n: int, rng: torch.Generator) -> Tensor:
-    """n positions; each adds the image that lowers tr(inv fisher) most, by r / (1 + q). Changes inv_DD."""
-    q_P = quadratic(emb_PD, scale_P, inv_DD)
-    r_P = quadratic(emb_PD, scale_P, inv_DD @ fisher_DD @ inv_DD)
+def forward(pool: Fisher, n: int, rng: torch.Generator) -> Tensor:
+    """n positions; each adds the image that lowers tr(M^-1 F) most, by r / (1 + q)."""
     picked: list[int] = []
     while len(picked) < n:
-        gain_P = r_P / (1 + q_P)
+        gain_P = pool.r_N / (1 + pool.q_N)
         gain_P[picked] = -torch.inf
         picked.append(random_argmax(gain_P, rng))
-        rank_one_update(picked[-1], 1, emb_PD, scale_P, q_P, r_P, inv_DD, fisher_DD)
+        pool.add(picked[-1])
     return torch.tensor(picked)
 
 
-def backward(
-    emb_ND: Tensor, scale_N: Tensor, inv_DD: Tensor, fisher_DD: Tensor, k: int, rng: torch.Generator
-) -> Tensor:
-    """Which k of the N chosen stay, in their order: those go that raise tr(inv fisher) least, by r / (1 - q)."""
-    q_N = quadratic(emb_ND, scale_N, inv_DD)
-    r_N = quadratic(emb_ND, scale_N, inv_DD @ fisher_DD @ inv_DD)
-    stays_N = torch.ones(len(emb_ND), dtype=torch.bool)
-    for _ in range(len(emb_ND) - k):
-        i = random_argmax((-r_N / (1 - q_N)).where(stays_N, -torch.inf), rng)
+def backward(chosen: Fisher, k: int, rng: torch.Generator) -> Tensor:
+    """Which k of the N chosen stay, in their order: those leave that raise tr(M^-1 F) least, by r / (1 - q)."""
+    stays_N = torch.ones(len(chosen.q_N), dtype=torch.bool)
+    for _ in range(len(chosen.q_N) - k):
+        i = random_argmax((-chosen.r_N / (1 - chosen.q_N)).where(stays_N, -torch.inf), rng)
         stays_N[i] = False
-        rank_one_update(i, -1, emb_ND, scale_N, q_N, r_N, inv_DD, fisher_DD)
+        chosen.remove(i)
     return stays_N.nonzero()[:, 0]
 
 
