@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -234,69 +235,60 @@ def read(cfg: DictConfig) -> Config:
     except InterpolationResolutionError as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     config.strategy.pop("_partial_", None)  # a user's yaml may have it; strategies.load sets it anyway
-    for message in outside(flat(asdict(config))):
-        raise UserError(message)
-    for wrong, message in _mistakes(config):
-        if wrong:
-            raise UserError(message)
+    for mistake in chain(outside(flat(asdict(config))), _mistakes(config)):
+        raise UserError(mistake)
     return config
 
 
-def _mistakes(c: Config) -> list[tuple[bool, str]]:
-    """Values that do not go together; each number on its own is in bounds.py."""
-    b, t, d, s = c.budget, c.trainer, c.dataset, c.stressor
-    stops_early, candidates = t.early_stopping.patience is not None, c.strategy.get("candidates")
-    return [
-        (len(d.mean) != len(d.std) or not d.std, "dataset.mean and dataset.std: as many of each, and one at least."),
-        (
-            t.max_steps is not None and t.max_epochs is not None,
-            "trainer.max_steps and trainer.max_epochs are both set, so one would cut the other short. "
-            "Set the one that is not meant to null.",
-        ),
-        (
-            t.later_max_epochs is not None and t.max_epochs is None,
+def _mistakes(c: Config) -> Iterator[str]:
+    """A sentence for each pair of values that do not go together. Each number on its own is checked by bounds.py."""
+    yield from _budget_mistakes(c.budget, c.trainer)
+    yield from _training_mistakes(c.trainer)
+    if not (c.strategy.get("name") and c.strategy.get("_target_")):
+        yield "A strategy's yaml needs the keys name and _target_."
+    if (n := c.strategy.get("candidates")) is not None and n < c.budget.query:
+        yield f"strategy.candidates={n}: {c.budget.query} or more (budget.query), or null."
+    if c.strategy.get("members") is not None and c.trainer.start is not Weights.fresh:
+        yield "strategy.members trains its nets from fresh weights: set trainer.start=fresh."
+    mean, std, noise = c.dataset.mean, c.dataset.std, c.stressor.noise
+    if len(mean) != len(std) or not std:
+        yield "dataset.mean and dataset.std: as many of each, and one at least."
+    if c.stressor.copies == 1 and noise != StressorConfig.noise:
+        yield f"stressor.noise={noise} is put on copies of images, and there are none: set stressor.copies=2 or more."
+    if c.features.extractor is Extractor.model and c.budget.start not in (InitialDraw.random, InitialDraw.balanced):
+        yield f"budget.start={c.budget.start.name} comes before any model: set features=pca or features=backbone."
+
+
+def _budget_mistakes(b: BudgetConfig, t: TrainerConfig) -> Iterator[str]:
+    if (b.name == "full") != (b.initial is None):
+        initial = "null" if b.initial is None else b.initial
+        yield (
+            f"budget.initial={initial} with budget.name={b.name or 'null'}: the full data, all labelled at once, are "
+            "budget=full, and nothing else is."
+        )
+    uses_validation = {
+        "budget.stop.at=validation": b.stop.at is StopAt.validation,
+        "trainer.early_stopping.patience": t.early_stopping.patience is not None,
+        "trainer.start=best": t.start is Weights.best,
+    }
+    for key, is_set in uses_validation.items():
+        if is_set and b.validation == 0:
+            yield f"{key} needs budget.validation > 0."
+
+
+def _training_mistakes(t: TrainerConfig) -> Iterator[str]:
+    if t.max_steps is not None and t.max_epochs is not None:
+        yield (
+            "trainer.max_steps and trainer.max_epochs are both set, so one would cut the other short. Set the one that "
+            "is not meant to null."
+        )
+    if t.max_steps is None and t.max_epochs is None:
+        yield "Set trainer.max_steps or trainer.max_epochs: how long does a round train?"
+    if t.later_max_epochs is not None and t.max_epochs is None:
+        yield (
             "trainer.later_max_epochs is trainer.max_epochs of the rounds after the first: set that one too, and "
-            "trainer.max_steps=null.",
-        ),
-        (
-            (b.name == "full") != (b.initial is None),
-            f"budget.initial={'null' if b.initial is None else b.initial} with budget.name={b.name or 'null'}: the "
-            "full data, all labelled at once, are budget=full, and nothing else is.",
-        ),
-        (
-            b.validation == 0 and b.stop.at is StopAt.validation,
-            "budget.stop.at=validation needs budget.validation > 0.",
-        ),
-        (b.validation == 0 and stops_early, "trainer.early_stopping.patience needs budget.validation > 0."),
-        (
-            b.validation == 0 and t.start is Weights.best,
-            "trainer.start=best compares validation losses: it needs budget.validation > 0.",
-        ),
-        (
-            t.max_steps is None and t.max_epochs is None,
-            "Set trainer.max_steps or trainer.max_epochs: how long does a round train?",
-        ),
-        (
-            s.copies == 1 and s.noise != StressorConfig.noise,
-            f"stressor.noise={s.noise} is put on copies of images, and there are none: set stressor.copies=2 or more.",
-        ),
-        (
-            candidates is not None and candidates < b.query,
-            f"strategy.candidates={candidates}: {b.query} or more (budget.query), or null.",
-        ),
-        (
-            c.strategy.get("members") is not None and t.start is not Weights.fresh,
-            "strategy.members trains its nets from fresh weights: set trainer.start=fresh.",
-        ),
-        (
-            c.features.extractor is Extractor.model and b.start not in (InitialDraw.random, InitialDraw.balanced),
-            f"budget.start={b.start.name} comes before any model: set features=pca or features=backbone.",
-        ),
-        (
-            not (c.strategy.get("name") and c.strategy.get("_target_")),
-            "A strategy's yaml needs the keys name and _target_.",
-        ),
-    ]
+            "trainer.max_steps=null."
+        )
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""Which part of al_bench may import which; how long its functions are."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "al_bench"
+FILES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
+MODULES = {name.removesuffix(".__init__"): ast.parse(path.read_text()) for name, path in FILES.items()}
+
+
+def imports(module: str, at_start: bool = False) -> set[str]:
+    """The modules of al_bench that one imports. at_start: when it is imported itself, and not inside a function."""
+    tree = MODULES[module]
+    nodes = [
+        node for node in (tree.body if at_start else ast.walk(tree)) if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name for name in below if name in MODULES} or {node.module}
+    return {name for name in names if name in MODULES}
+
+
+def inside(part: str) -> list[str]:
+    return [name for name in MODULES if f"{name}.".startswith(f"al_bench.{part}.")]
+
+
+@pytest.mark.parametrize(
+    "part, others",
+    [
+        ("strategies", ["config", "data", "models", "store"]),
+        ("analysis", ["data", "models", "strategies"]),
+        ("data", ["store", "models", "strategies"]),
+        ("store", ["data", "models", "strategies"]),
+        ("models", ["store", "loop"]),
+    ],
+)
+def test_a_part_imports_nothing_of_another(part, others):
+    forbidden = {name for other in others for name in inside(other)}
+    assert inside(part) and {m: found for m in inside(part) if (found := imports(m) & forbidden)} == {}
+
+
+def test_nothing_that_runs_imports_the_checks():
+    commands = {"al_bench.cli", *inside("check")}
+    assert {m for m in MODULES.keys() - commands if imports(m) & {*inside("check")}} == set()
+
+
+def test_no_imports_go_round_in_a_circle():
+    TopologicalSorter({m: imports(m, at_start=True) - {m} for m in MODULES}).prepare()  # raises CycleError
