@@ -79,7 +79,7 @@ def run(c: Config, store: RunStore) -> None:
         record = RoundRecord(
             round, len(pool.labelled_L), c.budget.validation, metrics, validation, acquired.tolist(),
             weights_from, epochs, steps, classifier.history, seconds, engine.peak_memory(c.trainer), n_candidates,
-            len(pool.foreign_F), pool.labels_L.bincount(minlength=dataset.n_classes).tolist(),
+            len(pool.open_set_O), pool.labels_L.bincount(minlength=dataset.n_classes).tolist(),
         )  # fmt: skip
         store.append(record)
         if c.trainer.start is not Weights.fresh:

@@ -17,11 +17,11 @@ from al_bench import plan
 from al_bench.analysis import results
 from al_bench.config import BudgetConfig, InitialDraw, StressorConfig
 from al_bench.data import pool, sources, stressors
-from al_bench.data.oracle import FOREIGN, Oracle
+from al_bench.data.oracle import OPEN_SET, Oracle
 from al_bench.data.stressors import (
     Split,
-    foreign,
     long_tail,
+    make_open_set,
     noisy_copies,
     noisy_labels,
     redundant,
@@ -42,7 +42,7 @@ def split_of(class_sizes, n_test=0):
 
 def train_counts(split):
     labels = split.labels_N[split.train_idx]
-    return labels[labels != FOREIGN].bincount(minlength=len(split.class_names)).tolist()
+    return labels[labels != OPEN_SET].bincount(minlength=len(split.class_names)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -156,41 +156,41 @@ def test_grey_values_end_at_black_and_white(tmp_path):
 
 def test_foreign_classes_leave_the_class_list_and_the_test_but_not_the_pool():
     before = Split(torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]), tuple("abcd"), torch.arange(4), torch.arange(4, 8))
-    after = foreign(before, 2)
+    after = make_open_set(before, 2)
     assert after.class_names == ("a", "b") and after.test_idx.tolist() == [4, 5]
-    assert after.train_idx.tolist() == [0, 1, 2, 3] and after.labels_N[:4].tolist() == [0, 1, FOREIGN, FOREIGN]
+    assert after.train_idx.tolist() == [0, 1, 2, 3] and after.labels_N[:4].tolist() == [0, 1, OPEN_SET, OPEN_SET]
     with pytest.raises(UserError, match="stressor.foreign=3 leaves 1 of 4 classes"):
-        foreign(before, 3)
+        make_open_set(before, 3)
     with pytest.raises(UserError, match="leaves no test image"):
-        foreign(replace(before, test_idx=torch.tensor([6, 7])), 2)
+        make_open_set(replace(before, test_idx=torch.tensor([6, 7])), 2)
 
 
 def test_a_foreign_image_costs_a_label_and_is_not_trained_on():
-    labels = torch.tensor([0, FOREIGN, 1, FOREIGN, 1, 0, FOREIGN, 0])
+    labels = torch.tensor([0, OPEN_SET, 1, OPEN_SET, 1, 0, OPEN_SET, 0])
     oracle = Oracle(labels, torch.arange(8))
     empty = torch.empty(0, dtype=torch.int64)
     before = pool.Pool(empty, empty, torch.arange(8), empty, empty)
     after = before.acquire(torch.tensor([3, 2, 0]), oracle).acquire(torch.tensor([6, 5]), oracle)
     assert (after.labelled_L.tolist(), after.labels_L.tolist()) == ([2, 0, 5], [1, 0, 0])
-    assert (after.foreign_F.tolist(), after.unlabelled_P.tolist()) == ([3, 6], [1, 4, 7])
+    assert (after.open_set_O.tolist(), after.unlabelled_P.tolist()) == ([3, 6], [1, 4, 7])
     assert oracle.n_bought == 5
     with pytest.raises(UserError, match="not in the pool"):
         after.acquire(torch.tensor([3]), oracle)
 
 
 def test_foreign_images_in_the_first_sets():
-    labels = torch.tensor([0, 1] * 20 + [FOREIGN] * 60)
+    labels = torch.tensor([0, 1] * 20 + [OPEN_SET] * 60)
 
     def start(**budget):
         oracle = Oracle(labels, torch.arange(100))
         return pool.start(torch.arange(100), oracle, BudgetConfig(query=1, rounds=0, **budget), seed=0), oracle
 
     first, oracle = start(initial=30, validation=20)
-    assert oracle.n_bought == 50 and len(first.labelled_L) + len(first.foreign_F) == 30
+    assert oracle.n_bought == 50 and len(first.labelled_L) + len(first.open_set_O) == 30
     assert 0 < len(first.validation_V) < 20 and 0 < len(first.labelled_L) < 30
-    assert FOREIGN not in first.labels_L and FOREIGN not in first.validation_labels_V
+    assert OPEN_SET not in first.labels_L and OPEN_SET not in first.validation_labels_V
     balanced, _ = start(initial=10, validation=0, start=InitialDraw.balanced)
-    assert balanced.labels_L.bincount().tolist() == [5, 5] and not len(balanced.foreign_F)
+    assert balanced.labels_L.bincount().tolist() == [5, 5] and not len(balanced.open_set_O)
     with pytest.raises(UserError, match="draws 41 images, and 40 belong to a class"):
         start(initial=41, validation=0, start=InitialDraw.balanced)
     for key, other in (("validation", "initial"), ("initial", "validation")):
@@ -207,9 +207,9 @@ def test_stressors_combine_in_a_fixed_order():
     after = stress(s, before, seed=0)
     given, true = after.labels_N[after.train_idx], before.labels_N[after.copied_N[after.train_idx]]
     assert after.class_names == ("0", "1", "2") and len(after.train_idx) == 120 and len(after.test_idx) == 6
-    assert ((given == FOREIGN) == (true == 3)).all() and (given == FOREIGN).any()  # no error makes one foreign
+    assert ((given == OPEN_SET) == (true == 3)).all() and (given == OPEN_SET).any()  # no error makes one foreign
     assert (true == 0).sum() > (true == 1).sum() > (true == 2).sum() > 0
-    own = given != FOREIGN
+    own = given != OPEN_SET
     assert 0.3 < (given != true)[own].float().mean() < 0.7 and set(given[own].tolist()) == {0, 1, 2}
     with pytest.raises(UserError, match="leaves class '3' no training image. Lower stressor.imbalance"):
         stress(StressorConfig(imbalance=100), before, seed=0)

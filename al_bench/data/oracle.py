@@ -5,14 +5,14 @@ from torch import Tensor
 
 from al_bench.errors import UserError
 
-FOREIGN = -1  # the answer for an image that belongs to no class
+OPEN_SET = -1  # the answer for an image that belongs to no class of the data set
 
 
 class Oracle:
-    """Answers what it is asked and counts what was bought.
+    """Gives the labels that are acquired, and counts them.
 
-    labels_N: a label for each image of the data set, int64, or FOREIGN. buyable_idx: what may be asked for (never the
-    test's).
+    labels_N: int64, the label of each image of the data set, or OPEN_SET. buyable_idx: the images whose labels may be
+    acquired; no test image is among them.
     """
 
     def __init__(self, labels_N: Tensor, buyable_idx: Tensor) -> None:
@@ -26,7 +26,7 @@ class Oracle:
         return int(self._bought_N.sum())
 
     def label(self, idx_K: Tensor) -> Tensor:
-        """Labels of the images idx_K, which count as bought. Raises ValueError for an image that is not for sale."""
+        """Labels of idx_K, which count as acquired from here on. Raises ValueError outside buyable_idx."""
         if not self._buyable_N[idx_K].all():
             raise ValueError("asked for the label of an image that is not in the training split")
         self._bought_N[idx_K] = True
@@ -35,10 +35,10 @@ class Oracle:
     def draw_balanced(self, candidates: Tensor, k: int, rng: torch.Generator) -> Tensor:
         """k of the candidates, equally many of each class until one runs out: a curator with examples of every class.
 
-        It stands here because it knows labels nobody has paid for; a real pool has no such draw. Raises UserError where
-        fewer than k belong to a class.
+        It stands here because it uses labels that have not been acquired. A real pool has no such draw.
+        Raises UserError where fewer than k belong to a class.
         """
-        candidates = candidates[self._labels_N[candidates] != FOREIGN]
+        candidates = candidates[self._labels_N[candidates] != OPEN_SET]
         if len(candidates) < k:
             raise UserError(
                 f"budget.start=balanced draws {k:,} images, and {len(candidates):,} belong to a class. "

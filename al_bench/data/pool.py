@@ -1,4 +1,4 @@
-"""Who is labelled and who is not. L labelled, P pool, V validation, K acquired, F foreign; all hold dataset indices."""
+"""What is labelled and what is not. L labelled, P pool, V validation, K acquired, O open-set. All are dataset indices."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from al_bench import rng
 from al_bench.config import BudgetConfig, InitialDraw
-from al_bench.data.oracle import FOREIGN, Oracle
+from al_bench.data.oracle import OPEN_SET, Oracle
 from al_bench.errors import UserError
 
 
@@ -22,7 +22,7 @@ class Pool:
     unlabelled_P: Tensor  # ascending
     validation_V: Tensor
     validation_labels_V: Tensor
-    foreign_F: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # bought in vain: of no class
+    open_set_O: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # acquired, and of no class
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Sizes and checksums of the labelled and the validation set at the start of a run, for run.json."""
@@ -33,11 +33,11 @@ class Pool:
         }
 
     def to_indices(self, positions_K: Tensor) -> Tensor:
-        """Pool positions, what a strategy speaks of, as dataset indices, what the Oracle and the record speak of."""
+        """Positions in the pool, as a strategy returns them, turned into dataset indices, as the record holds them."""
         return self.unlabelled_P[positions_K]
 
     def acquire(self, idx_K: Tensor, oracle: Oracle) -> "Pool":
-        """Buy the labels of idx_K. Images of no class leave the pool as well, but nothing can be learnt from them.
+        """The pool after the labels of idx_K are acquired. Open-set images leave the pool, and are not trained on.
 
         Raises UserError where one of idx_K is not in the pool.
         """
@@ -47,13 +47,13 @@ class Pool:
                 "The record buys images that are not in the pool: it belongs to other data or another split."
             )
         labels_K = oracle.label(idx_K)
-        useful_K = labels_K != FOREIGN
+        useful_K = labels_K != OPEN_SET
         return replace(
             self,
             labelled_L=torch.cat([self.labelled_L, idx_K[useful_K]]),
             labels_L=torch.cat([self.labels_L, labels_K[useful_K]]),
             unlabelled_P=self.unlabelled_P[~taken_P],
-            foreign_F=torch.cat([self.foreign_F, idx_K[~useful_K]]),
+            open_set_O=torch.cat([self.open_set_O, idx_K[~useful_K]]),
         )
 
 
@@ -67,7 +67,7 @@ def start(
     """Validation first, then the initial set, each from its own stream. budget.initial=null: everything.
 
     cold_start(indices, how many, rng) -> indices: chooses the initial set without labels. Validation images that turn
-    out foreign are paid for and left out. Raises UserError where nothing of either set can be used.
+    out to be open-set count as acquired and are left out. Raises UserError where nothing of either set can be used.
     """
     check_budget(len(train_idx), budget)
     order = train_idx[torch.randperm(len(train_idx), generator=rng.stream(seed, "validation"))]
@@ -84,7 +84,7 @@ def start(
         first = rest[torch.randperm(len(rest), generator=stream)[:initial]]
     nothing = torch.empty(0, dtype=torch.int64)
     answers_V = oracle.label(validation_V)
-    useful_V = answers_V != FOREIGN
+    useful_V = answers_V != OPEN_SET
     pool = Pool(nothing, nothing, rest, validation_V[useful_V], answers_V[useful_V]).acquire(first, oracle)
     for key, wanted, kept in (
         ("validation", budget.validation, pool.validation_V),

@@ -107,7 +107,7 @@ def load(
 
 
 def _listing(folder: Path, source: Source, kept_N: Tensor, used: Split) -> Path | None:
-    """With the classes that the source names: noise and foreign classes are the Oracle's matter."""
+    """With the classes that the source names: label noise and open-set classes are the Oracle's matter."""
     shown_N = (kept_N if used.copied_N is None else kept_N[used.copied_N]).tolist()
     labels_N = source.labels_N.tolist()
     files = [source.files[i] for i in shown_N] if source.files else []
@@ -166,7 +166,8 @@ def dogs_vs_cats(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
         raise UserError(complaint(files.where, strangers))
     labels = {name: ("cat", "dog").index(kind) for name, kind in kinds.items() if name not in strangers}
     layout.refuse_merging(c, kinds)
-    return _from_files(c, files, labels, ("cat", "dog"), set(), model_size, cache_dir, skipped=tuple(strangers))
+    found = LabelledFiles(files, labels, ("cat", "dog"), skipped=tuple(strangers))
+    return _from_files(c, found, model_size, cache_dir)
 
 
 def image_folder(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
@@ -188,28 +189,36 @@ def image_folder(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     layout.refuse_layout(c, top, class_names, test)
     layout.refuse_unreadable_name(c, class_names)
     labels = {name: class_names.index(folder) for name, folder in (train | test).items()}
-    return _from_files(c, files, labels, class_names, set(test), model_size, cache_dir, skipped=tuple(lost))
+    found = LabelledFiles(files, labels, class_names, frozenset(test), tuple(lost))
+    return _from_files(c, found, model_size, cache_dir)
 
 
-def _from_files(
-    c: DatasetConfig, files: ImageFiles, labels: dict[str, int], class_names: tuple[str, ...], test: set[str],
-    model_size: int | None, cache_dir: str, skipped: Sequence[str] = (),
-) -> Source:  # fmt: skip
-    files = replace(files, sizes={name: files.sizes[name] for name in labels})
+@dataclass(frozen=True)
+class LabelledFiles:
+    files: ImageFiles
+    labels: dict[str, int]  # the class of each file that is used; the others are left out
+    class_names: tuple[str, ...]
+    test: frozenset[str] = frozenset()  # files of the data's own test split
+    skipped: tuple[str, ...] = ()
+
+
+def _from_files(c: DatasetConfig, found: LabelledFiles, model_size: int | None, cache_dir: str) -> Source:
+    labels = found.labels
+    files = replace(found.files, sizes={name: found.files.sizes[name] for name in labels})
     size = c.image_size or model_size or PHOTO_SIZE
 
     def read() -> Images:
         pixels, notes = decode(files, size, c, cache_dir)
         bad = set(notes["skipped"])
         kept = [row for row, name in enumerate(files.names) if name not in bad]
-        skips = (*skipped, *notes["skipped"])
+        skips = (*found.skipped, *notes["skipped"])
         same = tuple(map(tuple, notes["same"]))
         return Images(pixels, notes["checksum"], torch.tensor(kept), skips, same, oddities.dark(notes["peak"]))
 
-    test_idx = torch.tensor([i for i, name in enumerate(files.names) if name in test]) if test else None
+    test_idx = torch.tensor([i for i, name in enumerate(files.names) if name in found.test]) if found.test else None
     labels_N = torch.tensor(list(labels.values()), dtype=torch.int64)
     warnings = (*files.warnings, *oddities.thumbnails(files.names))
-    return Source(labels_N, class_names, (3, size, size), test_idx, read, files.names, warnings)
+    return Source(labels_N, found.class_names, (3, size, size), test_idx, read, files.names, warnings)
 
 
 def mnist(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:

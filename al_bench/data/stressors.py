@@ -1,4 +1,4 @@
-"""What makes a data set hard to label: rare classes, wrong labels, near-duplicates, images of no class.
+"""What makes a data set hard to label: rare classes, wrong labels, near-duplicates, open-set images.
 
 N images of the data set, T of them for training, C classes. Each function takes a Split and returns another one; no
 image is touched before `noisy_copies`. All draws depend on the seed alone, so all strategies of a seed share them.
@@ -13,7 +13,7 @@ from torch import Tensor
 from al_bench import rng
 from al_bench.config import StressorConfig
 from al_bench.data.cache import cached_array, checksum
-from al_bench.data.oracle import FOREIGN
+from al_bench.data.oracle import OPEN_SET
 from al_bench.errors import UserError
 
 CHUNK = 1 << 21  # pixel values that get their noise at once
@@ -23,9 +23,9 @@ UNSTRESSED = StressorConfig()
 
 @dataclass(frozen=True)
 class Split:
-    """Which image is for what. labels_N: right for the test; for training, what the oracle is going to answer."""
+    """Which image is used for what. labels_N: true for test images, the oracle's answers for training images."""
 
-    labels_N: Tensor  # FOREIGN for an image of no class
+    labels_N: Tensor  # OPEN_SET for an image that belongs to no class
     class_names: tuple[str, ...]
     train_idx: Tensor
     test_idx: Tensor
@@ -33,23 +33,23 @@ class Split:
 
 
 def stress(s: StressorConfig, split: Split, seed: int) -> Split:
-    """All that `s` asks for. Raises UserError where a class would lose its last training image."""
-    split = foreign(split, s.foreign) if s.foreign else split
+    """The split after all stressors. Raises UserError where a class would lose its last training image."""
+    split = make_open_set(split, s.foreign) if s.foreign else split
     split = long_tail(split, s.imbalance, seed) if s.imbalance > 1 else split
     split = redundant(split, s.images, s.copies, seed)
     _refuse_lost_class(split)
     return noisy_labels(split, s.label_noise, seed) if s.label_noise else split
 
 
-def foreign(split: Split, n: int) -> Split:
-    """The last n classes become none: off the class list and the test, but their training images stay in the pool."""
+def make_open_set(split: Split, n: int) -> Split:
+    """Make the last n classes open-set: off the class list and the test set, still in the pool."""
     n_classes = len(split.class_names) - n
     if n_classes < 2:
         raise UserError(
             f"stressor.foreign={n} leaves {max(0, n_classes)} of {len(split.class_names)} classes. Two have to remain."
         )
-    labels_N = split.labels_N.where(split.labels_N < n_classes, FOREIGN)
-    test_idx = split.test_idx[labels_N[split.test_idx] != FOREIGN]
+    labels_N = split.labels_N.where(split.labels_N < n_classes, OPEN_SET)
+    test_idx = split.test_idx[labels_N[split.test_idx] != OPEN_SET]
     if not len(test_idx):
         raise UserError(f"stressor.foreign={n} leaves no test image. Lower it.")
     return Split(labels_N, split.class_names[:n_classes], split.train_idx, test_idx)
@@ -57,7 +57,7 @@ def foreign(split: Split, n: int) -> Split:
 
 def long_tail(split: Split, imbalance: float, seed: int) -> Split:
     """Class c of C keeps n * imbalance^(-c / (C - 1)) training images (Cui et al., 2019), c in the order of the class
-    list; n is as large as the classes allow. Which images are kept is drawn by the seed; foreign ones all are.
+    list; n is as large as the classes allow. The seed draws which images are kept. All open-set images are kept.
     """
     n_classes, labels_T = len(split.class_names), split.labels_N[split.train_idx]
     share_C = imbalance ** (-torch.arange(n_classes, dtype=torch.float64) / (n_classes - 1))
@@ -66,7 +66,7 @@ def long_tail(split: Split, imbalance: float, seed: int) -> Split:
     keep_C = (n * share_C + 1e-6).long().tolist()  # whole numbers may come out a hair too small
     stream = rng.stream(seed, "long_tail")
     kept = [idx[torch.randperm(len(idx), generator=stream)[:k]] for idx, k in zip(there, keep_C, strict=True)]
-    others = split.train_idx[labels_T == FOREIGN]
+    others = split.train_idx[labels_T == OPEN_SET]
     return replace(split, train_idx=torch.cat([*kept, others]).sort().values)
 
 
@@ -91,15 +91,15 @@ def redundant(split: Split, images: int | None, copies: int, seed: int) -> Split
 
 
 def noisy_labels(split: Split, rate: float, seed: int) -> Split:
-    """A share `rate` of the training labels, each drawn for itself, names another class, all equally likely.
+    """Each training label is wrong with probability `rate`, independently; all other classes are then equally likely.
 
-    An image keeps its answer however often it is asked for, and what is wrong at one rate is wrong at higher ones.
+    An image always gets the same answer. A label that is wrong at one rate is wrong at each higher rate.
     """
     stream, n = rng.stream(seed, "label_noise"), len(split.train_idx)
     wrong_T = torch.rand(n, generator=stream) < rate
     further_T = torch.randint(1, len(split.class_names), (n,), generator=stream)
     true_T = split.labels_N[split.train_idx]
-    noisy_T = torch.where(wrong_T & (true_T != FOREIGN), (true_T + further_T) % len(split.class_names), true_T)
+    noisy_T = torch.where(wrong_T & (true_T != OPEN_SET), (true_T + further_T) % len(split.class_names), true_T)
     return replace(split, labels_N=split.labels_N.index_copy(0, split.train_idx, noisy_T))
 
 
@@ -135,7 +135,7 @@ def noisy_copies(
 
 def _refuse_lost_class(split: Split) -> None:
     labels_T = split.labels_N[split.train_idx]
-    counts_C = labels_T[labels_T != FOREIGN].bincount(minlength=len(split.class_names))
+    counts_C = labels_T[labels_T != OPEN_SET].bincount(minlength=len(split.class_names))
     if (counts_C == 0).any():
         raise UserError(
             f"The stressor leaves class {split.class_names[int(counts_C.argmin())]!r} no training image. "
