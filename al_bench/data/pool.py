@@ -1,4 +1,4 @@
-"""What is labelled and what is not. L labelled, P pool, V validation, K acquired, O open-set. All are dataset indices."""
+"""What is labelled and what is not. L labelled, P pool, V validation, K acquired, O open-set: all dataset indices."""
 
 import hashlib
 import json
