@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from al_bench.analysis.plots import LINE, PAGE, SMALL, learning_curves, new_figure, plain, shown
+from al_bench.analysis.canvas import LINE, PAGE, SMALL, new_figure, plain, shown
+from al_bench.analysis.plots import Curve, learning_curves
 from al_bench.data import Dataset
 from al_bench.records import RoundRecord
 from al_bench.strategies import uncertainty
@@ -28,7 +29,7 @@ SCORES = {
 
 def learning_curve(path: Path, records: Sequence[RoundRecord], name: str) -> None:
     figure = new_figure()
-    curve = [r.n_labels for r in records], [[r.metrics["accuracy"] for r in records]]
+    curve = Curve([r.n_labels for r in records], [r.metrics["accuracy"] for r in records])
     learning_curves(figure.subplots(), {name: curve})
     figure.savefig(path, dpi=200)
 

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from al_bench import config, signals
-from al_bench.analysis.results import INTERRUPTED, RUNNING, in_words, is_current, note_asked, state_of
+from al_bench.analysis.results import INTERRUPTED, RUNNING, in_words, is_current, note_requested, state_of
 from al_bench.errors import UserError
 from al_bench.finished import is_finished
 from al_bench.provenance import now
@@ -63,7 +63,7 @@ class Sweeper(SweeperPlugin):
         studies = {folder.parents[4] for folder in there | todo.keys()}
         for study in studies:
             try:
-                note_asked(study, [folder for folder in there | todo.keys() if folder.parents[4] == study])
+                note_requested(study, [folder for folder in there | todo.keys() if folder.parents[4] == study])
             except Exception as error:
                 print(f"al_bench: {reason(error)} The report cannot name runs that never begin.", file=sys.stderr)
         if todo:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as tests
 
-from al_bench.analysis import results, stats
+from al_bench.analysis import acquired, stats
 from al_bench.analysis.report import md
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -222,7 +222,7 @@ def as_far_as_another(sd: float, n: int) -> float:
 def duplicate_share(rounds: pd.DataFrame, strategy: str) -> float:
     """Mean over seeds of the share of what was bought that is another copy of an image bought before."""
     runs = rounds[rounds["strategy"] == strategy].sort_values("round").groupby("seed")["acquired"]
-    return float(np.mean([stats.duplicate_share(results.originals(np.concatenate([*a]), *MNIST)) for _, a in runs]))
+    return float(np.mean([acquired.duplicate_share(acquired.originals(np.concatenate([*a]), *MNIST)) for _, a in runs]))
 
 
 if __name__ == "__main__":

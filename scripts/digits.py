@@ -10,7 +10,7 @@ import pandas as pd
 import published
 
 from al_bench.analysis import report, results
-from al_bench.analysis.verdict import CONTROL
+from al_bench.analysis.compare import CONTROL
 
 OUT = published.ROOT / "results" / "digits"
 
@@ -19,9 +19,11 @@ def main() -> None:
     arms = "strategy=random,random_control,margin,entropy,bald,badge,coreset"
     published.sweep(arms, "seed=range(10)", "study=digits")
     published.sweep("budget=full", "seed=range(10)", "study=digits")
-    study = published.keep(results.find(published.RUNS / "digits"), OUT, ("learning_curves", "difference_to_random"))
-    published.fill(published.ROOT / "README.md", digits=published.words(study), digits_noise=of_chance())
-    published.fill(OUT / "README.md", costs=published.costs([study]))
+    comparison = published.keep(
+        results.find(published.RUNS / "digits"), OUT, ("learning_curves", "difference_to_random")
+    )
+    published.fill(published.ROOT / "README.md", digits=published.words(comparison), digits_noise=of_chance())
+    published.fill(OUT / "README.md", costs=published.costs([comparison]))
 
 
 def of_chance() -> str:

@@ -14,8 +14,8 @@ import pandas as pd
 import published
 from matplotlib.ticker import MaxNLocator
 
-from al_bench.analysis import plots, report, results, verdict
-from al_bench.analysis.verdict import CONTROL, RANDOM, Study
+from al_bench.analysis import canvas, plots, report, results
+from al_bench.analysis.compare import CONTROL, RANDOM, Comparison, noise
 
 OUT = published.ROOT / "results" / "frozen_features"
 STRATEGIES = [
@@ -44,14 +44,14 @@ def main() -> None:
                     "dataset.image_size=128"],
         "dogs_vs_cats": ["dataset=dogs_vs_cats", f"dataset.root={a.dogs_vs_cats.resolve()}"],
     }  # fmt: skip
-    cells = [(dataset, budget) for dataset in data for budget in LABELS_A_CLASS]
-    for dataset, budget in cells:
+    settings = [(dataset, budget) for dataset in data for budget in LABELS_A_CLASS]
+    for dataset, budget in settings:
         n = bought(dataset, budget)
         labels = [f"budget={budget}", f"budget.initial={n}", f"budget.query={n}"]
         published.sweep(*common, *data[dataset], *labels, f"strategy={','.join(strategies(dataset, budget))}")
     for dataset in data:
         published.sweep(*common, *data[dataset], "budget=full")
-    write(cells)
+    write(settings)
 
 
 def bought(dataset: str, budget: str) -> int:
@@ -64,39 +64,39 @@ def strategies(dataset: str, budget: str) -> list[str]:
     return found if CLASSES[dataset] > 2 else [s for s in found if s not in ALIKE] + TWO_CLASSES
 
 
-def write(cells: list[tuple[str, str]]) -> None:
-    studies: dict[str, dict[str, Study]] = {dataset: {} for dataset, _ in cells}
+def write(settings: list[tuple[str, str]]) -> None:
+    comparisons: dict[str, dict[str, Comparison]] = {dataset: {} for dataset, _ in settings}
     runs = results.find(published.RUNS / "frozen_features")
-    for dataset, budget in cells:
-        ours = [run for run in runs if run.cell.dataset == dataset and run.cell.budget in (budget, "full")]
+    for dataset, budget in settings:
+        ours = [run for run in runs if run.setting.dataset == dataset and run.setting.budget in (budget, "full")]
         dropped = ("acquired", "class_counts", "per_class")
-        studies[dataset][budget] = published.keep(ours, OUT / f"{dataset}-{budget}", FIGURES, dropped)
-    for dataset, found in studies.items():
+        comparisons[dataset][budget] = published.keep(ours, OUT / f"{dataset}-{budget}", FIGURES, dropped)
+    for dataset, found in comparisons.items():
         draw(OUT / f"{dataset}.png", found)
     sections = "\n\n".join(
-        section(f"{dataset}-{budget}", s) for dataset, found in studies.items() for budget, s in found.items()
+        section(f"{dataset}-{budget}", c) for dataset, found in comparisons.items() for budget, c in found.items()
     )
-    costs = published.costs(s for found in studies.values() for s in found.values())
+    costs = published.costs(c for found in comparisons.values() for c in found.values())
     published.fill(OUT / "README.md", overviews=overviews(), verdicts=sections, costs=costs)
     published.fill(published.ROOT / "README.md", frozen_features=overview("cifar10"))
 
 
-def draw(path: Path, studies: dict[str, Study]) -> None:
+def draw(path: Path, comparisons: dict[str, Comparison]) -> None:
     """The budgets side by side, each strategy with the same look in all of them."""
-    figure = plots.new_figure(plots.PAGE, 3.6)
-    axes = figure.subplots(1, len(studies))
-    looks = plots.style(dict.fromkeys(name for s in studies.values() for name in s.against))
-    for ax, (budget, s) in zip(axes, studies.items(), strict=True):
-        differences = {name: against.difference for name, against in s.against.items()}
-        plots.difference_to_random(ax, s.labels_R, differences, verdict.noise(s), looks)
-        ax.set_title(f"{s.cell.dataset}, {budget} budget", fontsize=plots.FONT)
+    figure = canvas.new_figure(canvas.PAGE, 3.6)
+    axes = figure.subplots(1, len(comparisons))
+    looks = canvas.style(dict.fromkeys(name for c in comparisons.values() for name in c.versus_random))
+    for ax, (budget, c) in zip(axes, comparisons.items(), strict=True):
+        differences = {name: v.difference for name, v in c.versus_random.items()}
+        plots.difference_to_random(ax, c.labels_R, differences, noise(c), looks)
+        ax.set_title(f"{c.setting.dataset}, {budget} budget", fontsize=canvas.FONT)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.set_ylabel("" if ax is not axes[0] else ax.get_ylabel())
     legends = [ax.get_legend() for ax in axes]
     most = max(legends, key=lambda legend: len(legend.get_texts()))
     names = [text.get_text() for text in most.get_texts()]
     figure.legend(
-        most.legend_handles, names, loc="outside lower center", ncols=5, fontsize=plots.SMALL, frameon=False,
+        most.legend_handles, names, loc="outside lower center", ncols=5, fontsize=canvas.SMALL, frameon=False,
         handlelength=2.6,
     )  # fmt: skip
     for legend in legends:
@@ -165,9 +165,9 @@ def what_a_target_decides(rounds: dict[str, pd.DataFrame], targets: dict[str, fl
     )
 
 
-def section(name: str, s: Study) -> str:
+def section(name: str, c: Comparison) -> str:
     figures = "\n".join(f"![{name}: {figure}]({name}/{figure}.png)" for figure in FIGURES)
-    return f"### {name}\n\n{figures}\n\n{published.words(s)}"
+    return f"### {name}\n\n{figures}\n\n{published.words(c)}"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import check_results
 import published
 
 from al_bench.analysis import report, results, stats
+from al_bench.analysis.compare import Comparison
+from al_bench.analysis.metric import ACCURACY
 from al_bench.analysis.results import Run
-from al_bench.analysis.verdict import Study, interval, last_round, points
+from al_bench.analysis.tables import last_round
 from al_bench.config import StopAt, StopConfig
 from al_bench.loop import is_reached
 
@@ -50,21 +52,21 @@ def main() -> None:
 def write_faithful() -> None:
     """The full data alone, or the loop with it."""
     runs = finished(FAITHFUL)
-    looped = any(run.cell.budget != "full" for run in runs)
-    s = published.keep(runs, OUT / "as_published", LOOP if looped else {})
+    looped = any(run.setting.budget != "full" for run in runs)
+    c = published.keep(runs, OUT / "as_published", LOOP if looped else {})
     published.fill(
         OUT / "README.md",
         checks=check_results.as_list("gentle_introduction/as_published"),
-        loop=f"{as_markdown('as_published', LOOP)}\n\n{how_it_ended(s)}" if looped else "The loop is not finished yet.",
-        costs=published.costs([s]),
+        loop=f"{as_markdown('as_published', LOOP)}\n\n{how_it_ended(c)}" if looped else "The loop is not finished yet.",
+        costs=published.costs([c]),
     )
 
 
-def how_it_ended(s: Study) -> str:
+def how_it_ended(c: Comparison) -> str:
     """What became of the loop and of the labels it bought; its reference is the full data with the same seed."""
-    (loop,) = s.runs["entropy"]
+    (loop,) = c.runs["entropy"]
     rounds = published.rounds(loop)
-    (full,) = (published.rounds(run)[-1] for run in s.references if run.seed == loop.seed)
+    (full,) = (published.rounds(run)[-1] for run in c.references if run.seed == loop.seed)
     start, end, all_labels = (
         f"{r['metrics']['accuracy']:.2%} with {r['n_labelled']:,} labels" for r in (rounds[0], rounds[-1], full)
     )
@@ -80,7 +82,7 @@ def how_it_ended(s: Study) -> str:
         f"The weights of {thrown_away} of {len(rounds) - 1} retrainings were thrown away, for an earlier round's "
         "validation loss was lower: those rounds repeat the accuracy before them. The last weights were fitted with "
         f"{rounds[rounds[-1]['weights_from']]['n_labelled']:,} labels.\n\n"
-        f"The full data, each seed on test images of its own: {', '.join(map(of_reference, s.references))}; the loop "
+        f"The full data, each seed on test images of its own: {', '.join(map(of_reference, c.references))}; the loop "
         f"is in {precision(loop)}."
     )
 
@@ -102,13 +104,13 @@ def precision(run: Run) -> str:
 
 
 def write_fair(n_seeds: int) -> None:
-    s = published.keep([run for run in finished(FAIR) if run.seed < n_seeds], OUT / "fair", CURVES)
-    verdict = [as_markdown("fair", CURVES), published.words(s), to_the_full_data(s), learned(s)]
+    c = published.keep([run for run in finished(FAIR) if run.seed < n_seeds], OUT / "fair", CURVES)
+    verdict = [as_markdown("fair", CURVES), published.words(c), to_the_full_data(c), learned(c)]
     published.fill(
         OUT / "README.md",
         verdict="\n\n".join(verdict),
         checks_of_verdict=check_results.as_list("gentle_introduction/fair"),
-        costs_of_verdict=published.costs([s]),
+        costs_of_verdict=published.costs([c]),
     )
 
 
@@ -120,25 +122,25 @@ def as_markdown(folder: str, figures: dict[str, str]) -> str:
     return "\n".join(f"![{title}]({folder}/{name}.png)" for name, title in figures.items())
 
 
-def to_the_full_data(s: Study) -> str:
+def to_the_full_data(c: Comparison) -> str:
     """What is still missing at the last label count, paired by seed with training on all labels, in Markdown."""
-    full = s.full_by_seed
-    last, n_train = s.labels_R[-1], s.references[0].labels_R[-1]
-    lines = [f"At {last:,} labels, minus the accuracy with all {n_train:,} ({s.full:.1%}):", ""]
-    for name in s.runs:
-        gap = stats.compare(s.curve(name)[:, -1], [full[seed] for seed in s.seeds(name)])
-        lines.append(f"- {name}: {points(gap.mean)} points{interval(gap.low, gap.high)}, n = {gap.n} pairs")
+    full = c.full_by_seed
+    last, n_train = c.labels_R[-1], c.references[0].labels_R[-1]
+    lines = [f"At {last:,} labels, minus the accuracy with all {n_train:,} ({c.full:.1%}):", ""]
+    for name in c.runs:
+        gap = stats.paired_difference(c.curve(name)[:, -1], [full[seed] for seed in c.seeds(name)])
+        lines.append(f"- {name}: {ACCURACY.gain(gap.mean)}{ACCURACY.bounds(gap.low, gap.high)}, n = {gap.n} pairs")
     return "\n".join(lines)
 
 
-def learned(s: Study) -> str:
+def learned(c: Comparison) -> str:
     """How far the nets came with what each strategy bought: their accuracy on it over the whole of the last fit."""
     shares = []
-    for name, runs in s.runs.items():
-        last_fits = [results.histories(run)[last_round(s, run)] for run in runs]
+    for name, runs in c.runs.items():
+        last_fits = [results.histories(run)[last_round(c, run)] for run in runs]
         shares.append(f"{report.md(name)} {fmean(epochs[-1]['accuracy'] for epochs in last_fits):.0%}")
     return (
-        f"Accuracy on the batches of the fit at {s.labels_R[-1]:,} labels, over all its steps from the first on, with "
+        f"Accuracy on the batches of the fit at {c.labels_R[-1]:,} labels, over all its steps from the first on, with "
         "dropout, mean over seeds: "
         f"{', '.join(shares)}."
     )

@@ -17,10 +17,11 @@ from typing import Any
 import check_results
 import pandas as pd
 
-from al_bench.analysis import plots, report, results, stats, verdict
+from al_bench.analysis import compare, figures, notes, report, stats, tables, verdict
+from al_bench.analysis.compare import CONTROL, RANDOM, Comparison
+from al_bench.analysis.metric import ACCURACY
 from al_bench.analysis.results import Run
 from al_bench.analysis.stats import Efficiency
-from al_bench.analysis.verdict import CONTROL, RANDOM, Study
 from al_bench.imports import function
 from al_bench.strategies import needs_of
 
@@ -41,37 +42,36 @@ def sweep(*overrides: str, runs: Path = RUNS) -> None:
 
 
 def keep(
-    runs: list[Run], out: Path, figures: Iterable[str], dropped: Iterable[str] = (), target: float | None = None
-) -> Study:
+    runs: list[Run], out: Path, kept: Iterable[str], dropped: Iterable[str] = (), target: float | None = None
+) -> Comparison:
     """Write what is committed of a finished comparison: records, summary, figures, as its report has them.
 
     runs: of one data set and budget, with the same seeds for all strategies, and on the full data; else nothing is
-    written.
+    written. kept: the names of the figures.
     """
-    studies = verdict.studies(runs, target)
-    if len(studies) != 1:
-        sys.exit(f"{len(studies)} comparisons, not one: {', '.join(str(s.cell) for s in studies)}")
-    (s,) = studies
-    drawings = {name: rest for name, *rest in (*report.drawings(s), *report.in_detail(s))}
-    seeds = {strategy: s.seeds(strategy) for strategy in s.runs}
-    if s.left_out or len(set(map(tuple, seeds.values()))) != 1:
-        sys.exit(f"{s.cell} is not complete: {s.left_out or seeds}")
+    found = compare.comparisons(runs, target=target)
+    if len(found) != 1:
+        sys.exit(f"{len(found)} comparisons, not one: {', '.join(str(c.setting) for c in found)}")
+    (c,) = found
+    seeds = {strategy: c.seeds(strategy) for strategy in c.runs}
+    if c.left_out or len(set(map(tuple, seeds.values()))) != 1:
+        sys.exit(f"{c.setting} is not complete: {c.left_out or seeds}")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "records.jsonl").write_text("".join(records(s, {"history", "peak_memory", *dropped})))
-    if len(s.labels_R) > 1:  # the full data alone is no curve
-        (out / "summary.csv").write_text(report.as_csv([s]))
-        (out / "summary.md").write_text(report.as_markdown([s]))
-    for name in figures:
-        title, caption, draw = drawings[name]
-        draw(figure := plots.new_figure())
-        report.save(figure, out, name, title, caption)
-    return s
+    (out / "records.jsonl").write_text("".join(records(c, {"history", "peak_memory", *dropped})))
+    if len(c.labels_R) > 1:  # the full data alone is no curve
+        section = tables.section(c)
+        (out / "summary.csv").write_text(report.as_csv([section]))
+        (out / "summary.md").write_text(report.as_markdown([section]))
+    makers = figures.makers(c)
+    for name in kept:
+        report.save(makers[name](), out, name)
+    return c
 
 
-def records(s: Study, dropped: set[str]) -> list[str]:
+def records(c: Comparison, dropped: set[str]) -> list[str]:
     lines = []
-    for run in s.all_runs:
-        who = {"dataset": run.cell.dataset, "budget": run.cell.budget, "strategy": run.strategy, "seed": run.seed}
+    for run in c.all_runs:
+        who = {"dataset": run.setting.dataset, "budget": run.setting.budget, "strategy": run.strategy, "seed": run.seed}
         for record in rounds(run):
             record["metrics"] = {k: v for k, v in record["metrics"].items() if k not in dropped}
             lines.append(json.dumps(who | {k: v for k, v in record.items() if k not in dropped}) + "\n")
@@ -82,20 +82,18 @@ def rounds(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.folder / "rounds.jsonl").read_text().splitlines()]
 
 
-def words(s: Study) -> str:
+def words(c: Comparison) -> str:
     """The verdict's sentences, its table, how its numbers came about and what is to be known, in Markdown."""
-    notes = [f"- {report.md(note)}" for note in s.notes]
-    return "\n".join([*(f"- {report.md(words)}" for words in verdict.sentences(s)), "", table(s), "", *notes]).rstrip()
-
-
-def table(s: Study) -> str:
-    return "\n".join([report.markdown_table(s), "", *map(report.md, report.how(s))])
+    section = tables.section(c)
+    sentences, notes = ([f"- {report.md(text)}" for text in texts] for texts in (section.sentences, c.notes))
+    how = map(report.md, section.method_notes)
+    return "\n".join([*sentences, "", report.markdown_table(section), "", *how, "", *notes]).rstrip()
 
 
 def noise(rounds: pd.DataFrame, target: float) -> str:
     """What a second random arm gains, which is chance. rounds: as check_results reads them."""
     labels_R, curve = check_results.curves(rounds, (CONTROL, RANDOM))
-    area = stats.compare(*(stats.aubc(labels_R, accuracy_SR) / 100 for accuracy_SR in curve.values()))
+    area = stats.paired_difference(*(stats.aubc(labels_R, accuracy_SR) / 100 for accuracy_SR in curve.values()))
     e = savings(rounds, CONTROL, target) if pd.notna(target) else None
     return gain((area.mean, area.low, area.high), e.savings if e and e.n_pairs == e.n else None)
 
@@ -103,11 +101,11 @@ def noise(rounds: pd.DataFrame, target: float) -> str:
 def gain(area: Sequence[float], saved: Sequence[float] | None, significant: bool = False) -> str:
     """Of fractions: (mean, low, high)."""
     mean, low, high = area
-    points = f"**{verdict.points(mean)}**" if significant else verdict.points(mean)
-    words = f"{points}{verdict.interval(low, high)}"
+    points = ACCURACY.difference(mean)
+    words = f"{f'**{points}**' if significant else points}{ACCURACY.bounds(low, high)}"
     if saved:
         mean, low, high = saved
-        words += f"; saves {100 * mean:{verdict.PER_CENT}}%{verdict.interval(low, high, verdict.PER_CENT)}"
+        words += f"; saves {100 * mean:{verdict.PER_CENT}}%{verdict.per_cent(low, high)}"
     return words
 
 
@@ -129,19 +127,19 @@ def fill(path: Path, **parts: str) -> None:
     path.write_text(page)
 
 
-def costs(studies: Iterable[Study]) -> str:
+def costs(comparisons: Iterable[Comparison]) -> str:
     """What the runs of each strategy took, in medians, and on which machine, in Markdown."""
     heads = [
         "data and budget", "strategy", "runs", "samples trained", "images predicted", "fit s", "predict s", "select s",
         "whole run s", "outside the three",
     ]  # fmt: skip
     rows = []
-    of_run = {run: cost(run) for s in studies for run in s.all_runs}  # a reference of several studies counts once
-    for cell, strategy in dict.fromkeys((run.cell, run.strategy) for run in of_run):
-        ours = [c for run, c in of_run.items() if (run.cell, run.strategy) == (cell, strategy)]
+    of_run = {run: cost(run) for c in comparisons for run in c.all_runs}  # a reference of several counts once
+    for setting, strategy in dict.fromkeys((run.setting, run.strategy) for run in of_run):
+        ours = [c for run, c in of_run.items() if (run.setting, run.strategy) == (setting, strategy)]
         middle = {k: median(c[k] for c in ours) for k in ours[0]}
         rows.append(
-            [f"{cell.dataset} {cell.budget}", strategy, str(len(ours))]
+            [f"{setting.dataset} {setting.budget}", strategy, str(len(ours))]
             + [f"{middle[k]:,.0f}" for k in ("trained", "predicted", "fit", "predict", "select", "whole")]
             + [f"{middle['outside']:.0%}"]
         )
@@ -149,7 +147,7 @@ def costs(studies: Iterable[Study]) -> str:
     total = sum(c["whole"] for c in of_run.values())
     machines = Counter(
         f"{start['cpu']}, {start['cores']} cores, threads a run: {start['threads']}, {start['device']}, "
-        f"{start['precision']}, torch {start['versions']['torch']}, commit {results.commit(start)}"
+        f"{start['precision']}, torch {start['versions']['torch']}, commit {notes.commit(start)}"
         for run in of_run
         for start in run.info["starts"][-1:]
     )

@@ -29,10 +29,10 @@ def main() -> None:
     published.sweep(*common, "budget=full", runs=RUNS)
     figures = ("learning_curves", "difference_to_random")
     runs = [run for run in results.find(RUNS) if run.seed < a.seeds]
-    study = published.keep(runs, OUT, figures, target=0.9)
+    comparison = published.keep(runs, OUT, figures, target=0.9)
     checks = check_results.as_list("repeated_mnist")
-    costs = published.costs([study])
-    published.fill(OUT / "README.md", verdict=published.words(study), checks=checks, costs=costs)
+    costs = published.costs([comparison])
+    published.fill(OUT / "README.md", verdict=published.words(comparison), checks=checks, costs=costs)
 
 
 if __name__ == "__main__":

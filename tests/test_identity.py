@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from al_bench import loop, provenance
-from al_bench.analysis import results, verdict
+from al_bench.analysis import comparable, results
 from al_bench.errors import UserError
 from al_bench.finished import is_finished
 from al_bench.models import nets
@@ -160,7 +160,7 @@ def test_a_report_compares_runs_of_the_same_weights_wherever_they_lay(tmp_path, 
     run_here(tmp_path, *on_weights(pets, copy, "strategy=margin"))
     run_here(tmp_path, *on_weights(pets, b, "strategy=entropy"))
     runs = results.find(tmp_path)
-    kept, ((name, why),) = verdict.comparable(runs)
+    kept, ((name, why),) = comparable.comparable_runs(runs)
     assert {run.strategy for run in kept} == {"random", "margin"}
     assert name.startswith("entropy") and why.startswith("other weights than most runs: sha256:")
     # Runs from before weights were noted are compared by path, as they were then.
@@ -168,7 +168,7 @@ def test_a_report_compares_runs_of_the_same_weights_wherever_they_lay(tmp_path, 
         info = json.loads((run.folder / "run.json").read_text())
         del info["weights"]
         (run.folder / "run.json").write_text(json.dumps(info))
-    _, left_out = verdict.comparable(results.find(tmp_path))
+    _, left_out = comparable.comparable_runs(results.find(tmp_path))
     assert [why.split("=")[0] for _, why in left_out] == ["another configuration: model.weights"] * 2
 
 

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from al_bench.analysis import plots
+from al_bench.analysis import canvas, plots, run_plots, stats
+from al_bench.analysis.metric import METRICS
+from al_bench.analysis.plots import Curve
 
 FEW = ["random", "margin", "entropy", "bald"]
 MANY = ["random", *(f"{a} of a committee {b}" for a in ("entropy", "margin") for b in range(18)), "badge"]
@@ -24,11 +26,15 @@ NAN, INF = math.nan, math.inf
 
 
 def drawn(draw, *arguments, **options) -> Axes:
-    return draw(plots.new_figure().subplots(), *arguments, **options)
+    return draw(canvas.new_figure().subplots(), *arguments, **options)
+
+
+def curve(labels_R, value_SR) -> Curve:
+    return Curve(labels_R, *stats.t_interval(value_SR), seen=value_SR)
 
 
 def curves(names) -> dict:
-    return {name: (LABELS, [[0.5, 0.6, 0.7], [0.6, 0.7, 0.9]]) for name in names}
+    return {name: curve(LABELS, [[0.5, 0.6, 0.7], [0.6, 0.7, 0.9]]) for name in names}
 
 
 def square(names) -> np.ndarray:
@@ -46,7 +52,7 @@ def targets(names) -> dict:
 
 BY_NAME = {
     "learning curves": lambda ax, n: plots.learning_curves(ax, curves(n), full=0.95),
-    "over labels": lambda ax, n: plots.over_labels(ax, curves(n), "ECE"),
+    "over labels": lambda ax, n: plots.learning_curves(ax, curves(n), metric=METRICS["ece"]),
     "difference": lambda ax, n: plots.difference_to_random(ax, LABELS, differences(n), ([-0.01] * 3, [0.01] * 3)),
     "target": lambda ax, n: plots.labels_to_target(ax, targets(n), 0.9, most=1000),
     "penalty": lambda ax, n: plots.penalty_matrix(ax, n, square(n)),
@@ -108,17 +114,17 @@ def test_a_name_is_drawn_as_it_is_written(draw, name):
 
 
 def test_a_formula_in_a_name_would_be_noticed():
-    figure = plots.new_figure()
+    figure = canvas.new_figure()
     formula, literal = figure.text(0, 0, "x$y$z"), figure.text(0, 0, "x$y$z", parse_math=False)
     assert formula.get_window_extent().width != pytest.approx(literal.get_window_extent().width)
 
 
 def test_many_strategies_all_look_different_also_without_colour():
-    looks = plots.style(MANY)
+    looks = canvas.style(MANY)
     assert len(looks) == len({(look["marker"], look["linestyle"]) for look in looks.values()}) == 38
-    assert looks["random"] == plots.style(["margin"])["random"] == {"color": "black", "marker": "o", "linestyle": "-"}
-    assert plots.style([*MANY[1:], "random"]) == looks
-    assert len(plots.style(map(str, range(500)))) == 501
+    assert looks["random"] == canvas.style(["margin"])["random"] == {"color": "black", "marker": "o", "linestyle": "-"}
+    assert canvas.style([*MANY[1:], "random"]) == looks
+    assert len(canvas.style(map(str, range(500)))) == 501
 
 
 def test_colours_are_seen_on_white_paper():
@@ -126,14 +132,14 @@ def test_colours_are_seen_on_white_paper():
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
         return float(np.dot((0.2126, 0.7152, 0.0722), linear))
 
-    assert all(1.05 / (luminance(colour) + 0.05) > 2 for colour in plots.COLOURS)
+    assert all(1.05 / (luminance(colour) + 0.05) > 2 for colour in canvas.COLOURS)
 
 
 def test_a_curve_is_the_mean_and_its_band_the_t_interval():
     # two rounds, three seeds: mean 0.6 and 0.8; standard error 0.1 / sqrt(3), t of 2 degrees of freedom 4.302653
-    ax = drawn(plots.learning_curves, {"margin": ([100, 300], [[0.5, 0.8], [0.6, 0.8], [0.7, 0.8]])}, full=0.957)
-    curve, full = ax.get_lines()
-    np.testing.assert_allclose(curve.get_xydata(), [[100, 60], [300, 80]])
+    ax = drawn(plots.learning_curves, {"margin": curve([100, 300], [[0.5, 0.8], [0.6, 0.8], [0.7, 0.8]])}, full=0.957)
+    line, full = ax.get_lines()
+    np.testing.assert_allclose(line.get_xydata(), [[100, 60], [300, 80]])
     np.testing.assert_allclose(full.get_ydata(), 95.7)
     band = ax.collections[0].get_paths()[0].vertices
     at_100 = band[band[:, 0] == 100, 1]
@@ -145,14 +151,14 @@ def test_a_curve_is_the_mean_and_its_band_the_t_interval():
 
 def test_the_full_data_is_not_drawn_on_the_frame():
     # Curves from 50 to 80: their frame alone would end at 81.5.
-    ax = drawn(plots.learning_curves, {"margin": ([100, 300], [[0.5, 0.8], [0.5, 0.8]])}, full=0.814)
+    ax = drawn(plots.learning_curves, {"margin": curve([100, 300], [[0.5, 0.8], [0.5, 0.8]])}, full=0.814)
     low, high = ax.get_ylim()
     assert high - 81.4 == pytest.approx(0.05 * (81.4 - 50)) and low == pytest.approx(50 - 0.05 * (81.4 - 50))
 
 
 def test_the_band_of_two_seeds_does_not_flatten_the_curve():
     # Two seeds, 10 points apart: 12.7 * 5 points to either side. The values span 50 to 80, and the full data is at 95.
-    ax = drawn(plots.learning_curves, {"margin": ([100, 300], [[0.5, 0.7], [0.6, 0.8]])}, full=0.95)
+    ax = drawn(plots.learning_curves, {"margin": curve([100, 300], [[0.5, 0.7], [0.6, 0.8]])}, full=0.95)
     assert ax.get_ylim() == pytest.approx((50 - 45 / 4, 95 + 45 / 4))
     ax = drawn(plots.difference_to_random, [100, 300], {"margin": ([0.01, 0.02], [-0.5, -0.6], [0.5, 0.6])})
     assert ax.get_ylim() == pytest.approx((-10, 12))
@@ -161,20 +167,29 @@ def test_the_band_of_two_seeds_does_not_flatten_the_curve():
 
 
 def test_one_seed_has_a_curve_and_no_band():
-    ax = drawn(plots.learning_curves, {"margin": (LABELS, [[0.5, 0.6, 0.7]])})
+    ax = drawn(plots.learning_curves, {"margin": curve(LABELS, [[0.5, 0.6, 0.7]])})
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [50, 60, 70])
     assert not any(len(path.vertices) for path in ax.collections[0].get_paths())
 
 
 def test_other_metrics_keep_their_scale():
-    np.testing.assert_allclose(drawn(plots.over_labels, curves(["a"]), "ECE").get_lines()[0].get_ydata()[0], 0.55)
-    ax = drawn(plots.over_labels, curves(["a"]), "Worst-class recall", percent=True)
+    ax = drawn(plots.learning_curves, curves(["a"]), full=0.5, metric=METRICS["nll"])
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata()[0], 0.55)
+    assert ax.get_ylabel() == "Test NLL (nats)" and words(ax.figure).endswith("full data (0.5 nats)")
+    ax = drawn(plots.learning_curves, curves(["a"]), metric=METRICS["worst_class"])
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata()[0], 55)
-    assert ax.get_ylabel() == "Worst-class recall (%)"
+    assert ax.get_ylabel() == "Worst class's recall (%)"
+    ax = drawn(plots.difference_to_random, LABELS, differences(["a"]), metric=METRICS["nll"])
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [0.01, 0.02, 0.03])
+    assert ax.get_ylabel() == "NLL minus random's\n(nats)"
+    ax = drawn(plots.labels_to_target, {"a": (5, 7)}, 0.5, metric=METRICS["ece"])
+    assert ax.get_xlabel() == "Labels to a test ECE of 0.5"
+    ax = drawn(plots.cost, {"a": (10.0, 0.9)}, metric=METRICS["brier"])
+    assert ax.get_lines()[0].get_ydata() == 0.9 and ax.get_ylabel() == "Test Brier score at the end"
 
 
 def test_curves_keep_the_look_they_are_given():
-    looks = plots.style(FEW)
+    looks = canvas.style(FEW)
     for draw, given in (
         (plots.learning_curves, [curves(["bald"])]),
         (plots.difference_to_random, [LABELS, differences(["bald"])]),
@@ -187,7 +202,7 @@ def test_curves_keep_the_look_they_are_given():
     "bad", [[[0.5, NAN, 0.7], [0.6, 0.7, 0.8]], [[INF, 0.6, 0.7], [-INF, 0.7, 0.8]], [[NAN] * 3] * 2, np.empty((0, 3))]
 )
 def test_what_is_not_a_number_is_a_gap(bad):
-    ax = drawn(plots.learning_curves, {"random": (LABELS, bad)}, full=NAN)
+    ax = drawn(plots.learning_curves, {"random": curve(LABELS, bad)}, full=NAN)
     assert_inside(ax.figure)
     good_R = np.isfinite(bad).all(0) & (len(bad) > 0)
     np.testing.assert_array_equal(np.isfinite(ax.get_lines()[0].get_ydata()), good_R)
@@ -215,7 +230,7 @@ def test_labels_to_a_target_end_at_their_numbers_or_in_an_arrow():
                 (round(float(x)), line.get_marker(), line.get_markerfacecolor() == "white")
             )
     edge = marks[1][1][0]
-    own = {name: look["marker"] for name, look in plots.style(rows).items()}
+    own = {name: look["marker"] for name, look in canvas.style(rows).items()}
     assert edge > 1000
     assert marks == {
         0: [(300, "o", True), (180, own["margin"], False)],
@@ -310,35 +325,35 @@ HISTORY = [{"loss": 2.0, "accuracy": 0.5, "val_loss": 2.5, "val_accuracy": 0.4},
 
 
 def test_histories_of_one_fit():
-    ax = drawn(plots.training_history, HISTORY)
+    ax = drawn(run_plots.training_history, HISTORY)
     training, validation = ax.get_lines()
     np.testing.assert_allclose(training.get_xydata(), [[1, 50], [2, 80]])
     np.testing.assert_allclose(validation.get_ydata(), [40, NAN])
-    ax = drawn(plots.training_history, [{"loss": 2.0}], "loss")
+    ax = drawn(run_plots.training_history, [{"loss": 2.0}], "loss")
     assert [list(line.get_ydata()) for line in ax.get_lines()] == [[2.0]] and "nats" in ax.get_ylabel()
 
 
 def test_panels_beside_each_other_keep_their_legends_inside():
-    figure = plots.new_figure(plots.PAGE)
+    figure = canvas.new_figure(canvas.PAGE)
     for ax, quantity in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        plots.training_history(ax, HISTORY, quantity)
+        run_plots.training_history(ax, HISTORY, quantity)
     assert_inside(figure)
     assert not figure.legends and all(ax.get_legend() for ax in figure.axes)
-    assert tuple(figure.get_size_inches()) == (plots.PAGE, plots.HEIGHT)
+    assert tuple(figure.get_size_inches()) == (canvas.PAGE, canvas.HEIGHT)
 
 
 def test_a_marker_stands_where_each_retraining_starts():
     histories = [[{"val_accuracy": a} for a in accuracies] for accuracies in ([0.1, 0.2, 0.3], [], [0.4], [0.5, 0.6])]
-    curve, starts = drawn(plots.validation_history, histories).get_lines()
+    curve, starts = drawn(run_plots.validation_history, histories).get_lines()
     np.testing.assert_allclose(curve.get_xydata(), [[i + 1, 10 * (i + 1)] for i in range(6)])
     np.testing.assert_allclose(starts.get_xydata(), [[4, 40], [5, 50]])
 
 
 def test_sizes_and_accuracy_of_each_retraining():
-    labelled, pool = drawn(plots.pool_sizes, [10, 20], [90, 80]).get_lines()
+    labelled, pool = drawn(run_plots.pool_sizes, [10, 20], [90, 80]).get_lines()
     np.testing.assert_allclose(labelled.get_xydata(), [[0, 10], [1, 20]])
     np.testing.assert_allclose(pool.get_ydata(), [90, 80])
-    accuracy, full = drawn(plots.retraining_accuracy, [0.5, 0.6], full=0.7).get_lines()
+    accuracy, full = drawn(run_plots.after_retraining, [0.5, 0.6], full=0.7).get_lines()
     np.testing.assert_allclose(accuracy.get_xydata(), [[0, 50], [1, 60]])
     np.testing.assert_allclose(full.get_ydata(), 70)
 
@@ -346,14 +361,15 @@ def test_sizes_and_accuracy_of_each_retraining():
 @pytest.mark.parametrize(
     "draw, arguments",
     [
-        (plots.training_history, ([],)),
-        (plots.pool_sizes, ([], [])),
-        (plots.retraining_accuracy, ([],)),
-        (plots.retraining_accuracy, ([NAN], INF)),
-        (plots.validation_history, ([],)),
-        (plots.validation_history, ([[], []],)),
-        (plots.validation_history, ([[{"loss": 1.0}], [{"loss": 1.0}]],)),
-        (plots.learning_curves, ({"a": ([20], [[0.5]])},)),
+        (run_plots.training_history, ([],)),
+        (run_plots.pool_sizes, ([], [])),
+        (run_plots.after_retraining, ([],)),
+        (run_plots.after_retraining, ([NAN], INF)),
+        (run_plots.validation_history, ([],)),
+        (run_plots.validation_history, ([[], []],)),
+        (run_plots.validation_history, ([[{"loss": 1.0}], [{"loss": 1.0}]],)),
+        (plots.learning_curves, ({"a": curve([20], [[0.5]])},)),
+        (plots.learning_curves, ({"a": Curve([20], [0.5])},)),
         (plots.difference_to_random, ([], {"a": ([], [], [])})),
         (plots.difference_to_random, ([20], {"a": ([INF], [-INF], [NAN])})),
         (plots.labels_to_target, ({"a": (INF, INF)}, 0.9)),
@@ -369,7 +385,7 @@ def test_little_or_nothing_to_show_is_labelled_axes(draw, arguments):
 
 def test_pyplot_is_never_imported():
     script = (
-        "import sys; from al_bench.analysis import plots; ax = plots.new_figure().subplots()\n"
+        "import sys; from al_bench.analysis import canvas, plots; ax = canvas.new_figure().subplots()\n"
         "plots.rank_diagram(ax, ['a', 'b'], [1, 2], [[1, 1], [1, 1]]); ax.figure.draw_without_rendering()\n"
         "print(*sorted({'matplotlib.pyplot', 'torch', 'pandas', 'scipy.stats'} & set(sys.modules)))"
     )

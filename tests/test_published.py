@@ -272,7 +272,7 @@ def test_a_complete_comparison_is_kept_whole_and_an_incomplete_one_not_at_all(tm
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "learning_curves.pdf", "learning_curves.png", "records.jsonl", "summary.csv", "summary.md",
     ]  # fmt: skip
-    assert published.words(s).startswith("- margin") and "Paired with random by seed" in published.table(s)
+    assert published.words(s).startswith("- margin") and "Paired with random by seed" in published.words(s)
 
     write_run(tmp_path, "margin", 6)
     with pytest.raises(SystemExit, match="not complete"):

@@ -197,7 +197,7 @@ def test_a_folder_without_permission_is_named(tmp_path):
         "import os, sys; from pathlib import Path; from al_bench.analysis import results\n"
         "os.getuid() or os.setuid(65534)\n"
         "print([(r.name, r.state) for r in results.find(Path(sys.argv[1])) if 'Permission denied' in (r.why or '')])\n"
-        "print(results.closed(Path(sys.argv[1])), results.stamp(Path(sys.argv[1])).keys())"
+        "print(results.closed_folders(Path(sys.argv[1])), results.stamp(Path(sys.argv[1])).keys())"
     )
     for folder in (tmp_path, *(parent for parent in tmp_path.parents if "pytest" in str(parent))):
         folder.chmod(0o755)

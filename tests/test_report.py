@@ -15,7 +15,8 @@ import pytest
 from conftest import command
 
 from al_bench import sweep
-from al_bench.analysis import plots, report, results, stats, status, verdict
+from al_bench.analysis import canvas, compare, figures, power, report, results, status, tables, verdict
+from al_bench.analysis.metric import ACCURACY
 from al_bench.errors import UserError
 
 LABELS = (10, 20, 30)
@@ -87,8 +88,8 @@ def addresses(page):
     return found
 
 
-def the_study(root, target=None):
-    (found,) = verdict.studies(results.find(root), target)
+def the_study(root, target=None, metric=ACCURACY):
+    (found,) = compare.comparisons(results.find(root), metric, target)
     return found
 
 
@@ -98,7 +99,7 @@ def the_study(root, target=None):
 def test_a_run_is_read_as_arrays_and_named_by_its_folder(tmp_path):
     write_run(tmp_path, "margin", 3, (0.5, 0.6, 0.7))
     (run,) = results.find(tmp_path / "study" / "digits")  # a folder further down
-    assert run.cell == ("study", "digits", "small_cnn", "10+2x10") and (run.strategy, run.seed) == ("margin", 3)
+    assert run.setting == ("study", "digits", "small_cnn", "10+2x10") and (run.strategy, run.seed) == ("margin", 3)
     assert run.labels_R.tolist() == [10, 20, 30] and run.metrics["accuracy"].tolist() == [0.5, 0.6, 0.7]
     assert run.metrics["worst_class"].tolist() == pytest.approx([0.3, 0.4, 0.5]) and run.seconds["fit"].sum() == 6
     assert [len(a) for a in run.acquired] == [10, 10, 0] and run.config["trainer.max_steps"] == 100
@@ -160,7 +161,7 @@ def test_a_broken_run_is_left_out_by_name_and_the_others_are_compared(tmp_path, 
     two_arms(tmp_path, n=3)
     break_it(write_run(tmp_path, "entropy", 1))
     found = the_study(tmp_path)
-    assert list(found.against) == ["margin"]
+    assert list(found.versus_random) == ["margin"]
     assert [who for who, _ in found.left_out] == ["entropy, seed 1"]
 
 
@@ -183,8 +184,8 @@ def test_a_run_that_says_running_was_killed_unless_its_lock_is_held(tmp_path):
 def test_runs_that_a_sweep_asked_for_and_that_never_began_are_missing(tmp_path):
     begun = write_run(tmp_path, "random", 0)
     never = begun.parents[1] / "margin" / "seed=4"
-    results.note_asked(tmp_path / "study", [begun, never])
-    results.note_asked(tmp_path / "study", [begun])  # a later, smaller sweep forgets nothing
+    results.note_requested(tmp_path / "study", [begun, never])
+    results.note_requested(tmp_path / "study", [begun])  # a later, smaller sweep forgets nothing
     found = results.find(tmp_path)
     assert [(r.strategy, r.seed, r.state) for r in found] == [("random", 0, "finished"), ("margin", 4, "missing")]
     assert len(results.find(begun)) == 1  # of no concern further down
@@ -193,8 +194,8 @@ def test_runs_that_a_sweep_asked_for_and_that_never_began_are_missing(tmp_path):
 def test_sweeps_that_start_together_all_note_what_they_ask_for(tmp_path):
     folders = [tmp_path / f"study/digits/small_cnn/10+2x10/margin/seed={seed}" for seed in range(40)]
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda folder: results.note_asked(tmp_path / "study", [folder]), folders))
-    assert results.asked(tmp_path / "study") == set(folders)
+        list(threads.map(lambda folder: results.note_requested(tmp_path / "study", [folder]), folders))
+    assert results.requested_runs(tmp_path / "study") == set(folders)
 
 
 # -- what is compared --
@@ -228,7 +229,7 @@ def test_a_run_that_is_there_twice_counts_once(tmp_path):
     shutil.copytree(tmp_path / "study", tmp_path / "backup" / "study")
     shutil.rmtree(next((tmp_path / "backup").rglob("random/seed=0")))  # so that it has other seeds besides
     found = the_study(tmp_path)
-    assert found.against["margin"].area.n == 4 and found.seeds("random") == [0, 1, 2, 3]
+    assert found.versus_random["margin"].area.n == 4 and found.seeds("random") == [0, 1, 2, 3]
     assert [who for who, _ in found.left_out].count("margin, seed 0") == 1 and len(found.left_out) == 7
     assert {why for _, why in found.left_out} == {
         f"there twice, and counted once: {run.folder}" for run in results.find(tmp_path / "backup")
@@ -241,7 +242,7 @@ def test_the_same_images_may_lie_in_another_place_on_every_machine(tmp_path):
     write_run(tmp_path, "margin", 3, images="elsewhere")
     write_run(tmp_path, "random", 0, (0.9,), budget="full", images="there")
     found = the_study(tmp_path)
-    assert found.left_out == [] and found.against["margin"].seeds == [0, 1, 2, 3] and found.full == 0.9
+    assert found.left_out == [] and found.versus_random["margin"].seeds == [0, 1, 2, 3] and found.full == 0.9
 
 
 def test_other_images_are_left_out_with_every_seed_but_where_each_seed_has_copies_of_its_own(tmp_path):
@@ -273,9 +274,8 @@ def test_what_half_of_the_pairs_never_reach_is_an_arrow(tmp_path):
     for seed, reached in enumerate((0.8, 0.6)):
         write_run(tmp_path, "random", seed, (0.5, 0.6, 0.7))
         write_run(tmp_path, "margin", seed, (0.5, 0.6, reached))
-    drawn = {name: draw for name, _, _, draw in report.drawings(the_study(tmp_path, 0.65))}
-    drawn["labels_to_target"](figure := plots.new_figure())
-    (ax,) = figure.axes
+    ax = canvas.new_figure().subplots()
+    figures.labels_to_target(the_study(tmp_path, 0.65)).draw(ax)
     assert [text.get_text() for text in ax.texts] == ["> 30"]
     assert [line.get_xdata()[0] for line in ax.get_lines() if line.get_markerfacecolor() == "white"] == pytest.approx(
         [25]
@@ -316,7 +316,7 @@ def test_strategies_on_fixed_features_are_compared_with_those_that_use_none(tmp_
         write_run(tmp_path, "typiclust", seed, features="pca")
         write_run(tmp_path, "prob_cover", seed, features="pca")
     found = the_study(tmp_path)
-    assert not found.left_out and set(found.against) == {"margin", "typiclust", "prob_cover"}
+    assert not found.left_out and set(found.versus_random) == {"margin", "typiclust", "prob_cover"}
 
 
 def test_where_configurations_are_tied_randoms_is_the_usual_one(tmp_path):
@@ -337,7 +337,7 @@ def test_other_hardware_is_compared_and_said(tmp_path):
     write_run(tmp_path, "entropy", 0, cpu="two")
     found = the_study(tmp_path)
     assert found.notes[0] == "Computed on different hardware or software: cpu one (4 of 5 runs), two (1 of 5 runs)"
-    assert "entropy" in found.against
+    assert "entropy" in found.versus_random
     for strategy, cpu in (("badge", "three"), ("bald", "four"), ("coreset", "five"), ("cal", "six")):
         write_run(tmp_path, strategy, 0, cpu=cpu)
     (note,) = (note for note in the_study(tmp_path).notes if "hardware" in note)
@@ -363,8 +363,8 @@ def test_validation_labels_are_said_where_there_are_any(tmp_path):
 def test_the_words_say_where_the_target_comes_from(tmp_path):
     two_arms(tmp_path)
     by_random = "Target: 70.0%, the highest whole per cent that random reaches with every seed. Labels"
-    assert report.how(the_study(tmp_path))[1].startswith(by_random)
-    assert report.how(the_study(tmp_path, target=0.65))[1].startswith("Target: 65.0%. Labels")
+    assert verdict.method_notes(the_study(tmp_path))[1].startswith(by_random)
+    assert verdict.method_notes(the_study(tmp_path, target=0.65))[1].startswith("Target: 65.0%. Labels")
 
 
 def test_other_label_counts_are_compared_on_the_common_part(tmp_path):
@@ -373,7 +373,7 @@ def test_other_label_counts_are_compared_on_the_common_part(tmp_path):
     found = the_study(tmp_path)
     assert found.labels_R.tolist() == [10, 20]
     assert "on the 2 label counts that all runs have, 10 to 20; 4 of 5 runs have others" in found.notes[0]
-    assert found.against["entropy"].area.mean == pytest.approx((0.9 - 0.6) / 2)
+    assert found.versus_random["entropy"].area.mean == pytest.approx((0.9 - 0.6) / 2)
 
 
 def test_pairs_are_the_seeds_that_both_have(tmp_path):
@@ -381,8 +381,10 @@ def test_pairs_are_the_seeds_that_both_have(tmp_path):
     write_run(tmp_path, "entropy", 2, (0.52, 0.72, 0.82))
     write_run(tmp_path, "entropy", 7, (0.9, 0.9, 0.9))
     found = the_study(tmp_path)
-    assert found.against["entropy"].seeds == [2]
-    assert found.against["entropy"].area.mean == pytest.approx((0.1 + 0.2) / 2 / 2)  # against seed 2 of random alone
+    assert found.versus_random["entropy"].seeds == [2]
+    assert found.versus_random["entropy"].area.mean == pytest.approx(
+        (0.1 + 0.2) / 2 / 2
+    )  # against seed 2 of random alone
     assert any("entropy 1 of 4" in note for note in found.notes)
 
 
@@ -401,7 +403,7 @@ def test_without_random_or_without_a_curve_there_is_no_verdict(tmp_path, missing
         write_run(tmp_path, "random", 0, (0.5,))
         write_run(tmp_path, "margin", 0, (0.5,))
     found = the_study(tmp_path)
-    assert not found.against and found.notes
+    assert not found.versus_random and found.notes
     report.write(tmp_path)
 
 
@@ -409,7 +411,7 @@ def test_numbers_of_the_verdict_by_hand(tmp_path):
     two_arms(tmp_path, n=6, gain=0.1)
     found = the_study(tmp_path)
     # Differences 0, g, g over 10, 20, 30 labels: an area of 3/4 g, g = 0.1 + 0.002 seed.
-    against = found.against["margin"]
+    against = found.versus_random["margin"]
     assert against.area.mean == pytest.approx(0.75 * 0.105) and against.area.n == 6
     assert against.p_holm == against.area.p_wilcoxon == 2 / 2**6 and against.significant
     # Random reaches 0.70 with every seed, seed s after 10 + 10 (0.2 - 0.01 s) / 0.1 labels. Margin, from 0.5 + 0.01 s:
@@ -452,10 +454,15 @@ def test_what_could_have_been_seen_is_seen_after_holm(tmp_path):
         for name in ("bald", "margin", "entropy"):
             write_run(tmp_path, name, seed, (0.5, 0.6 + rng.normal(0, 0.01), 0.7))
     found = the_study(tmp_path)
-    assert [name for name, a in found.against.items() if a.significant] == ["badge"]
+    assert [name for name, a in found.versus_random.items() if a.significant] == ["badge"]
     # Four tests, of which badge's stays called whatever another's p is: p <= 0.05 / 3 is enough.
-    assert {name: a.n_tests for name, a in found.against.items()} == {"badge": 4, "bald": 3, "entropy": 3, "margin": 3}
-    could = stats.detectable(10, found.against["bald"].area.sd, 0.05 / 3)
+    assert {name: a.n_tests for name, a in found.versus_random.items()} == {
+        "badge": 4,
+        "bald": 3,
+        "entropy": 3,
+        "margin": 3,
+    }
+    could = power.detectable(10, found.versus_random["bald"].area.sd, 0.05 / 3)
     (words,) = (words for words in verdict.sentences(found) if words.startswith("bald"))
     assert f"A difference of {100 * could:.1f} points would have shown four times in five." in words
 
@@ -463,21 +470,21 @@ def test_what_could_have_been_seen_is_seen_after_holm(tmp_path):
 def test_few_pairs_have_no_corrected_p(tmp_path):
     two_arms(tmp_path, n=5)
     found = the_study(tmp_path)
-    assert verdict.row(found, "margin")["p_holm"] is None and verdict.row(found, "margin")["p_wilcoxon"] == 2 / 2**5
-    assert report.readable(found, verdict.row(found, "margin"))["p (Wilcoxon, Holm)"] == "no call"
+    assert tables.row(found, "margin")["p_holm"] is None and tables.row(found, "margin")["p_wilcoxon"] == 2 / 2**5
+    assert tables.readable(found, tables.row(found, "margin"))["p (Wilcoxon, Holm)"] == "no call"
 
 
 def test_a_small_loss_is_no_negative_zero():
-    assert verdict.interval(-0.0004, 0.0004) == " [+0.0, +0.0]" and verdict.interval(-0.0006, 0.0) == " [-0.1, +0.0]"
+    assert ACCURACY.bounds(-0.0004, 0.0004) == " [+0.0, +0.0]" and ACCURACY.bounds(-0.0006, 0.0) == " [-0.1, +0.0]"
 
 
 def test_a_target_that_is_not_reached_is_never_replaced_by_the_last_budget(tmp_path):
     two_arms(tmp_path, n=3, gain=0.1)
     found = the_study(tmp_path, target=0.8)  # margin gets there, random does not
-    assert found.against["margin"].efficiency.savings == (None, None, None)
+    assert found.versus_random["margin"].efficiency.savings == (None, None, None)
     assert "margin reached 80% in 2 of 3 pairs, random in 0; " in verdict.sentences(found)[0]
     assert "% fewer" not in verdict.sentences(found)[0]
-    assert verdict.row(found, "random")["labels_to_target_median"] == np.inf
+    assert tables.row(found, "random")["labels_to_target_median"] == np.inf
 
 
 def test_whoever_missed_the_target_is_named(tmp_path):
@@ -486,8 +493,8 @@ def test_whoever_missed_the_target_is_named(tmp_path):
         write_run(tmp_path, "margin", seed, (0.5, 0.7, 0.9))
     found = the_study(tmp_path, target=0.8)
     assert "reached 80% in 6 of 6 pairs, random in 2; " in verdict.sentences(found)[0]
-    row = verdict.row(found, "margin")
-    assert report.readable(found, row)["labels saved"] == "reached in 6 of 6 pairs, random in 2"
+    row = tables.row(found, "margin")
+    assert tables.readable(found, row)["labels saved"] == "reached in 6 of 6 pairs, random in 2"
     assert (row["pairs_that_reached_target"], row["pairs_in_which_random_did"]) == (6, 2)
 
 
@@ -498,7 +505,7 @@ def test_no_labels_are_counted_to_a_target_that_an_initial_set_reaches(tmp_path,
         write_run(tmp_path, "random", seed, (start, 0.6, 0.615))
         write_run(tmp_path, "margin", seed, (start, 0.7, 0.8))
     found = the_study(tmp_path, target)
-    assert found.target is None and found.against["margin"].efficiency.mean is None
+    assert found.target is None and found.versus_random["margin"].efficiency.mean is None
     (note,) = (n for n in found.notes if "target" in n or "counted" in n)
     assert note == "No labels are counted to 61.0%: 2 of 12 runs have it from the start."
     assert "fewer" not in verdict.sentences(found)[0]
@@ -506,13 +513,13 @@ def test_no_labels_are_counted_to_a_target_that_an_initial_set_reaches(tmp_path,
 
 def test_a_second_random_arm_draws_the_noise_and_is_no_rival(tmp_path):
     two_arms(tmp_path, n=3)
-    assert verdict.noise(the_study(tmp_path)) is None
+    assert compare.noise(the_study(tmp_path)) is None
     for seed in range(3):
         level = 0.01 * seed
         write_run(tmp_path, "random_control", seed, (0.5 + level, 0.61 + level, 0.7 + level + 0.01 * seed))
     found = the_study(tmp_path)
-    low_R, high_R = verdict.noise(found)
-    assert list(found.against) == ["margin"] and found.against["margin"].n_tests == 1
+    low_R, high_R = compare.noise(found)
+    assert list(found.versus_random) == ["margin"] and found.versus_random["margin"].n_tests == 1
     assert low_R[0] == high_R[0] == 0 and low_R[2] < 0.01 < high_R[2]
 
 
@@ -543,7 +550,7 @@ def test_ranks_and_mean_that_disagree_are_no_call(tmp_path):
         gain = 0.01 + 0.001 * seed if seed else -0.3
         write_run(tmp_path, "random", seed, (0.5, 0.6, 0.7))
         write_run(tmp_path, "margin", seed, (0.5, 0.6 + gain, 0.7 + gain))
-    against = the_study(tmp_path).against["margin"]
+    against = the_study(tmp_path).versus_random["margin"]
     assert against.area.p_wilcoxon < 0.05 and against.area.mean < 0 and not against.significant
     assert any("their mean does not follow" in words for words in verdict.sentences(the_study(tmp_path)))
 
@@ -552,15 +559,15 @@ def test_a_strategy_with_few_pairs_costs_the_others_nothing(tmp_path):
     two_arms(tmp_path, n=6)
     for seed in range(3):
         write_run(tmp_path, "entropy", seed, (0.5, 0.6, 0.75 + 0.01 * seed))
-    found = the_study(tmp_path).against
+    found = the_study(tmp_path).versus_random
     assert found["margin"].significant and found["margin"].p_holm == 2 / 2**6
-    assert "3 pairs can never reach p < 0.05 by the exact Wilcoxon test: " in found["entropy"].refusal
+    assert "3 pairs can never reach p < 0.05 by the exact Wilcoxon test: " in found["entropy"].why_no_call
 
 
 def test_two_cells_are_two_studies(tmp_path):
     two_arms(tmp_path, n=2)
     two_arms(tmp_path, n=2, dataset="mnist")
-    assert [s.cell.dataset for s in verdict.studies(results.find(tmp_path))] == ["digits", "mnist"]
+    assert [s.setting.dataset for s in compare.comparisons(results.find(tmp_path))] == ["digits", "mnist"]
 
 
 @pytest.mark.parametrize("n", [1, 2, 6])
@@ -569,13 +576,13 @@ def test_several_studies_count_once_each(tmp_path, n):
         two_arms(tmp_path, n=3, gain=0.02 * (i + 1), dataset=f"data_{i}")
         for seed in range(3):
             write_run(tmp_path, "entropy", seed, dataset=f"data_{i}", accuracy=(0.5, 0.5, 0.5))
-    found = verdict.across(verdict.studies(results.find(tmp_path)))
+    found = compare.across(compare.comparisons(results.find(tmp_path)))
     if n == 1:
         assert found is None
         return
-    assert found.names == ["random", "entropy", "margin"] and found.score_BM.shape == (n, 3)
+    assert found.names == ["random", "entropy", "margin"] and found.area_BM.shape == (n, 3)
     # Area of margin minus random's: three quarters of the gain, which grows by 0.002 with each of the seeds 0, 1, 2.
-    assert found.score_BM[0, 2] - found.score_BM[0, 0] == pytest.approx(0.75 * (0.02 + 0.002))
+    assert found.area_BM[0, 2] - found.area_BM[0, 0] == pytest.approx(0.75 * (0.02 + 0.002))
     words = verdict.across_sentences(found)
     assert words[1].startswith(f"margin: above random in {n} of {n} studies, ")
     assert (found.ranks is None) == (n < 6) == ("Bayesian" not in words[1])
@@ -594,8 +601,8 @@ def test_studies_are_put_side_by_side_on_the_seeds_that_all_strategies_have(tmp_
         write_run(tmp_path, "margin", 7, (0.9, 0.9, 0.9), dataset=dataset)
         write_run(tmp_path, "random", 8, (0.1, 0.1, 0.1), dataset=dataset)
     two_arms(tmp_path, n=2, dataset="a", study="again")
-    found = verdict.across(verdict.studies(results.find(tmp_path)))
-    assert found.score_BM.shape == (2, 2) and found.score_BM[1] == pytest.approx([0.6, 0.6])
+    found = compare.across(compare.comparisons(results.find(tmp_path)))
+    assert found.area_BM.shape == (2, 2) and found.area_BM[1] == pytest.approx([0.6, 0.6])
     assert "1 studies are not in these numbers" in verdict.across_sentences(found)[-1]
 
 
@@ -644,7 +651,7 @@ def test_one_odd_run_never_costs_the_page(tmp_path, odd, capsys):
     two_arms(tmp_path, n=2)
     odd(write_run(tmp_path, "entropy", 0))
     report.write(tmp_path)
-    assert "margin" in the_study(tmp_path).against
+    assert "margin" in the_study(tmp_path).versus_random
     assert status.main([str(tmp_path)]) == 0
 
 
@@ -663,10 +670,10 @@ def test_a_redundant_pool_shows_how_much_of_what_was_bought_was_there_already(tm
     first, *others = map(json.loads, path.read_text().splitlines())
     first["acquired"] = [4, 5, 6, 8, 10, 12, 14, 16, 18, 20]  # of images 0, 0, 1, 2, ...; the next round's are in pairs
     path.write_text("".join(json.dumps(line) + "\n" for line in (first, *others)))
-    (found,) = verdict.studies(results.find(tmp_path))
-    assert verdict.row(found, "random")["duplicate_share"] == pytest.approx(0.5)
-    assert verdict.row(found, "margin")["duplicate_share"] == pytest.approx((0.5 + 6 / 20) / 2)
-    assert report.table(found)[1]["copies of what it had bought"] == "40.0%"
+    (found,) = compare.comparisons(results.find(tmp_path))
+    assert tables.row(found, "random")["duplicate_share"] == pytest.approx(0.5)
+    assert tables.row(found, "margin")["duplicate_share"] == pytest.approx((0.5 + 6 / 20) / 2)
+    assert tables.section(found).table[1]["copies of what it had bought"] == "40.0%"
 
 
 def test_the_report_is_one_page_with_tables_and_figures(tmp_path):
@@ -699,10 +706,10 @@ def test_a_single_run_is_drawn_beside_the_full_data_of_its_own_seed(tmp_path):
     write_run(tmp_path, "margin", 0)
     for seed, accuracy in ((1, 0.7), (0, 0.9)):
         write_run(tmp_path, "random", seed, (accuracy,), budget="full")
-    (s,) = verdict.studies(results.find(tmp_path))
-    (draw,) = (draw for name, _, _, draw in report.in_detail(s) if name.startswith("retraining"))
-    draw(figure := plots.new_figure())
-    _, full = figure.axes[0].get_lines()
+    (s,) = compare.comparisons(results.find(tmp_path))
+    (name,) = (name for name in figures.makers(s) if name.startswith("retraining"))
+    figures.makers(s)[name]().draw(ax := canvas.new_figure().subplots())
+    _, full = ax.get_lines()
     assert full.get_ydata()[0] == pytest.approx(90) and s.full == pytest.approx(0.8)
 
 
@@ -753,7 +760,7 @@ def test_a_sweep_makes_the_report_anew_where_anything_has_changed_and_says_what_
     shutil.rmtree(folder)
     assert sweep.report_on(study) is None and summary.read_text() != "old" and "margin" not in summary.read_text()
     summary.write_text("old")
-    results.note_asked(study, [folder])
+    results.note_requested(study, [folder])
     assert sweep.report_on(study) is None and summary.read_text() != "old"
     monkeypatch.setattr(report, "write", lambda study: 1 / 0)
     os.utime(last / "run.json", (0, 0))
@@ -792,9 +799,9 @@ def test_runs_behind_a_link_are_found_where_they_are_seen(tmp_path):
     cell = folder.parents[1]
     shutil.move(cell, tmp_path / "big")
     cell.symlink_to(tmp_path / "big")
-    results.note_asked(tmp_path / "study", [folder])
+    results.note_requested(tmp_path / "study", [folder])
     (run,) = results.find(tmp_path / "study")
-    assert (run.folder, run.cell.study, run.cell.budget) == (folder, "study", cell.name)
+    assert (run.folder, run.setting.study, run.setting.budget) == (folder, "study", cell.name)
 
 
 def test_a_study_of_the_full_data_alone_has_a_table(tmp_path):
@@ -813,7 +820,7 @@ def test_status_counts_states_and_shows_accuracy_and_time_left(tmp_path, capsys)
     write_run(tmp_path, "entropy", 0, (0.5, 0.55), state="interrupted")
     write_run(tmp_path, "entropy", 1, (0.6, 0.65, 0.7), state="failed", error="boom\nmore")
     run = tmp_path / "study/digits/small_cnn/10+2x10/entropy/seed=2"
-    results.note_asked(tmp_path / "study", [run])
+    results.note_requested(tmp_path / "study", [run])
     slow = write_run(tmp_path, "bait", 0, (0.5,), state="interrupted") / "rounds.jsonl"
     slow.write_text(slow.read_text().replace('"fit": 2.0', '"fit": 99.0'))
     assert status.main([str(tmp_path)]) == 0

@@ -9,8 +9,9 @@ from scipy.stats import chi2, norm, t, ttest_rel, wilcoxon
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from al_bench.analysis import stats
-from al_bench.analysis.stats import Efficiency, compare, efficiency, labels_to, quartiles, refusal
+from al_bench.analysis import acquired, power, rankings, stats
+from al_bench.analysis.power import detectable
+from al_bench.analysis.stats import Efficiency, efficiency, labels_to, paired_difference, quartiles, why_no_call
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 accuracies = st.integers(0, 1000).map(lambda hits: hits / 1000)
@@ -168,7 +169,7 @@ def test_turning_an_efficiency_round_inverts_it_and_the_order_of_seeds_is_nothin
 
 
 def test_few_pairs_get_a_t_interval_by_hand():
-    found = compare([0.51, 0.62, 0.73], [0.5, 0.6, 0.7])
+    found = paired_difference([0.51, 0.62, 0.73], [0.5, 0.6, 0.7])
     half = 4.302653 * 0.01 / 3**0.5
     assert found.interval == "t" and found.n == 3
     assert (found.mean, found.sd, found.low, found.high) == pytest.approx((0.02, 0.01, 0.02 - half, 0.02 + half))
@@ -179,7 +180,7 @@ def test_few_pairs_get_a_t_interval_by_hand():
 @pytest.mark.parametrize("n, interval", [(7, "t"), (8, "bootstrap")])
 def test_from_eight_pairs_on_the_interval_is_a_bootstrap(n, interval):
     skewed = 0.01 * np.arange(n) ** 3
-    found = compare(skewed, np.zeros(n))
+    found = paired_difference(skewed, np.zeros(n))
     assert found.interval == interval
     above, below = found.high - found.mean, found.mean - found.low
     assert (above > 1.2 * below) == (interval == "bootstrap")  # it follows the long tail; t is symmetric
@@ -189,15 +190,19 @@ def test_from_eight_pairs_on_the_interval_is_a_bootstrap(n, interval):
 @pytest.mark.parametrize("n, least", [(6, 0.92), (12, 0.89)])
 def test_the_intervals_cover(n, least):
     rng = np.random.default_rng(0)
-    found = [compare(rng.normal(0.03, 0.02, n), np.zeros(n)) for _ in range(400)]
+    found = [paired_difference(rng.normal(0.03, 0.02, n), np.zeros(n)) for _ in range(400)]
     assert least < np.mean([c.low < 0.03 < c.high for c in found]) < 0.98
 
 
 def test_a_level_is_a_level_and_a_generator_is_used():
     a = np.random.default_rng(0).normal(size=10)
-    wide, narrow = compare(a, 0 * a, 0.99), compare(a, 0 * a, 0.5)
+    wide, narrow = paired_difference(a, 0 * a, 0.99), paired_difference(a, 0 * a, 0.5)
     assert wide.low < narrow.low < narrow.high < wide.high
-    assert compare(a, 0 * a) == compare(a, 0 * a) != compare(a, 0 * a, rng=np.random.default_rng(1))
+    assert (
+        paired_difference(a, 0 * a)
+        == paired_difference(a, 0 * a)
+        != paired_difference(a, 0 * a, rng=np.random.default_rng(1))
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,20 +218,20 @@ def test_a_level_is_a_level_and_a_generator_is_used():
 )
 def test_where_nothing_varies_nothing_is_claimed(difference, p_wilcoxon, why):
     b = 0.3 + 0.07 * np.arange(len(difference))  # 0.3 + 0.1 - 0.3 is not 0.37 + 0.1 - 0.37 in floats
-    found = compare(b + difference, b)
+    found = paired_difference(b + difference, b)
     assert found.low is found.high is found.interval is found.p_t is None
-    assert found.p_wilcoxon == pytest.approx(p_wilcoxon) and why in refusal(found)
+    assert found.p_wilcoxon == pytest.approx(p_wilcoxon) and why in why_no_call(found)
 
 
 @few
 @given(st.lists(st.tuples(accuracies, accuracies), min_size=1, max_size=12), st.randoms())
 def test_the_order_of_seeds_changes_nothing_and_no_number_is_nan(pairs, random):
     a_S, b_S = np.array(pairs).T
-    found, back = compare(a_S, b_S), compare(b_S, a_S)
+    found, back = paired_difference(a_S, b_S), paired_difference(b_S, a_S)
     assert back.mean == pytest.approx(-found.mean) and back.p_wilcoxon == pytest.approx(found.p_wilcoxon)
     assert found.low is None or found.low <= found.mean <= found.high
     order = random.sample(range(len(pairs)), len(pairs))
-    assert compare(a_S[order], b_S[order]) == found
+    assert paired_difference(a_S[order], b_S[order]) == found
 
 
 def slow_wilcoxon(difference):
@@ -269,10 +274,10 @@ def test_as_many_pairs_as_a_family_of_tests_asks_for(n_tests, fewest):
     """TARGETS.md 16.1: 4 strategies against Random, all pairs of 5, of 8."""
 
     def of(n):
-        return compare(0.01 * np.arange(1, n + 1), np.zeros(n))
+        return paired_difference(0.01 * np.arange(1, n + 1), np.zeros(n))
 
-    assert refusal(of(fewest), n_tests=n_tests) is None
-    words = refusal(of(fewest - 1), n_tests=n_tests)
+    assert why_no_call(of(fewest), n_tests=n_tests) is None
+    words = why_no_call(of(fewest - 1), n_tests=n_tests)
     assert words.startswith(f"{fewest - 1} pairs can never reach p < 0.05 by the exact Wilcoxon test")
     assert ("Holm" in words) == (n_tests > 1)
 
@@ -294,7 +299,7 @@ def test_whole_curves_are_resampled(n):
     difference_S = np.random.default_rng(0).normal(0.02, 0.02, n)
     zeros = np.zeros((n, 5))
     mean_R, low_R, high_R = stats.difference_curve(np.repeat(difference_S[:, None], 5, 1), zeros)
-    one = compare(difference_S, zeros[:, 0])
+    one = paired_difference(difference_S, zeros[:, 0])
     assert (low_R == low_R[0]).all() and (high_R == high_R[0]).all()
     assert (low_R[0], high_R[0]) == pytest.approx((one.low, one.high), abs=1e-5)
     np.testing.assert_allclose(mean_R, one.mean)
@@ -324,7 +329,7 @@ def rounds_until(n0, last=10):
 
 @pytest.mark.parametrize("n0, rounds", [(2, [1]), (3, [1]), (4, [1, 2]), (8, [1, 2, 4]), (9, [1, 2, 4])])
 def test_badges_checkpoints_double_and_end_before_random_is_done(n0, rounds):
-    assert stats.badge_checkpoints([rounds_until(n0)]).tolist() == rounds
+    assert rankings.badge_checkpoints([rounds_until(n0)]).tolist() == rounds
 
 
 def test_badges_matrix_by_hand_and_which_way_it_is_read():
@@ -335,7 +340,7 @@ def test_badges_matrix_by_hand_and_which_way_it_is_read():
     good_SR[:, 2] += spread + 0.0124  # t = 2.773
     good_SR[:, 4] -= spread + 0.0125
     good_SR[:, [3, 5, 9]] += 0.2  # no checkpoints
-    penalty_MM = stats.penalty_badge(np.stack([random_SR, good_SR, random_SR + 0.1]), random=0)
+    penalty_MM = rankings.penalty_badge(np.stack([random_SR, good_SR, random_SR + 0.1]), random=0)
     np.testing.assert_allclose(penalty_MM, [[0, 1 / 3, 0], [1 / 3, 0, 0], [1, 1, 0]])  # row beats column
 
 
@@ -348,14 +353,14 @@ def test_the_holm_matrix_by_hand_and_which_way_it_is_read():
 
     for p_R, share in (((0.02, 0.9), 0.5), ((0.03, 0.9), 0), ((0.03, 0.04), 0), ((0.02, 0.04), 1)):
         np.testing.assert_allclose(
-            stats.penalty_holm(np.stack([base_SR, better_by(*p_R)])), [[0, 0], [share, 0]], err_msg=str(p_R)
+            rankings.penalty_holm(np.stack([base_SR, better_by(*p_R)])), [[0, 0], [share, 0]], err_msg=str(p_R)
         )
 
 
 def test_the_holm_matrix_agrees_with_a_slow_reference():
     rng = np.random.default_rng(0)
     accuracy_MSR = 0.5 + 0.05 * rng.normal(size=(3, 8, 6)) + 0.06 * rng.normal(size=(3, 1, 6))
-    found = stats.penalty_holm(accuracy_MSR)
+    found = rankings.penalty_holm(accuracy_MSR)
     for i, j in ((0, 1), (0, 2), (1, 2)):
         a, b = accuracy_MSR[i], accuracy_MSR[j]
         p_R = multipletests([ttest_rel(a[:, r], b[:, r]).pvalue for r in range(6)], method="holm")[1]
@@ -370,21 +375,21 @@ def test_equals_never_beat_each_other_and_no_two_beat_each_other_at_once(m, s, s
     one_SR = np.sort(np.random.default_rng(seed).random((s, 5)), axis=1)
     one_SR[:, -1] = one_SR[:, 3] = 1
     others_MSR = np.stack([one_SR, *np.random.default_rng(seed + 1).random((m, s, 5))])
-    for matrix in (stats.penalty_holm, lambda a: stats.penalty_badge(a, random=0)):
+    for matrix in (rankings.penalty_holm, lambda a: rankings.penalty_badge(a, random=0)):
         assert not matrix(np.stack([one_SR] * m)).any()
         assert (matrix(others_MSR) + matrix(others_MSR).T <= 1).all()
 
 
 def test_two_seeds_that_agree_by_chance_are_no_win():
     base_SR = np.array([[0.3] * 3, [0.37] * 3])  # in floats 0.3 + 0.1 - 0.3 is not 0.37 + 0.1 - 0.37
-    assert not stats.penalty_holm([base_SR, base_SR + 0.1]).any()
+    assert not rankings.penalty_holm([base_SR, base_SR + 0.1]).any()
 
 
 # Several studies
 
 
 def test_ranks_by_hand():
-    found = stats.ranks(np.array([[0.9, 0.8, 0.7]] * 6) + 0.01 * np.arange(6)[:, None] * [[3, 2, 1]])
+    found = rankings.ranks(np.array([[0.9, 0.8, 0.7]] * 6) + 0.01 * np.arange(6)[:, None] * [[3, 2, 1]])
     assert found.mean_M.tolist() == [1, 2, 3] and found.n_blocks == 6
     assert found.p_friedman == pytest.approx(exp(-6))  # chi2 = 12 with 2 degrees of freedom
     off = ~np.eye(3, dtype=bool)
@@ -395,20 +400,20 @@ def test_ranks_by_hand():
 def test_ranks_with_ties():
     score_BM = np.random.default_rng(0).random((14, 4))
     score_BM[:, 0], score_BM[:, 1] = 0.3, 0.1 + 0.2  # equal but for the last digit
-    found = stats.ranks(score_BM)
+    found = rankings.ranks(score_BM)
     assert found.mean_M[0] == found.mean_M[1] and found.mean_M.sum() == pytest.approx(10)
     assert found.p_wilcoxon_MM[0, 1] == 1
 
 
 def test_studies_without_any_difference():
-    found = stats.ranks(np.full((7, 3), 0.1) * 3)
+    found = rankings.ranks(np.full((7, 3), 0.1) * 3)
     assert found.mean_M.tolist() == [2, 2, 2] and found.p_friedman == 1
     assert (found.p_wilcoxon_MM == 1).all()
 
 
 def test_friedman_agrees_with_its_formula():
     score_BM = np.random.default_rng(1).random((9, 5)) + [0, 0, 0, 0.1, 0.3]
-    found = stats.ranks(score_BM)
+    found = rankings.ranks(score_BM)
     statistic = 12 / (9 * 5 * 6) * ((9 * found.mean_M) ** 2).sum() - 3 * 9 * 6
     assert found.p_friedman == pytest.approx(chi2.sf(statistic, 4))
 
@@ -416,20 +421,20 @@ def test_friedman_agrees_with_its_formula():
 def test_the_bayesian_test_of_one_block_by_hand():
     # Weights of the prior's 0 and of the difference are Dirichlet(1/2, 1). The difference wins where the prior's
     # squared weight is below 1/2, that is with probability sqrt(sqrt(1/2)).
-    assert stats.bayesian_signed_rank([0.52], [0.5])[0] == pytest.approx(0.5**0.25, abs=0.015)
-    assert stats.bayesian_signed_rank([0.5], [0.52])[2] == pytest.approx(0.5**0.25, abs=0.015)
+    assert rankings.bayesian_signed_rank([0.52], [0.5])[0] == pytest.approx(0.5**0.25, abs=0.015)
+    assert rankings.bayesian_signed_rank([0.5], [0.52])[2] == pytest.approx(0.5**0.25, abs=0.015)
 
 
 def test_the_bayesian_test_knows_better_worse_and_the_same_and_leaves_numpys_state_alone():
     b_B = np.linspace(0.6, 0.9, 10)
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
-    better, same = stats.bayesian_signed_rank(b_B + 0.02, b_B), stats.bayesian_signed_rank(b_B + 0.001, b_B)
+    better, same = rankings.bayesian_signed_rank(b_B + 0.02, b_B), rankings.bayesian_signed_rank(b_B + 0.001, b_B)
     assert better[0] > 0.99 and same[1] > 0.99 and sum(better) == pytest.approx(1)
-    assert stats.bayesian_signed_rank(b_B + 0.001, b_B, rope=0.0001)[0] > 0.99
+    assert rankings.bayesian_signed_rank(b_B + 0.001, b_B, rope=0.0001)[0] > 0.99
     mixed = b_B + 0.006 * np.arange(-4, 6)
-    assert stats.bayesian_signed_rank(mixed, b_B) == stats.bayesian_signed_rank(mixed, b_B)
-    assert stats.bayesian_signed_rank(mixed, b_B) != stats.bayesian_signed_rank(mixed, b_B, seed=1)
+    assert rankings.bayesian_signed_rank(mixed, b_B) == rankings.bayesian_signed_rank(mixed, b_B)
+    assert rankings.bayesian_signed_rank(mixed, b_B) != rankings.bayesian_signed_rank(mixed, b_B, seed=1)
     assert (np.random.get_state()[1] == before).all()
 
 
@@ -440,7 +445,7 @@ def test_the_bayesian_test_knows_better_worse_and_the_same_and_leaves_numpys_sta
 def test_where_all_signs_must_agree_what_can_be_detected_is_known(n, alpha):
     """Only n positive differences reach alpha: their chance is Phi(d)^n = 0.8."""
     assert 2 / 2**n <= alpha < 4 / 2**n
-    assert stats.detectable(n, alpha=alpha) == pytest.approx(norm.ppf(0.8 ** (1 / n)), rel=0.015)
+    assert power.detectable(n, alpha=alpha) == pytest.approx(norm.ppf(0.8 ** (1 / n)), rel=0.015)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +453,7 @@ def test_where_all_signs_must_agree_what_can_be_detected_is_known(n, alpha):
 )
 @pytest.mark.parametrize("power", [0.8, 0.5])
 def test_what_can_be_detected_is_detected_so_often(n, alpha, power):
-    d = stats.detectable(n, alpha=alpha, power=power)
+    d = detectable(n, alpha=alpha, power=power)
     samples = np.random.default_rng(1).normal(d, 1, (5000, n))
     p = wilcoxon(samples, axis=1, method="exact" if n < 30 else "asymptotic").pvalue
     assert (p <= alpha).mean() == pytest.approx(power, abs=0.025)
@@ -456,24 +461,24 @@ def test_what_can_be_detected_is_detected_so_often(n, alpha, power):
 
 def test_plans_are_those_of_what_can_be_detected():
     for n in (6, 8, 10, 20, 28, 60, 200):
-        assert stats.seeds_needed(1, 1.0001 * stats.detectable(n)) == n
-        assert stats.detectable(n, sd=0.02) == pytest.approx(0.02 * stats.detectable(n))
-        assert stats.seeds_needed(0.02, -0.0199 * stats.detectable(n)) > n
+        assert power.seeds_needed(1, 1.0001 * power.detectable(n)) == n
+        assert power.detectable(n, sd=0.02) == pytest.approx(0.02 * power.detectable(n))
+        assert power.seeds_needed(0.02, -0.0199 * power.detectable(n)) > n
     paired_t = TTestPower().solve_power(nobs=200, alpha=0.05, power=0.8)
-    assert stats.detectable(200) == pytest.approx(paired_t * (np.pi / 3) ** 0.5, rel=0.005)
+    assert power.detectable(200) == pytest.approx(paired_t * (np.pi / 3) ** 0.5, rel=0.005)
 
 
 def test_no_plan_with_fewer_seeds_than_can_be_significant():
-    assert stats.seeds_needed(0.01, 1) == stats.seeds_needed(0, 0.1) == stats.seeds_needed(1e-9, 0.5) == 6
-    assert stats.seeds_needed(0.01, 1, alpha=0.005) == 9
+    assert power.seeds_needed(0.01, 1) == power.seeds_needed(0, 0.1) == power.seeds_needed(1e-9, 0.5) == 6
+    assert power.seeds_needed(0.01, 1, alpha=0.005) == 9
 
 
 def test_diagnostics_of_acquisitions_by_hand():
-    assert stats.duplicate_share([3, 3, 5, 3, 3]) == pytest.approx(0.6) and stats.duplicate_share([]) == 0
-    assert stats.label_entropy([2, 2, 0, 0]) == pytest.approx(0.5)
-    assert stats.label_entropy([0, 0, 2, 0]) == stats.label_entropy([0, 0, 0, 0]) == 0
-    assert stats.label_entropy([1, 1, 1]) == pytest.approx(1)
-    overlap_MM = stats.jaccard([[1, 2, 3], [4, 2, 1, 9], [], []])
+    assert acquired.duplicate_share([3, 3, 5, 3, 3]) == pytest.approx(0.6) and acquired.duplicate_share([]) == 0
+    assert acquired.label_entropy([2, 2, 0, 0]) == pytest.approx(0.5)
+    assert acquired.label_entropy([0, 0, 2, 0]) == acquired.label_entropy([0, 0, 0, 0]) == 0
+    assert acquired.label_entropy([1, 1, 1]) == pytest.approx(1)
+    overlap_MM = acquired.jaccard([[1, 2, 3], [4, 2, 1, 9], [], []])
     np.testing.assert_allclose(overlap_MM, [[1, 2 / 5, 0, 0], [2 / 5, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], rtol=1e-6)
 
 
@@ -490,19 +495,19 @@ def test_diagnostics_of_acquisitions_by_hand():
         (lambda: stats.aubc([20, 30], [[0.5, np.nan]]), "not a finite number"),
         (lambda: labels_to(0.5, [20, 30], [0.5, 0.6]), "do not fit 2 label counts"),
         (lambda: labels_to(0.5, [20, 30], [[0.5, 0.6]], "best"), "first, sustained or envelope"),
-        (lambda: compare([0.5, 0.6], [0.5]), "one shape"),
-        (lambda: compare([], []), "not empty"),
-        (lambda: compare([0.5, np.nan], [0.5, 0.5]), "not a finite number"),
+        (lambda: paired_difference([0.5, 0.6], [0.5]), "one shape"),
+        (lambda: paired_difference([], []), "not empty"),
+        (lambda: paired_difference([0.5, np.nan], [0.5, 0.5]), "not a finite number"),
         (lambda: efficiency([100, 200], [100]), "one length"),
-        (lambda: stats.badge_checkpoints([[0.5, 0.8, 0.8]]), "leaves no checkpoint.*round 1"),
-        (lambda: stats.penalty_holm(np.ones((2, 1, 3))), "at least 2 strategies and 2 seeds"),
-        (lambda: stats.penalty_holm(np.full((2, 2, 3), np.nan)), "not a finite number"),
-        (lambda: stats.ranks(np.ones((5, 3))), "at least 6 studies and 3 strategies; there are 5 and 3"),
-        (lambda: stats.ranks(np.ones((6, 2))), "there are 6 and 2"),
-        (lambda: stats.ranks(np.full((6, 3), np.nan)), "not a finite number"),
-        (lambda: stats.seeds_needed(1, 0), "difference of 0"),
-        (lambda: stats.seeds_needed(1, 0.01), "more than 10,000 seeds"),
-        (lambda: stats.detectable(5), "5 pairs never reach p <= 0.05"),
+        (lambda: rankings.badge_checkpoints([[0.5, 0.8, 0.8]]), "leaves no checkpoint.*round 1"),
+        (lambda: rankings.penalty_holm(np.ones((2, 1, 3))), "at least 2 strategies and 2 seeds"),
+        (lambda: rankings.penalty_holm(np.full((2, 2, 3), np.nan)), "not a finite number"),
+        (lambda: rankings.ranks(np.ones((5, 3))), "at least 6 studies and 3 strategies; there are 5 and 3"),
+        (lambda: rankings.ranks(np.ones((6, 2))), "there are 6 and 2"),
+        (lambda: rankings.ranks(np.full((6, 3), np.nan)), "not a finite number"),
+        (lambda: power.seeds_needed(1, 0), "difference of 0"),
+        (lambda: power.seeds_needed(1, 0.01), "more than 10,000 seeds"),
+        (lambda: power.detectable(5), "5 pairs never reach p <= 0.05"),
     ],
 )
 def test_what_cannot_be_computed_is_said_in_words(act, message):

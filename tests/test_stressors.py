@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from scipy.stats import binomtest, chisquare, norm
 
 from al_bench import plan
-from al_bench.analysis import results
+from al_bench.analysis import acquired, results
 from al_bench.config import BudgetConfig, InitialDraw, StressorConfig
 from al_bench.data import pool, sources, stressors
 from al_bench.data.oracle import OPEN_SET, Oracle
@@ -95,7 +95,7 @@ def test_copies_stand_side_by_side_after_the_test_with_the_label_of_their_image(
     assert after.copied_N.tolist() == [0, 3, 1, 1, 2, 2, 4, 4]
     assert after.labels_N.tolist() == [0, 1, 1, 1, 0, 0, 1, 1]
     assert (after.test_idx.tolist(), after.train_idx.tolist()) == ([0, 1], [2, 3, 4, 5, 6, 7])
-    originals = results.originals(after.train_idx.numpy(), {"dataset": {"n_test": 2}}, {"stressor.copies": 2})
+    originals = acquired.originals(after.train_idx.numpy(), {"dataset": {"n_test": 2}}, {"stressor.copies": 2})
     assert originals.tolist() == [0, 0, 1, 1, 2, 2]
 
 
@@ -301,7 +301,7 @@ def test_a_run_under_each_stressor_keeps_to_its_plan(ask, tmp_path):
     if store.config.stressor.images:
         run, n = results.read(store.folder), store.config.stressor.images
         assert facts["n_train"] == n * store.config.stressor.copies
-        originals = results.originals(np.concatenate(run.acquired), run.info, run.config)
+        originals = acquired.originals(np.concatenate(run.acquired), run.info, run.config)
         assert originals.min() >= 0 and originals.max() < n
 
 

@@ -15,7 +15,7 @@ from test_report import two_arms, write_run
 from test_store import record
 
 from al_bench import loop, pictures, tracking
-from al_bench.analysis import plots, report, results, status
+from al_bench.analysis import canvas, figures, plots, report, results, status
 from al_bench.data import Dataset
 from al_bench.errors import UserError
 from al_bench.text import Formatter, as_cell, printable
@@ -131,11 +131,11 @@ def test_a_budget_that_is_none_does_not_stop_the_overview(tmp_path, rounds, caps
 def test_a_figure_that_fails_is_said_and_costs_no_other(tmp_path, monkeypatch):
     two_arms(tmp_path, n=2)
     monkeypatch.setattr(plots, "cost", lambda *args, **kwargs: 1 / 0)
-    monkeypatch.setattr(report, "overlaps", lambda *args: [][1])  # at the numbers, not at the drawing
+    monkeypatch.setattr(figures.acquired, "jaccard", lambda *args: [][1])  # at the numbers, not at the drawing
     page = report.write(tmp_path)
     text = page.read_text()
     assert "<b>Cost against accuracy.</b> This figure could not be drawn: division by zero" in text
-    assert "<b>Other figures.</b> This figure could not be drawn: list index out of range" in text
+    assert "<b>Overlap.</b> This figure could not be drawn: list index out of range" in text
     assert any("calibration" in path.name for path in page.parent.rglob("*.pdf"))
 
 
@@ -156,7 +156,7 @@ def test_classes_of_any_name_are_drawn_and_tracked(tmp_path):
     dataset = Dataset("photos", images, none, idx, idx.flip(0), tuple(HOSTILE), (0.0,), (1.0,), "")
     log_probs = torch.eye(n).mul(5).log_softmax(-1)[:, None]
     pictures.most_uncertain(tmp_path / "sheet.jpg", dataset, log_probs)
-    plots.class_balance((figure := plots.new_figure()).subplots(), ["random"], np.ones((1, n)), HOSTILE)
+    plots.class_balance((figure := canvas.new_figure()).subplots(), ["random"], np.ones((1, n)), HOSTILE)
     figure.savefig(tmp_path / "classes.pdf")
     assert (tmp_path / "sheet.jpg").stat().st_size
     records = [record(0, acquired=())]

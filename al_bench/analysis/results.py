@@ -8,11 +8,10 @@ import multiprocessing
 import os
 import re
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ import numpy as np
 from al_bench.errors import UserError
 from al_bench.files import read_file, write_atomically
 from al_bench.provenance import n_cores
-from al_bench.recipe import NOT_COMPARED, as_asked, differing_keys, run_name
+from al_bench.recipe import as_asked, run_name
 from al_bench.records import (
     FINISHED,
     INTERRUPTED,
@@ -44,8 +43,8 @@ STAMP, VERDICT = "stamp.json", "verdict.txt"  # in the report's folder
 MISSING, UNREADABLE = "missing", "unreadable"  # beside the states that run.json names
 
 
-class Cell(NamedTuple):
-    """What is compared with each other: all strategies and seeds of one."""
+class Setting(NamedTuple):
+    """Runs of one setting, all strategies and seeds, are compared with each other."""
 
     study: str
     dataset: str
@@ -58,7 +57,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, eq=False)  # a run equals itself alone: arrays have no one truth
 class Run:
-    cell: Cell
+    setting: Setting
     strategy: str
     seed: int
     state: str = MISSING
@@ -88,7 +87,7 @@ def find(root: Path) -> list[Run]:
     With state "missing" those that a sweep asked for and that never began. Raises UserError where there is none.
     """
     begun = folders(root)
-    never = {run for study in {folder.parents[4] for folder in begun} for run in asked(study)} - set(begun)
+    never = {run for study in {folder.parents[4] for folder in begun} for run in requested_runs(study)} - set(begun)
     missing = sorted(run for run in never if run.is_relative_to(os.path.abspath(root)))
     return [*read_all(begun), *(Run(**identity_of(folder)) for folder in missing)]
 
@@ -116,7 +115,7 @@ def stamp(root: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def closed(root: Path) -> list[str]:
+def closed_folders(root: Path) -> list[str]:
     """A sentence for each folder below root, other than a run's, that this user may not look into."""
     lost: list[str] = []
     for _ in walk(os.path.abspath(root), lost):
@@ -129,7 +128,7 @@ def walk(top: str, lost: list[str], above: tuple[tuple[int, int], ...] = ()) -> 
 
     A run's folder, which may be closed to this user, comes with the names of RUN. lost: is told of others.
     """
-    if RUN_FOLDER.fullmatch(os.path.basename(top)) and (run := {name for name in RUN if may_be(f"{top}/{name}")}):
+    if RUN_FOLDER.fullmatch(os.path.basename(top)) and (run := {name for name in RUN if may_exist(f"{top}/{name}")}):
         yield top, run
         return
     try:
@@ -149,7 +148,7 @@ def walk(top: str, lost: list[str], above: tuple[tuple[int, int], ...] = ()) -> 
             yield from walk(entry.path, lost, (*above, identity))
 
 
-def may_be(path: str) -> bool:
+def may_exist(path: str) -> bool:
     """Whether a file is there, or nobody can tell."""
     try:
         os.lstat(path)
@@ -241,22 +240,25 @@ def arrays(records: list[RoundRecord]) -> dict[str, Any]:
         return {}
     numbers = [k for k, v in records[0].metrics.items() if all(type(r.metrics.get(k)) in (int, float) for r in records)]
     counts = [r.class_counts for r in records]
-    bought = np.array([i for r in records for i in r.acquired])
-    bought = bought.astype(np.int32 if bought.max(initial=0) < 2**31 else np.int64)  # most of what a run holds
+    acquired = np.array([i for r in records for i in r.acquired])
+    acquired = acquired.astype(np.int32 if acquired.max(initial=0) < 2**31 else np.int64)  # most of what a run holds
     return {
         "labels_R": np.array([r.n_labels for r in records]),
         "metrics": {k: np.array([r.metrics[k] for r in records], dtype=float) for k in numbers},
         "seconds": {k: np.array([r.seconds.get(k, 0.0) for r in records]) for k in records[-1].seconds},
-        "acquired": np.split(bought, np.cumsum([len(r.acquired) for r in records])[:-1]),
+        "acquired": np.split(acquired, np.cumsum([len(r.acquired) for r in records])[:-1]),
         "class_counts_RC": np.array(counts) if all(counts) and len(set(map(len, counts))) == 1 else None,
     }  # fmt: skip
 
 
-def cells(runs: list[Run]) -> dict[Cell, list[Run]]:
-    return {cell: [run for run in runs if run.cell == cell] for cell in sorted({run.cell for run in runs})}
+def by_setting(runs: list[Run]) -> dict[Setting, list[Run]]:
+    found: dict[Setting, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.setting, []).append(run)
+    return dict(sorted(found.items()))
 
 
-def asked(study: Path) -> set[Path]:
+def requested_runs(study: Path) -> set[Path]:
     """The run folders of all sweeps of this study so far; sweep.py writes them down."""
     try:
         names = json.loads(read_file(study / SWEEPS))
@@ -265,154 +267,15 @@ def asked(study: Path) -> set[Path]:
         return set()
 
 
-def note_asked(study: Path, folders: Iterable[Path]) -> None:
+def note_requested(study: Path, folders: Iterable[Path]) -> None:
     names = {str(folder.relative_to(study)) for folder in folders}
     study.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(study / f".{SWEEPS}.lock"):  # of sweeps that start together
-        there = {str(folder.relative_to(study)) for folder in asked(study)}
+        there = {str(folder.relative_to(study)) for folder in requested_runs(study)}
         if not names <= there:
             write_atomically(study / SWEEPS, json.dumps(sorted(names | there), indent=1) + "\n")
 
 
-def originals(idx: np.ndarray, info: dict[str, Any], config: dict[str, Any]) -> np.ndarray:
-    """For training images of a redundant pool, as records name them: equal numbers are copies of one image.
-
-    info: the run.json; config: with dotted keys.
-    """
-    return (idx - info["dataset"]["n_test"]) // config["stressor.copies"]
-
-
 def identity_of(folder: Path) -> dict[str, Any]:
-    *cell, strategy, seed = map(printable, Path(os.path.abspath(folder)).parts[-6:])
-    return {"cell": Cell(*cell), "strategy": strategy, "seed": int(seed.removeprefix("seed="))}
-
-
-def recipe(run: Run, by_path: bool) -> dict[str, Any]:
-    """The part of the configuration that all runs of a cell share. by_path: see weights_by_path."""
-    free = ("seed", "strategy.", "features.", *(() if by_path else ("model.weights",)))
-    return {k: v for k, v in set_in(run).items() if not k.startswith(free) and k not in NOT_COMPARED}
-
-
-def weights_by_path(runs: list[Run]) -> bool:
-    """Whether some of these runs noted no checksum of their weights: then the paths are compared as well."""
-    return not all("weights" in run.info for run in runs)
-
-
-def weights(run: Run) -> str | None:
-    """Which weights the nets began from; None where the run noted none."""
-    return (run.info.get("weights") or {}).get("model")
-
-
-def usual_weights(runs: list[Run]) -> str | None:
-    return most_common([version for run in runs if (version := weights(run))] or [None])
-
-
-def own_settings(run: Run, by_path: bool) -> dict[str, Any]:
-    """The part of the configuration that all runs of a strategy share; of the features' weights, what they are."""
-    used = ("strategy.", "features.") if run.info.get("features") is not None else ("strategy.",)
-    own = {k: v for k, v in set_in(run).items() if k.startswith(used)}
-    version = {} if by_path else run.info["weights"]
-    return own | ({"features.weights": version["features"]} if version.get("features") else {})
-
-
-def set_in(run: Run) -> dict[str, Any]:
-    """The configuration without nulls: a run from before there was a setting is as one that leaves it unset."""
-    return {k: v for k, v in run.config.items() if v is not None}
-
-
-def odd_ones(runs: list[Run]) -> dict[Run, str]:
-    """The runs that cannot be compared with the others of their cell, each with the reason.
-
-    Another configuration than most have, other weights or code of the net, other settings than most of the same
-    strategy, other code than its latest run, other images than most (of the same seed, where copies are made), or
-    another initial set than most of the same seed. Where two are equally common, random's is usual.
-    """
-    runs, by_path = sorted(runs, key=lambda run: run.strategy != "random"), weights_by_path(runs)
-    copies = any(run.config.get("stressor.copies", 1) > 1 for run in runs)  # whose noise is another for each seed
-    found: dict[Run, str] = {}
-
-    def look(of: Callable[[Run], str | None], group: Callable[[Run], Any], words: str, usual=most_common_of) -> None:
-        for run, value, others in unusual(runs, of, group, usual):
-            text = difference(*map(json.loads, (value, others))) if value.startswith("{") else ""
-            found.setdefault(run, words.format(run=run, value=value, others=others, text=text))
-
-    everywhere, strategy, seed = (lambda run: None), (lambda run: run.strategy), (lambda run: run.seed)
-    look(lambda run: as_text(recipe(run, by_path)), everywhere, "another configuration: {text}")
-    look(weights, everywhere, "other weights than most runs: {value} (others {others})")
-    for fact in ("model_version", "model_code"):  # runs of earlier versions of al_bench have the first
-        look(partial(noted, fact), everywhere, "another version of its net's code than most runs")
-    other_settings = "other settings than most runs of {run.strategy}: {text}"
-    look(lambda run: as_text(own_settings(run, by_path)), strategy, other_settings)
-    older = "another version of its code than the latest run of {run.strategy}: delete it and run it again"
-    for fact in ("strategy_version", "strategy_code"):
-        look(partial(noted, fact), strategy, older, latest_of)
-    other_images = f"other images than most runs{' of seed {run.seed}' if copies else ''} (dataset checksum)"
-    look(lambda run: noted("dataset", run) or "none", seed if copies else everywhere, other_images)
-    look(lambda run: noted("initial_set", run) or "none", seed, "another initial set than most runs of seed {run.seed}")
-    return {run: found[run] for run in runs if run in found}
-
-
-def unusual(
-    runs: list[Run], of: Callable[[Run], str | None], group: Callable[[Run], Any], usual: Callable[..., str]
-) -> Iterator[tuple[Run, str, str]]:
-    """(run, its value, the usual value) of each run whose value is not the usual one of its group; None is no value."""
-    values = {run: value for run in runs if (value := of(run)) is not None}
-    groups: dict[Any, list[Run]] = {}
-    for run in values:
-        groups.setdefault(group(run), []).append(run)
-    for members in groups.values():
-        expected = usual(members, values)
-        yield from ((run, values[run], expected) for run in members if values[run] != expected)
-
-
-def most_common_of(runs: list[Run], values: dict[Run, str]) -> str:
-    return most_common(values[run] for run in runs)
-
-
-def latest_of(runs: list[Run], values: dict[Run, str]) -> str:
-    """The value of the run that was started last."""
-    return max(((run.info.get("starts") or [{}])[-1].get("time") or "", values[run]) for run in runs)[1]
-
-
-def noted(fact: str, run: Run) -> str | None:
-    return checksum(run.info, fact)
-
-
-def as_text(config: dict[str, Any]) -> str:
-    return json.dumps(config, sort_keys=True, default=str)
-
-
-def difference(config: dict[str, Any], usual: dict[str, Any]) -> str:
-    keys = differing_keys(config, usual)
-    words = [f"{k}={config.get(k)} (others {usual.get(k)})" for k in keys[:5]]
-    return ", ".join(words + ["..."] * (len(keys) > 5))
-
-
-def checksum(info: dict[str, Any], name: str) -> str | None:
-    return (info.get(name) or {}).get("checksum")
-
-
-def circumstances(runs: list[Run]) -> dict[str, Counter[str]]:
-    """On what the runs were computed, for each fact in which they differ: how many runs had which."""
-    facts: dict[str, Counter[str]] = {}
-    for run in runs:
-        of_run: dict[str, dict[str, None]] = {}
-        for start in run.info.get("starts", []):  # a run that was continued may have changed machines
-            versions = {f"version of {k}": v for k, v in (start.get("versions") or {}).items()}
-            there = {name: start.get(name) for name in ("cpu", "device", "precision", "threads", "python")}
-            there["git"] = commit(start)
-            for name, value in (versions | there).items():
-                of_run.setdefault(name, {})[str(value)] = None
-        for name, values in of_run.items():
-            facts.setdefault(name, Counter())[", then ".join(values)] += 1
-    return {name: counts for name, counts in facts.items() if len(counts) > 1}
-
-
-def commit(start: dict[str, Any]) -> str:
-    """What a start of a run ran, in short; with a + where its code or configuration was changed."""
-    return re.sub(r"^(\w{7})\w+", r"\1", start.get("git") or "unknown")
-
-
-def most_common(values: Iterable[Any]) -> Any:
-    """The first of equally common ones."""
-    return Counter(values).most_common(1)[0][0]
+    *setting, strategy, seed = map(printable, Path(os.path.abspath(folder)).parts[-6:])
+    return {"setting": Setting(*setting), "strategy": strategy, "seed": int(seed.removeprefix("seed="))}

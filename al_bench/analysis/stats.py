@@ -1,7 +1,7 @@
 """The statistics of a comparison: arrays in, numbers out.
 
 S seeds (paired across strategies: the same order everywhere), R rounds, labels_R the labelled-set sizes of the rounds
-(increasing), M strategies, B study blocks (one data set in one regime), A acquired images, T tests, K checkpoints.
+(increasing), T tests.
 
 Accuracies are fractions; any score of which more is better will do. What cannot be computed is a ValueError in words;
 what n cannot carry is None or an unbounded interval, never nan and never a small p.
@@ -9,8 +9,7 @@ what n cannot carry is None or an unbounded interval, never nan and never a smal
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from math import exp, log, log2
+from math import exp
 from typing import Literal
 
 import numpy as np
@@ -20,9 +19,6 @@ from scipy import stats as tests
 
 BOOTSTRAP_FROM = 8  # pairs: BCa is unstable below
 RESAMPLES = 4000
-PLANNED = 10_000  # samples to read a power from
-MANY = 30  # pairs: from here on the power of the Wilcoxon test has a formula (1% off)
-MIN_BLOCKS = 6  # the fewest with which an exact Wilcoxon test can reach 0.05
 # Accuracies are hits / n: what differs by less is the rounding of floats, which would break ties at random.
 DECIMALS = 12
 
@@ -162,7 +158,7 @@ def efficiency(random_S: ArrayLike, method_S: ArrayLike, level: float = 0.95) ->
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedDifference:
     """a - b over n pairs. interval: how low and high were found; None (and so are they) where nothing varies or n = 1.
 
     p_wilcoxon is exact; smallest_p is the smallest that n pairs can give. sd: of the differences (None: n = 1).
@@ -181,7 +177,9 @@ class Comparison:
     smallest_p: float
 
 
-def compare(a_S: ArrayLike, b_S: ArrayLike, level: float = 0.95, rng: np.random.Generator | None = None) -> Comparison:
+def paired_difference(
+    a_S: ArrayLike, b_S: ArrayLike, level: float = 0.95, rng: np.random.Generator | None = None
+) -> PairedDifference:
     """Paired difference of two strategies' scores (one number a seed: AUBC, or the accuracy of one round).
 
     Interval: BCa bootstrap over seeds (Efron, 1987) from 8 pairs on, Student's t below. rng: default_rng(0).
@@ -189,7 +187,7 @@ def compare(a_S: ArrayLike, b_S: ArrayLike, level: float = 0.95, rng: np.random.
     difference_S = np.sort(_differences(a_S, b_S))  # sorted: the order of the seeds cannot matter to the bootstrap
     n = len(difference_S)
     low, high = _bounds(_interval(difference_S[:, None], level, rng))
-    return Comparison(
+    return PairedDifference(
         n=n,
         mean=float(difference_S.mean()),
         sd=float(difference_S.std(ddof=1)) if n > 1 else None,
@@ -219,12 +217,17 @@ def difference_curve(
 
 
 def _differences(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    check_pairs(a, b)
+    return np.round(np.asarray(a, float) - np.asarray(b, float), DECIMALS)
+
+
+def check_pairs(a: ArrayLike, b: ArrayLike) -> None:
+    """Raises ValueError for arrays that are no pairs of finite numbers."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or not a.size:
         raise ValueError(f"Pairs need two arrays of one shape that are not empty; these are {a.shape} and {b.shape}.")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("A score is not a finite number.")
-    return np.round(a - b, DECIMALS)
 
 
 def _interval(
@@ -241,15 +244,26 @@ def _interval(
     return low_R, high_R
 
 
+def t_interval(value_SR: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """mean_R over seeds, and low_R, high_R: Student's t interval of the mean.
+
+    nan where a value is not finite, and of one seed. Where all seeds have the same value the interval has width 0.
+    """
+    value_SR = np.asarray(value_SR, float)
+    value_SR = np.where(np.isfinite(value_SR), value_SR, np.nan)
+    n = len(value_SR)
+    if n == 0:
+        return (np.full(value_SR.shape[1:], np.nan),) * 3
+    mean_R = value_SR.mean(0)
+    half_R = tests.t.ppf((1 + level) / 2, n - 1) * tests.sem(value_SR) if n > 1 else np.full(mean_R.shape, np.nan)
+    return mean_R, mean_R - half_R, mean_R + half_R
+
+
 def _t_interval(difference_SR: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    n, r = difference_SR.shape
-    low_R, high_R = np.full(r, -np.inf), np.full(r, np.inf)
-    if n > 1:
-        varies_R = np.ptp(difference_SR, axis=0) > 0
-        varying = difference_SR[:, varies_R]
-        half = tests.t.ppf((1 + level) / 2, n - 1) * tests.sem(varying)
-        low_R[varies_R], high_R[varies_R] = varying.mean(0) - half, varying.mean(0) + half
-    return low_R, high_R
+    """Unbounded where a column does not vary, or there is one seed: nothing can be said there."""
+    _, low_R, high_R = t_interval(difference_SR, level)
+    varies_R = (np.ptp(difference_SR, axis=0) > 0) if len(difference_SR) else np.zeros(difference_SR.shape[1], bool)
+    return np.where(varies_R, low_R, -np.inf), np.where(varies_R, high_R, np.inf)
 
 
 def _bounds(interval: tuple[np.ndarray, np.ndarray]) -> tuple[float | None, float | None]:
@@ -267,12 +281,12 @@ def exact_wilcoxon(difference_S: ArrayLike) -> float:
     difference_S = np.round(np.asarray(difference_S, float), DECIMALS)
     twice_ranks = np.round(2 * tests.rankdata(np.abs(difference_S))).astype(int)  # mid-ranks are halves
     twice_ranks_N, positive_N = twice_ranks[difference_S != 0], difference_S[difference_S != 0] > 0
-    chance = _rank_sums(twice_ranks_N)
+    chance = rank_sums(twice_ranks_N)
     w = twice_ranks_N[positive_N].sum()
     return float(min(1, 2 * min(chance[: w + 1].sum(), chance[w:].sum())))
 
 
-def _rank_sums(ranks: Iterable[int]) -> np.ndarray:
+def rank_sums(ranks: Iterable[int]) -> np.ndarray:
     """chance[w]: that the ranks of the positive differences sum to w, where each sign is a coin's."""
     chance = np.ones(1)
     for rank in ranks:
@@ -298,195 +312,19 @@ def holm(p_T: ArrayLike) -> np.ndarray:
     return adjusted_T
 
 
-def refusal(comparison: Comparison, alpha: float = 0.05, n_tests: int = 1) -> str | None:
+def why_no_call(difference: PairedDifference, alpha: float = 0.05, n_tests: int = 1) -> str | None:
     """Why nothing may be called significant here, or None. n_tests: those of its Holm family that it is first among."""
-    n, least = comparison.n, comparison.smallest_p * n_tests
-    if comparison.mean == 0 and comparison.sd == 0:
+    n, least = difference.n, difference.smallest_p * n_tests
+    if difference.mean == 0 and difference.sd == 0:
         return f"the two are identical in all {n} pairs"
     if least > alpha:
         after = f" after Holm's correction for {n_tests} tests" if n_tests > 1 else ""
         pairs = f"{n} pairs" if n > 1 else "1 pair"
         least = f"the smallest possible p is {min(1, least):.2g}"
         return f"{pairs} can never reach p < {alpha:g} by the exact Wilcoxon test{after}: {least}"
-    if comparison.interval is None:
+    if difference.interval is None:
         return f"all {n} differences are the same: nothing varies that they could be judged by"
     return None
-
-
-def badge_checkpoints(random_SR: ArrayLike) -> np.ndarray:
-    """The rounds at which BADGE's matrix compares: 1, 2, 4, ... (Ash et al., 2020, section 4).
-
-    n0 is the label count at which Random's mean reaches 99% of its final accuracy: past it all strategies are alike.
-    Checkpoints are the label counts M + 2^(m-1) B for m = 1 ... floor(log2((n0 - M) / B)), with M initial labels and
-    queries of one size B: rounds 2^(m-1). ValueError where the rule leaves none.
-    """
-    mean_R = np.asarray(random_SR, float).mean(0)
-    n0 = int((mean_R >= 0.99 * mean_R[-1]).argmax())
-    if n0 < 2:
-        raise ValueError(f"BADGE's rule leaves no checkpoint: Random has 99% of its final accuracy in round {n0}.")
-    return 2 ** np.arange(int(log2(n0)))
-
-
-def penalty_badge(accuracy_MSR: ArrayLike, random: int) -> np.ndarray:
-    """Pairwise penalty matrix of one setting by BADGE's own rules (Ash et al., 2020): penalty_MM.
-
-    At each of K checkpoints, 1/K goes to entry [i, j] where i beats j by a two-sided paired t-test at 0.05, without
-    any correction; the authors have 5 repeats, hence t > 2.776. So [i, j] is the share of checkpoints at which row i
-    beats column j; the mean over settings of these matrices is theirs, divided by the number of settings.
-    random: the row of accuracy_MSR that is Random.
-    """
-    accuracy_MSR = _strategies(accuracy_MSR)
-    checkpoints = badge_checkpoints(accuracy_MSR[random])
-    t_MMK = _paired_t(accuracy_MSR[:, :, checkpoints])
-    return (t_MMK > tests.t.ppf(0.975, accuracy_MSR.shape[1] - 1)).mean(-1)
-
-
-def penalty_holm(accuracy_MSR: ArrayLike, alpha: float = 0.05) -> np.ndarray:
-    """Pairwise penalty matrix of one setting over all R rounds: penalty_MM, [i, j] the share in which i beats j.
-
-    Two-sided paired t-tests; for each pair of strategies Holm's correction over its R rounds. A round in which all
-    differences are the same is no win.
-    """
-    accuracy_MSR = _strategies(accuracy_MSR)
-    t_MMR = _paired_t(accuracy_MSR)
-    p_MMR = np.where(np.isfinite(t_MMR), 2 * tests.t.sf(np.abs(t_MMR), accuracy_MSR.shape[1] - 1), 1)
-    return ((t_MMR > 0) & (holm(p_MMR) < alpha)).mean(-1)
-
-
-def _strategies(accuracy_MSR: ArrayLike) -> np.ndarray:
-    accuracy_MSR = np.asarray(accuracy_MSR, float)
-    if accuracy_MSR.ndim != 3 or accuracy_MSR.shape[0] < 2 or accuracy_MSR.shape[1] < 2:
-        raise ValueError(f"A penalty matrix needs at least 2 strategies and 2 seeds; these are {accuracy_MSR.shape}.")
-    if not np.isfinite(accuracy_MSR).all():
-        raise ValueError("An accuracy is not a finite number.")
-    return accuracy_MSR
-
-
-def _paired_t(accuracy_MSR: np.ndarray) -> np.ndarray:
-    """t of row minus column, by seeds; infinite where all differences are the same, nan where they are 0."""
-    difference_MMSR = np.round(accuracy_MSR[:, None] - accuracy_MSR[None], DECIMALS)
-    constant_MMR = np.ptp(difference_MMSR, axis=2) == 0
-    sd_MMR = np.where(constant_MMR, 0, difference_MMSR.std(axis=2, ddof=1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return difference_MMSR.mean(2) * np.sqrt(accuracy_MSR.shape[1]) / sd_MMR
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """mean_M: 1 is best. p-values, 1 on the diagonal: what a critical-difference diagram is drawn from."""
-
-    n_blocks: int
-    mean_M: np.ndarray
-    p_friedman: float
-    p_wilcoxon_MM: np.ndarray  # exact, Holm over all pairs
-
-
-def ranks(score_BM: ArrayLike) -> Ranks:
-    """Mean ranks over blocks (Demsar, 2006; pairs by Wilcoxon and Holm: Benavoli et al., 2016).
-
-    score_BM: each block's mean over its seeds. Blocks are (data set x regime) cells: the seeds of one data set are not
-    independent blocks. ValueError below 6 blocks, with which no test here could find anything, or 3 strategies.
-    """
-    score_BM = np.round(np.asarray(score_BM, float), DECIMALS)
-    b, m = score_BM.shape
-    if b < MIN_BLOCKS or m < 3:
-        raise ValueError(f"Ranks need at least {MIN_BLOCKS} studies and 3 strategies; there are {b} and {m}.")
-    if not np.isfinite(score_BM).all():
-        raise ValueError("A score is not a finite number.")
-    rank_BM = tests.rankdata(-score_BM, axis=1)
-    return Ranks(
-        n_blocks=b,
-        mean_M=rank_BM.mean(0),
-        p_friedman=float(tests.friedmanchisquare(*rank_BM.T).pvalue) if np.ptp(rank_BM) else 1.0,
-        p_wilcoxon_MM=_wilcoxon_holm(score_BM),
-    )
-
-
-def _wilcoxon_holm(score_BM: np.ndarray) -> np.ndarray:
-    m = score_BM.shape[1]
-    i_T, j_T = np.triu_indices(m, 1)
-    p_MM = np.ones((m, m))
-    p_MM[i_T, j_T] = holm([exact_wilcoxon(score_BM[:, i] - score_BM[:, j]) for i, j in zip(i_T, j_T, strict=True)])
-    return np.minimum(p_MM, p_MM.T)
-
-
-def bayesian_signed_rank(
-    a_B: ArrayLike, b_B: ArrayLike, rope: float = 0.005, seed: int = 0
-) -> tuple[float, float, float]:
-    """Chances that a is better by more than rope, that the two are equal within it, that b is (Benavoli et al., 2014).
-
-    a_B, b_B: means of each block (or the pairs of one study). 10,000 draws from baycomp: two digits are good.
-    """
-    import baycomp
-
-    _differences(a_B, b_B)
-    a_B, b_B = np.asarray(a_B, float), np.asarray(b_B, float)
-    p_a, p_rope, p_b = baycomp.two_on_multiple(a_B, b_B, rope=rope, nsamples=10_000, random_state=seed)
-    return float(p_a), float(p_rope), float(p_b)
-
-
-def seeds_needed(sd: float, difference: float, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Pairs with which the Wilcoxon test finds this difference in mean with this power; sd: of the paired differences.
-
-    ValueError for a difference of 0 or one that 10,000 pairs do not find.
-    """
-    if difference == 0:
-        raise ValueError("No number of seeds shows a difference of 0.")
-    n_N = np.arange(next(n for n in range(2, 100) if smallest_wilcoxon_p(n) <= alpha), 10_001)
-    enough_N = sd * _detectable_of_many(n_N, alpha, power) <= abs(difference)
-    if not enough_N.any():
-        raise ValueError(f"A difference of {difference:g} with sd {sd:g} would need more than 10,000 seeds.")
-    n = int(n_N[enough_N.argmax()])
-    while n < MANY and detectable(n, sd, alpha, power) > abs(difference):
-        n += 1
-    return n
-
-
-def detectable(n: int, sd: float = 1.0, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest difference in mean that the exact Wilcoxon test finds with this power in n pairs whose differences
-    are normal; with sd = 1 it is d_z. ValueError where n pairs never reach alpha."""
-    if smallest_wilcoxon_p(n) > alpha:
-        raise ValueError(f"{n} pairs never reach p <= {alpha:g}, however large the difference.")
-    return sd * (_detectable(n, alpha, power) if n < MANY else float(_detectable_of_many(np.array(n), alpha, power)))
-
-
-@cache
-def _detectable(n: int, alpha: float, power: float) -> float:
-    """In sd. The sum of positive ranks is the number of Walsh averages (means of two differences, or one twice) above
-    0 (Tukey, 1949): it is w or more as soon as the shift lifts the w-th largest of them above 0."""
-    w = int((2 * _rank_sums(range(1, n + 1))[::-1].cumsum()[::-1] <= alpha).argmax())
-    i, j = np.triu_indices(n)
-    samples = np.random.default_rng(0).standard_normal((PLANNED, n))
-    shift = -np.partition((samples[:, i] + samples[:, j]) / 2, -w, axis=1)[:, -w]
-    return float(np.quantile(shift, power))
-
-
-def _detectable_of_many(n_N: np.ndarray, alpha: float, power: float) -> np.ndarray:
-    """The same where n is large: the t-test's, with the test's efficiency of 3 / pi (Hodges and Lehmann, 1956)."""
-    return (tests.t.ppf(1 - alpha / 2, n_N - 1) + tests.t.ppf(power, n_N - 1)) * np.sqrt(np.pi / 3 / n_N)
-
-
-def duplicate_share(source_A: ArrayLike) -> float:
-    """Share of the acquired images that are another copy of one acquired before; source_A: what each is a copy of."""
-    source_A = np.asarray(source_A)
-    return 1 - len(np.unique(source_A)) / len(source_A) if len(source_A) else 0.0
-
-
-def label_entropy(counts_C: ArrayLike) -> float:
-    """Shannon entropy of the acquired labels / log C: 1 is balanced, 0 is one class only (or nothing acquired)."""
-    counts_C = np.asarray(counts_C)
-    return float(tests.entropy(counts_C) / log(len(counts_C))) if counts_C.sum() else 0.0
-
-
-def jaccard(acquired_M: Sequence[ArrayLike]) -> np.ndarray:
-    """Overlap of what each two of M runs acquired, |both| / |either|: [M, M]. Two that have nothing are alike: 1."""
-    bought = [np.asarray(indices, int) for indices in acquired_M]
-    has_MN = np.zeros((len(bought), 1 + max((b.max(initial=0) for b in bought), default=0)), np.float32)
-    for has_N, indices in zip(has_MN, bought, strict=True):
-        has_N[indices] = 1
-    both_MM, size_M = has_MN @ has_MN.T, has_MN.sum(1)
-    either_MM = size_M[:, None] + size_M - both_MM
-    return np.divide(both_MM, either_MM, out=np.ones_like(both_MM), where=either_MM > 0)
 
 
 def _checked(labels_R: ArrayLike, accuracy_SR: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from al_bench.analysis import results
-from al_bench.analysis.results import MISSING, UNREADABLE, Cell, Run
+from al_bench.analysis.results import MISSING, UNREADABLE, Run, Setting
 from al_bench.errors import UserError
 from al_bench.records import FAILED, FINISHED, INTERRUPTED, RUNNING
 
@@ -33,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ask = argparse.ArgumentParser(prog="al-bench status", description="How far the runs of a results folder are.")
     ask.add_argument("folder", type=Path, help="results, results/my_study, or a folder further down")
     ask.add_argument("--live", action="store_true", help=f"look again every {EVERY} seconds until all is done")
-    asked = ask.parse_args(arguments)
+    options = ask.parse_args(arguments)
     try:
-        screen = overview(asked.folder)
-        if asked.live:
-            follow(asked.folder, screen)
+        screen = overview(options.folder)
+        if options.live:
+            follow(options.folder, screen)
         else:
             Console().print(screen)
     except UserError as error:
@@ -56,15 +56,15 @@ def follow(root: Path, screen: Group) -> None:
 
 
 def overview(root: Path) -> Group:
-    cells = results.cells(results.find(root))
-    parts = (part for cell, runs in cells.items() for part in (table(cell, runs), errors(runs)))
-    return Group(*parts, *map(Text, results.closed(root)))
+    settings = results.by_setting(results.find(root))
+    parts = (part for setting, runs in settings.items() for part in (table(setting, runs), errors(runs)))
+    return Group(*parts, *map(Text, results.closed_folders(root)))
 
 
-def table(cell: Cell, runs: list[Run]) -> Table:
+def table(setting: Setting, runs: list[Run]) -> Table:
     present = [state for state in STATES if any(run.state == state for run in runs)]
     shown = Table(
-        "strategy", *present, "labels", "accuracy so far", "time left", title=escape(str(cell)), title_justify="left"
+        "strategy", *present, "labels", "accuracy so far", "time left", title=escape(str(setting)), title_justify="left"
     )
     for column in shown.columns[1:]:
         column.justify = "right"
