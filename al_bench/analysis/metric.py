@@ -95,9 +95,12 @@ class Metric:
 
     def rounded_target(self, score: float) -> float:
         """The best value in whole per cents, or of two digits, that this score (sign * value) reaches."""
-        step = 0.01 if self.is_share else 10.0 ** (floor(log10(abs(score))) - 1) if score else 1.0
-        n = floor(score / step + 1e-9)
-        return self.sign * (n / 100 if self.is_share else float(f"{n * step:.2g}"))
+        if self.is_share:
+            return self.sign * floor(100 * score + 1e-9) / 100  # 100 * 0.57 is less than 57
+        step = 10.0 ** (floor(log10(abs(score))) - 1) if score else 1.0
+        n = floor(score / step)
+        target = float(f"{n * step:.2g}")
+        return self.sign * (target if target <= score else float(f"{(n - 1) * step:.2g}"))
 
     @property
     def rounding(self) -> str:
