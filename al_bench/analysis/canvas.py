@@ -58,7 +58,7 @@ def style(names: Iterable[str]) -> dict[str, Look]:
 
 
 def finite(values: ArrayLike) -> NDArray[np.float64]:
-    """As floats, infinities as nan: sums of them would warn, and matplotlib leaves nan out."""
+    """As floats, with nan for infinities: their sums would warn, and matplotlib leaves nan out."""
     values = np.asarray(values, dtype=np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
@@ -74,7 +74,7 @@ def shown(name: str, width: int) -> str:
 
 
 def _wrapped(name: str, width: int) -> list[str]:
-    """Of a name that would fill a page, its beginning and its end."""
+    """A name in lines; of one that would fill a page, the beginning and the end."""
     name = printable(name)
     short = name if len(name) <= LONGEST else f"{name[: LONGEST // 2]} ... {name[-LONGEST // 2 :]}"
     return textwrap.wrap(short, width) or [""]
@@ -85,12 +85,12 @@ def line(ax: Axes, x: ArrayLike, y: ArrayLike, look: Mapping[str, str]) -> list[
 
 
 def thin(y: ArrayLike) -> dict[str, Any]:
-    """Markers at fifteen of the points at most, so that the dashes between them are seen."""
+    """Markers at no more than fifteen points, so that the dashes between them are seen."""
     return {"linewidth": 1.3, "markersize": 4, "markevery": -(-len(y) // 15) or 1}
 
 
 def band(n: int) -> dict[str, float]:
-    """Many bands on top of each other would be one dark cloud."""
+    """The more bands there are, the paler each is: many would make one dark cloud."""
     return {"alpha": min(0.13, 0.8 / n), "linewidth": 0}
 
 
@@ -122,12 +122,12 @@ def letters(names: Iterable[str]) -> int:
 
 
 def pitch(names: Iterable[str]) -> float:
-    """Inches from name to name that leave room for the one of most lines."""
+    """Inches from name to name, with room for the name of most lines."""
     return 0.09 + 0.135 * max(map(len, _lines(names, NAME)), default=1)
 
 
 def fit_rows(ax: Axes, names: Collection[str], width: float = 0.0, below: float = 0.4) -> None:
-    """The figure large enough for a row each, for the names beside them, and for `below` inches under the rows."""
+    """Size the figure for a row a name, the names beside the rows, and `below` inches under them."""
     height = 0.5 + below + max(len(names), 2) * pitch(names)
     fit(ax, height, 0.5 + max(width, 2.2) + 0.07 * letters(names))
 
@@ -137,13 +137,13 @@ def _is_alone(ax: Axes) -> bool:
 
 
 def fit(ax: Axes, height: float, width: float = 0.0) -> None:
-    """The figure so high, and at least so wide, in inches."""
+    """Give the figure this height and at least this width, in inches, where the ax is alone in it."""
     if _is_alone(ax):
         ax.figure.set_size_inches(max(ax.figure.get_figwidth(), width), height)
 
 
 def legend(ax: Axes, handles: Sequence[Artist], names: Iterable[str]) -> None:
-    """Below the axes, in as many columns as fit; the figure grows by it. Inside the axes where others stand beside."""
+    """Below the axes, in as many columns as fit, and the figure grows. Inside the axes where the figure has others."""
     names, figure = list(names), ax.figure
     if not names:
         return
@@ -172,7 +172,7 @@ def _set_words(legend: Legend, names: Sequence[str], width: int = 44) -> None:
 
 
 def heat_map(ax: Axes, value_RC: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Cells with their numbers on a scale from 0 to the largest; nan is an empty cell."""
+    """Cells with their numbers, coloured from 0 to the largest; nan is an empty cell."""
     known = value_RC[np.isfinite(value_RC)]
     top = max(known.max(initial=0.0), 1e-12)
     fit_rows(ax, rows, len(columns) * max(0.3, pitch(columns)), 0.6 + 0.07 * letters(columns))

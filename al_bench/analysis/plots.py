@@ -186,7 +186,7 @@ def penalty_matrix(ax: Axes, names: Sequence[str], matrix_MM: ArrayLike) -> Axes
 
 
 def overlap(ax: Axes, names: Sequence[str], jaccard_MM: ArrayLike) -> Axes:
-    """Jaccard index of what two strategies bought: images that both have, over images that at least one has."""
+    """Jaccard index of what two strategies acquired: images that both have / images that at least one has."""
     m = len(names)
     shown_MM = np.where(np.tri(m, k=-1, dtype=bool), finite(jaccard_MM).reshape(m, m), np.nan)
     heat_map(ax, shown_MM[1:, :-1], names[1:], names[:-1])
@@ -197,8 +197,8 @@ def overlap(ax: Axes, names: Sequence[str], jaccard_MM: ArrayLike) -> Axes:
 def rank_diagram(ax: Axes, names: Sequence[str], rank_M: ArrayLike, same_MM: ArrayLike) -> Axes:
     """Critical-difference diagram (Demsar, 2006): mean ranks, with a bar for each group of which no two differ.
 
-    same_MM[i, j]: strategies i and j are not significantly different. A bar has a dot at each strategy it joins: one
-    that lies between may not belong to it.
+    same_MM[i, j]: strategies i and j are not significantly different. A bar has a dot at each strategy that it joins:
+    a strategy between two dots need not belong to it.
     """
     rank_M = finite(rank_M)
     order = [int(i) for i in np.argsort(rank_M, kind="stable") if np.isfinite(rank_M[i])]
@@ -259,10 +259,10 @@ def class_balance(
     class_names: Sequence[str],
     styles: Mapping[str, Look] | None = None,
 ) -> Axes:
-    """Shares of the classes in what each strategy bought.
+    """Shares of the classes in what each strategy acquired.
 
-    Up to twelve classes are bars cut in shares, more are curves of the shares in falling order: a hundred colours say
-    nothing, while the steepness of the curve says how unequal the classes are.
+    Up to twelve classes are bars cut in shares. More are curves of the shares in falling order: nobody tells a hundred
+    colours apart, and a steep curve shows unequal classes.
     """
     counts_MC = np.nan_to_num(finite(counts_MC).reshape(len(names), len(class_names)))
     share = dict(zip(names, 100 * counts_MC / np.maximum(counts_MC.sum(1, keepdims=True), 1e-12), strict=True))

@@ -120,7 +120,7 @@ def bayesian_signed_rank(
 ) -> tuple[float, float, float]:
     """Chances that a is better by more than rope, that the two are equal within it, that b is (Benavoli et al., 2014).
 
-    a_B, b_B: means of each block (or the pairs of one study). 10,000 draws from baycomp: two digits are good.
+    a_B, b_B: means of each block (or the pairs of one comparison). 10,000 draws from baycomp: two digits are good.
     """
     import baycomp
 

@@ -1,4 +1,4 @@
-"""What lies in a results folder: every run below it, in whatever state it is. Only reads; nothing here imports torch.
+"""Reads a results folder: every run below it, in whatever state it is. Nothing here imports torch.
 
 R rounds, C classes.
 """
@@ -55,21 +55,21 @@ class Setting(NamedTuple):
         return " / ".join(self)
 
 
-@dataclass(frozen=True, eq=False)  # a run equals itself alone: arrays have no one truth
+@dataclass(frozen=True, eq=False)  # compared by identity: NumPy arrays have no single truth value
 class Run:
     setting: Setting
     strategy: str
     seed: int
     state: str = MISSING
     folder: Path | None = None
-    why: str | None = None  # the error of a failed run; what is wrong with an unreadable one
+    why: str | None = None  # the error of a failed run, or what is wrong with an unreadable one
     info: dict[str, Any] = field(default_factory=dict)  # run.json
     labels_R: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     metrics: dict[str, np.ndarray] = field(default_factory=dict)  # accuracy, nll, ...: [R]
     seconds: dict[str, np.ndarray] = field(default_factory=dict)  # fit, evaluate, committee, predict, select: [R]
-    acquired: list[np.ndarray] = field(default_factory=list)  # indices in the order they were picked, a round each
+    acquired: list[np.ndarray] = field(default_factory=list)  # of each round: indices in the order they were picked
     class_counts_RC: np.ndarray | None = None  # of the labelled images of each round
-    torn: bool = False  # the last line was cut short and is not counted
+    torn: bool = False  # the last line of its records was cut short and is not counted
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class Run:
 def find(root: Path) -> list[Run]:
     """Every run below root, which may be a results folder, a study in it, or a folder further down.
 
-    With state "missing" those that a sweep asked for and that never began. Raises UserError where there is none.
+    Runs that a sweep asked for and that never began have the state "missing". Raises UserError where there is no run.
     """
     begun = folders(root)
     never = {run for study in {folder.parents[4] for folder in begun} for run in requested_runs(study)} - set(begun)
@@ -93,10 +93,10 @@ def find(root: Path) -> list[Run]:
 
 
 def folders(root: Path) -> list[Path]:
-    """Of every run below root that has begun, unread. Raises UserError where there is none."""
+    """The folder of every run below root that has begun. Raises UserError where there is none."""
     if not root.is_dir():
         raise UserError(f"There is no folder {root}. Name one that holds runs: results/my_study.")
-    top = Path(os.path.abspath(root))  # a run's place is where it is seen, behind a link too
+    top = Path(os.path.abspath(root))  # a run behind a link is where the link is
     seen = [Path(folder) for folder, files in walk(str(top), []) if files & set(RUN)]
     found = sorted(p for p in seen if RUN_FOLDER.fullmatch(p.name) and len(p.parts) > 6)
     if not found:
@@ -105,11 +105,11 @@ def folders(root: Path) -> list[Path]:
 
 
 def stamp(root: Path) -> dict[str, int]:
-    """When each run below root last changed its state, and each study the list of its runs. Of what is read next."""
+    """When each run.json and sweeps.json was last modified. Taken before reading: later changes make a report stale."""
     found = {}
     for folder, files in walk(os.path.abspath(root), []):
         for name in {"run.json", SWEEPS} & files:
-            with suppress(OSError):  # deleted meanwhile, or not to be seen by this user
+            with suppress(OSError):  # deleted meanwhile, or this user may not see it
                 path = os.path.join(folder, name)
                 found[os.path.relpath(path, root)] = os.stat(path).st_mtime_ns
     return dict(sorted(found.items()))
@@ -124,9 +124,10 @@ def closed_folders(root: Path) -> list[str]:
 
 
 def walk(top: str, lost: list[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, set[str]]]:
-    """Every folder from top downwards and the names in it; links are followed, what lies in a run's folder is not.
+    """Every folder from top downwards, and the names in it. Links are followed; a run's folder is not entered.
 
-    A run's folder, which may be closed to this user, comes with the names of RUN. lost: is told of others.
+    A run's folder comes with those of the names in RUN that it has, or may have where this user may not look. Each
+    other folder that this user may not look into adds a sentence to lost.
     """
     if RUN_FOLDER.fullmatch(os.path.basename(top)) and (run := {name for name in RUN if may_exist(f"{top}/{name}")}):
         yield top, run
@@ -149,7 +150,7 @@ def walk(top: str, lost: list[str], above: tuple[tuple[int, int], ...] = ()) -> 
 
 
 def may_exist(path: str) -> bool:
-    """Whether a file is there, or nobody can tell."""
+    """Whether a file is there, or this user cannot tell."""
     try:
         os.lstat(path)
         return True
@@ -160,7 +161,7 @@ def may_exist(path: str) -> bool:
 
 
 def is_current(report: Path) -> bool:
-    """Whether this report was made of all that lies beside it now."""
+    """Whether nothing that this report shows has changed since it was written."""
     try:
         made_of = json.loads((report / STAMP).read_text())
         there = all((report / name).is_file() for name in ("index.html", VERDICT))
@@ -175,8 +176,8 @@ def in_words(page: Path) -> str:
 
 
 def read_all(folders: list[Path]) -> list[Run]:
-    """In order. Of thousands a second process, where there is a core for it, reads a part."""
-    alone = threading.active_count() == 1  # a fork knows nothing of other threads, nor of the locks that they hold
+    """In order. A second process reads half of many runs, where there is a core for it."""
+    alone = threading.active_count() == 1  # a fork would copy the locks of other threads, and none would release them
     if len(folders) < MANY or not alone or n_cores() == 1 or not hasattr(os, "fork"):
         return [*map(read, folders)]
     half = len(folders) // 2
@@ -194,7 +195,7 @@ def read(folder: Path) -> Run:
         records = parse(folder / ROUNDS, data, own_name(folder))
         state, why = state_of(folder, info), info.get("error")
         if state == FINISHED and not is_complete(records):
-            state, why = INTERRUPTED, f"{ROUNDS} has lost its last rounds"  # copied too early, perhaps
+            state, why = INTERRUPTED, f"{ROUNDS} has lost its last rounds"  # the folder was perhaps copied too early
         torn = bool(split(data)[1])
         return Run(**identity, folder=folder, info=info, state=state, why=why, torn=torn, **arrays(records))
     except UserError as error:
@@ -205,7 +206,7 @@ def read(folder: Path) -> Run:
 
 
 def own_name(folder: Path) -> str | None:
-    """By the run's configuration, wherever its folder lies; None where that cannot be read, which is told apart."""
+    """By the run's configuration, wherever its folder lies. None where it cannot be read; others report that."""
     try:
         return run_name(as_asked(folder / "config.yaml"))
     except (OSError, ValueError, KeyError, TypeError):
@@ -218,7 +219,7 @@ def histories(run: Run) -> list[list[dict[str, float]]]:
 
 
 def state_of(folder: Path, info: dict[str, Any]) -> str:
-    """A run that says it is running while nobody holds its lock was killed."""
+    """The state in run.json; but a run that is "running" while no process holds its lock was killed."""
     state = info.get("state", INTERRUPTED)
     if state != RUNNING:
         return state
@@ -259,7 +260,7 @@ def by_setting(runs: list[Run]) -> dict[Setting, list[Run]]:
 
 
 def requested_runs(study: Path) -> set[Path]:
-    """The run folders of all sweeps of this study so far; sweep.py writes them down."""
+    """The run folders that all sweeps of this study so far asked for, as sweep.py notes them."""
     try:
         names = json.loads(read_file(study / SWEEPS))
         return {study / name for name in names if re.fullmatch(r"([^/]+/){4}seed=\d+", name)}

@@ -3,8 +3,8 @@
 S seeds (paired across strategies: the same order everywhere), R rounds, labels_R the labelled-set sizes of the rounds
 (increasing), T tests.
 
-Accuracies are fractions; any score of which more is better will do. What cannot be computed is a ValueError in words;
-what n cannot carry is None or an unbounded interval, never nan and never a small p.
+Accuracies are fractions; any score will do of which higher is better. What cannot be computed raises a ValueError in
+words. Where n is too small for an answer, the answer is None or an unbounded interval, never nan and never a small p.
 """
 
 from collections.abc import Iterable, Sequence
@@ -134,8 +134,8 @@ class Efficiency:
 def efficiency(random_S: ArrayLike, method_S: ArrayLike, level: float = 0.95) -> Efficiency:
     """From what `labels_to` gives for both, paired by seed. The interval is Student's t on the logarithms.
 
-    Random's labels are its own crossing. Its last budget never stands in for a crossing that was not reached: that
-    would make savings a matter of how long one went on.
+    A crossing that was not reached is never replaced by the last label count: savings would then depend on how long a
+    run went on.
     """
     random_S, method_S = np.asarray(random_S, float), np.asarray(method_S, float)
     if random_S.shape != method_S.shape or random_S.ndim != 1:
@@ -184,7 +184,7 @@ def paired_difference(
 
     Interval: BCa bootstrap over seeds (Efron, 1987) from 8 pairs on, Student's t below. rng: default_rng(0).
     """
-    difference_S = np.sort(_differences(a_S, b_S))  # sorted: the order of the seeds cannot matter to the bootstrap
+    difference_S = np.sort(_differences(a_S, b_S))  # sorted: the bootstrap does not depend on the order of the seeds
     n = len(difference_S)
     low, high = _bounds(_interval(difference_S[:, None], level, rng))
     return PairedDifference(

@@ -84,7 +84,7 @@ def table(setting: Setting, runs: list[Run]) -> Table:
 
 
 def so_far(runs: list[Run]) -> tuple[str, str]:
-    """Label count and mean accuracy of the latest round that all runs which have begun have."""
+    """Label count and mean accuracy of the latest round that all begun runs have finished."""
     begun = [run for run in runs if len(run.labels_R)]
     if not begun:
         return "", ""
@@ -94,7 +94,7 @@ def so_far(runs: list[Run]) -> tuple[str, str]:
 
 
 def left(runs: list[Run], pace: float | None, rounds: int | None) -> float:
-    """Seconds for these runs of one strategy, one after another; pace: of a round, where none of them has one yet."""
+    """Seconds for these runs of one strategy, one after another. pace: seconds a round, where none has finished one."""
     to_do = sum(max(0, (rounds or 0) - len(run.labels_R)) for run in runs if run.state != FINISHED)
     return to_do * (seconds_a_round(runs) or pace or 0.0)
 
@@ -107,12 +107,12 @@ def seconds_a_round(runs: list[Run]) -> float | None:
 
 
 def rounds_planned(runs: list[Run]) -> int | None:
-    """As many as a finished run has, else as its budget says; the budget may say: until the pool is empty."""
+    """As many as a finished run has, else as the budget says. None: the budget lasts until the pool is empty."""
     finished = [len(run.labels_R) for run in runs if run.state == FINISHED]
     if finished:
         return max(finished)
     for run in runs:
-        with suppress(OSError, ValueError, AttributeError):  # no config.yaml yet, a damaged one, no run yet
+        with suppress(OSError, ValueError, AttributeError):  # config.yaml is missing or damaged, or the run never began
             rounds = run.config.get("budget.rounds")
             return rounds + 1 if type(rounds) is int else None
     return None
