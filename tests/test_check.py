@@ -50,12 +50,12 @@ def test_any_small_pool_will_do(name, p, n_labelled, c, d, f, data, kind):
         assert n_labelled < 2 or kind == "one labelled class"
 
 
-# --- Each rule catches what it is there for
+# --- Each rule catches its mistake
 
-# What two runs of the same input are compared by, where it is not to change.
+# Rules that compare two runs on the same input.
 COMPARED = {"chunks_do_not_matter", "threads_do_not_matter", "float16_works", "zero_is_a_small_probability"}
 ORDER = {"order_does_not_matter", "order_without_labels"}
-ALONE = {wrong_habits.image_by_image}  # put through the rule that it breaks alone, for the others would take a minute
+ALONE = {wrong_habits.image_by_image}  # tested only with the rule that it breaks: the others would take a minute
 WRONG = {
     wrong.undeclared: {"all"},
     wrong.int32: {"all"},
@@ -246,7 +246,7 @@ def test_the_inputs_are_what_their_names_say():
 
 def test_a_check_leaves_the_process_as_it_was():
     chunk, state, setting = strategies.CHUNK, global_state(), process.settings()
-    # The second fails while chunks are small, the others while a setting is changed.
+    # The second strategy fails while chunks are small, the others while a setting is changed.
     for strategy in (entropy, wrong.last_chunk_dropped, wrong_habits.a_thread_each, *wrong_habits.SETTERS):
         broken_rules(strategy, [rules.chunks_do_not_matter, rules.settings_are_left_alone, rules.threads_do_not_matter])
         assert strategies.CHUNK == chunk and global_state() == state and process.settings() == setting
@@ -265,7 +265,7 @@ def test_choices_are_told_apart_by_how_often_each_image_is_chosen():
     assert differ(sample(rising, 0), sample(rising[::-1], 100))
     always = torch.eye(20)[[3] * 24]
     assert not differ(always, always) and differ(always, torch.eye(20)[[4] * 24])
-    # Batches that come whole: each is chosen by a toss, so 24 tosses say little of either.
+    # Two fixed batches, chosen by a coin: 24 tosses say little about either.
     whole = torch.cat([torch.ones(1, 10), torch.zeros(1, 10)], 1)
     both = torch.cat([whole, 1 - whole])
     assert not differ(both[torch.arange(24) % 2], both[(torch.arange(24) % 3 == 0).long()])
@@ -278,9 +278,9 @@ def test_memory_is_what_is_held_at_a_time():
 
     def grows(view, k, rng):
         for _ in range(5):
-            torch.zeros(10**6, dtype=torch.uint8)  # let go before the next
+            torch.zeros(10**6, dtype=torch.uint8)  # freed before the next
         one, other = torch.zeros(10**6, dtype=torch.uint8), np.ones(2 * 10**6, dtype=np.uint8)
-        assert one.view(10, -1)[0].sum() == 0 and len(other)  # a part of it is no more memory
+        assert one.view(10, -1)[0].sum() == 0 and len(other)  # a view takes no more memory
         return torch.arange(k)
 
     assert 3e6 <= process.memory_of(grows, case) < 3.1e6

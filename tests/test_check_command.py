@@ -1,4 +1,4 @@
-"""`al-bench check` as it is typed: what it prints, what it says of a mistake, and its exit code."""
+"""The command `al-bench check`: its output, its messages for mistakes, and its exit code."""
 
 import re
 
