@@ -1,4 +1,4 @@
-"""What each number of the configuration may be. Nothing here imports torch."""
+"""The bounds of each number of the configuration. Nothing here imports torch."""
 
 from collections.abc import Iterator
 from math import inf, isfinite
@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 
 from al_bench.provenance import n_cores
 
-MOST = 10**9  # of images, steps or labels: more is a slip of the finger
-THREADS = max(16, 4 * n_cores())  # more of them than this only wait for each other, and thousands crash torch
+LARGEST = 10**9  # images, steps or labels: a larger number is a typing error
+THREADS = max(16, 4 * n_cores())  # more threads only wait for each other, and thousands crash torch
 
 
 class Bound(NamedTuple):
     low: float
-    high: float = MOST
-    note: str = ""  # what the number means at its end, or why it is bounded
+    high: float = LARGEST
+    note: str = ""  # ends the message: the unit, another allowed value, or the reason for the bound
     above_low: bool = False  # low itself is refused
-    below_high: bool = False
+    below_high: bool = False  # high itself is refused
 
     def holds(self, value: float) -> bool:
         low = self.low < value if self.above_low else self.low <= value
@@ -23,7 +23,7 @@ class Bound(NamedTuple):
         return isfinite(value) and low and high
 
     def __str__(self) -> str:
-        if self.high in (MOST, inf):
+        if self.high in (LARGEST, inf):
             words = f"above {self.low:,}" if self.above_low else f"{self.low:,} or more"
         elif self.above_low:
             between, to = ("between", "and") if self.below_high else ("above", "and at most")
@@ -74,12 +74,13 @@ BOUNDS = {
 }
 
 
-def outside(flat: dict[str, Any]) -> Iterator[str]:
-    """A sentence for each number that is out of its bound. flat: the configuration with dotted keys."""
+def violations(flat: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each number that is out of its bounds. flat: the configuration with dotted keys."""
     for key, value in flat.items():
         if bound := BOUNDS.get(key):
             for number in value if isinstance(value, list) else [value]:
-                kinds = int if key.startswith("strategy.") else int | float  # whose types the schema does not know
+                # The schema does not check the types of a strategy's keys.
+                kinds = int if key.startswith("strategy.") else int | float
                 if number is not None and not (is_number(number, kinds) and bound.holds(number)):
                     yield f"{key}={value}: {bound}."
         elif key.startswith(("model.optimizer.", "model.options.")):

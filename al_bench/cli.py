@@ -50,7 +50,7 @@ def main() -> None:
         arguments.check(sys.argv[1:])
         from al_bench import sweep  # noqa: F401  # makes itself known to Hydra
 
-        with signals.heeded():
+        with signals.handled():
             run()
     except KeyboardInterrupt:
         print("al_bench: Interrupted; what is finished is kept.", file=sys.stderr)
@@ -69,7 +69,7 @@ def main() -> None:
 
 def command(name: str, arguments: list[str]) -> int:
     try:
-        with signals.heeded():
+        with signals.handled():
             return importlib.import_module(f"al_bench.{COMMANDS[name]}").main(arguments)
     except KeyboardInterrupt:
         return 130

@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from al_bench.bounds import outside
+from al_bench.bounds import violations
 from al_bench.errors import UserError
 
 
@@ -235,7 +235,7 @@ def read(cfg: DictConfig) -> Config:
     except InterpolationResolutionError as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     config.strategy.pop("_partial_", None)  # a user's yaml may have it; strategies.load sets it anyway
-    for mistake in chain(outside(flat(asdict(config))), _mistakes(config)):
+    for mistake in chain(violations(flat(asdict(config))), _mistakes(config)):
         raise UserError(mistake)
     return config
 

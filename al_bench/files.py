@@ -1,4 +1,4 @@
-"""Files of a run folder: read with a reason where that fails, written whole or not at all.
+"""Read and write files of a run folder. A failed read gives the reason; a write is complete or does not happen.
 
 Nothing here imports torch.
 """
@@ -11,16 +11,16 @@ from pathlib import Path
 
 from al_bench.errors import UserError
 
-# What the disk refuses, and what the user can do about it.
+# What the error of the system means, and what the user can do about it.
 DISK = {
     errno.ENOSPC: "No space left on the disk",
     errno.EDQUOT: "No space left in the disk quota",
     errno.EFBIG: "A file would be larger than the limit of this shell or this disk allows (ulimit -f)",
 }
 
-WAY_OUT = {
+ADVICE = {
     **dict.fromkeys(DISK, "Make room, or name another place"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give yourself the right, or name another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give yourself the permission, or name another place"),
     **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP), "Move away what lies there, or name "
                     "another place"),
     errno.ENAMETOOLONG: "Shorten study, dataset.name, model.name, budget.name or strategy.name, or the path",
@@ -29,17 +29,17 @@ WAY_OUT = {
 
 @contextmanager
 def accessible(path: Path, what: str) -> Iterator[None]:
-    """What the system refuses becomes a UserError: which path cannot be read or written, why, and what to do."""
+    """Turn an OSError of the block into a UserError: which path cannot be read or written, why, and what to do."""
     try:
         yield
     except OSError as error:
         reason = DISK.get(error.errno, error.strerror)
-        todo = WAY_OUT.get(error.errno, "Name another place")
+        todo = ADVICE.get(error.errno, "Name another place")
         raise UserError(f"{error.filename or path} cannot be {what} ({reason}). {todo}: results_dir=...") from None
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything has this name, a link to nowhere included. Raises OSError where the system does not tell."""
+    """Return whether anything has this name, even a dead link. Raises OSError if the system does not say."""
     try:
         path.lstat()
         return True
@@ -48,7 +48,7 @@ def is_there(path: Path) -> bool:
 
 
 def read_file(path: Path) -> bytes:
-    """A file's content. Raises UserError, also for what is no file and would never end."""
+    """Return the content of a file. Raises UserError if it cannot be read, or is a folder, a pipe or a device."""
     with accessible(path, "read"):
         if not path.is_file():
             os.stat(path)
@@ -58,7 +58,7 @@ def read_file(path: Path) -> bytes:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The old content or the new, never a part of it."""
+    """Replace the content of a file. A reader sees the old content or the new, never a part of it."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "w") as file:

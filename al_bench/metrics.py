@@ -1,4 +1,4 @@
-"""What is measured on predictions with known labels. V images, C classes."""
+"""Metrics of predictions whose labels are known. V images, C classes."""
 
 from math import log
 from typing import Any
@@ -12,14 +12,21 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-# A true class that got probability 0 counts as the smallest float32 has, so that the mean stays a number.
-LEAST = log(torch.finfo(torch.float32).tiny)
+# A probability of 0 for the true class counts as the smallest normal float32, so that the mean stays finite.
+MIN_LOG_PROB = log(torch.finfo(torch.float32).tiny)
 
 
 def classification_metrics(log_probs_VC: Tensor, labels_V: Tensor) -> dict[str, Any]:
-    """accuracy; nll in nats; ece (Guo et al., 2017: 15 bins, L1); brier (Brier, 1950: the sum over classes, 0 to 2);
-    macro_f1; per_class: recall of each class, null where the test has none of it; balanced_accuracy and worst_class:
-    the mean and the least of the others.
+    """Return the metrics of a test set:
+
+    accuracy
+    nll                 mean negative log-likelihood, in nats
+    ece                 expected calibration error (Guo et al., 2017: 15 bins, L1)
+    brier               Brier score (Brier, 1950: the sum over classes, 0 to 2)
+    macro_f1
+    per_class           recall of each class, None for a class that the test set lacks
+    balanced_accuracy   mean recall of the other classes
+    worst_class         lowest recall of the other classes
     """
     n_classes = log_probs_VC.shape[1]
     probs_VC, predicted_V = log_probs_VC.exp(), log_probs_VC.argmax(1)
@@ -44,4 +51,4 @@ def loss_and_accuracy(log_probs_VC: Tensor, labels_V: Tensor) -> dict[str, float
 
 
 def _nll(log_probs_VC: Tensor, labels_V: Tensor) -> float:
-    return F.nll_loss(log_probs_VC.clamp_min(LEAST), labels_V).item()
+    return F.nll_loss(log_probs_VC.clamp_min(MIN_LOG_PROB), labels_V).item()

@@ -1,4 +1,4 @@
-"""What a finished run leaves to look at, in its folder: its curve, what it bought, what it is least certain of.
+"""The pictures in the folder of a finished run: its curve, acquired images, and most uncertain test images.
 
 N test images, K images side by side, H and W pixels; S passes, C classes. Sizes on the page are inches.
 """
@@ -17,9 +17,9 @@ from al_bench.data import Dataset
 from al_bench.records import RoundRecord
 from al_bench.strategies import uncertainty
 
-PICKED = 12  # of each round
-ROUNDS = 30  # at the most
-UNCERTAIN = 10  # by each score
+PICKED = 12  # images shown per round
+ROUNDS = 30  # at most
+UNCERTAIN = 10  # images shown per score
 SCORES = {
     "least confidence": uncertainty.least_confidence_score,
     "margin": uncertainty.margin_score,
@@ -35,47 +35,47 @@ def learning_curve(path: Path, records: Sequence[RoundRecord], name: str) -> Non
 
 
 def picked(path: Path, dataset: Dataset, records: Sequence[RoundRecord]) -> None:
-    """The first images that rounds bought; of many rounds some, evenly spaced."""
-    bought = [r for r in records if r.acquired]
-    rounds = bought[:: -(-len(bought) // ROUNDS) or 1]
+    """Show the first images that each round acquired. Of more than ROUNDS rounds, show some, evenly spaced."""
+    acquiring = [r for r in records if r.acquired]
+    rounds = acquiring[:: -(-len(acquiring) // ROUNDS) or 1]
     rows = [Row(f"Picked with {r.n_labels:,} labels", dataset.images[r.acquired[:PICKED]]) for r in rounds]
     save(contact_sheet(rows, PICKED), path)
 
 
 def most_uncertain(path: Path, dataset: Dataset, log_probs_NSC: Tensor) -> None:
-    """The test images that the last net is least certain of, by each score, with their predicted and true classes."""
+    """Show the test images that the last net is least certain of, for each score, with predicted and true class."""
     names, predicted_N = dataset.class_names, uncertainty.mean_log_probs(log_probs_NSC).argmax(-1)
     rows = []
     for name, score in SCORES.items():
         score_K, top_K = score(log_probs_NSC).sort(descending=True, stable=True)
         score_K, top_K = score_K[:UNCERTAIN], top_K[:UNCERTAIN]
-        words = []
+        captions = []
         for value, true, guess in zip(score_K, dataset.test_labels_V[top_K], predicted_N[top_K], strict=True):
             right = names[guess] if true == guess else f"{names[true]}, not {names[guess]}"
-            words.append(f"{shown(right, 9)}\n{value:.3g}")
-        rows.append(Row(name, dataset.images[dataset.test_idx[top_K]], words))
+            captions.append(f"{shown(right, 9)}\n{value:.3g}")
+        rows.append(Row(name, dataset.images[dataset.test_idx[top_K]], captions))
     save(contact_sheet(rows, UNCERTAIN), path)
 
 
 class Row(NamedTuple):
     title: str
     images_KCHW: Tensor  # uint8, one or three channels
-    words: Sequence[str] = ()  # below each image
+    captions: Sequence[str] = ()  # one below each image
 
 
 def contact_sheet(rows: Sequence[Row], columns: int) -> Figure:
-    """Up to `columns` images side by side under the title of each row."""
+    """Draw each row: its title and below it up to `columns` images side by side."""
     figure = new_figure(PAGE)
-    figure.set_layout_engine("none")  # images are placed to the inch: a layout would take seconds to find their places
+    figure.set_layout_engine("none")  # a layout engine takes seconds; the positions are computed below
     cell, places, y = PAGE / columns, [], 0.0
     for row in rows:
         h, w = row.images_KCHW.shape[2:]
         gap = max(1, w // 16)
-        middle, height = 0.5 * w / (w + gap), h * cell / (w + gap)  # of a cell's width; inches
-        strip_CHX = F.pad(row.images_KCHW, (0, gap), value=255).permute(1, 2, 0, 3).flatten(2)  # white between
+        middle, height = 0.5 * w / (w + gap), h * cell / (w + gap)  # share of a cell's width; inches
+        strip_CHX = F.pad(row.images_KCHW, (0, gap), value=255).permute(1, 2, 0, 3).flatten(2)  # white gaps
         top = y + LINE + 0.08
         places.append((row, strip_CHX.expand(3, -1, -1), top, height, middle))
-        y = top + height + LINE * max((text.count("\n") + 1 for text in row.words), default=0) + 0.1
+        y = top + height + LINE * max((text.count("\n") + 1 for text in row.captions), default=0) + 0.1
     y = max(y, 0.2)
     figure.set_figheight(y)
     for row, strip_CHX, top, height, middle in places:
@@ -83,7 +83,7 @@ def contact_sheet(rows: Sequence[Row], columns: int) -> Figure:
         ax = figure.add_axes((0, 1 - (top + height) / y, len(row.images_KCHW) / columns, height / y))
         ax.imshow(strip_CHX.permute(1, 2, 0).numpy())
         ax.set_axis_off()
-        for i, text in enumerate(row.words):
+        for i, text in enumerate(row.captions):
             x, below = (i + middle) / columns, 1 - (top + height + 0.02) / y
             figure.text(x, below, text, fontsize=SMALL, ha="center", va="top")
     return figure

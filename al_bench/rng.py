@@ -1,4 +1,4 @@
-"""Named randomness: every draw says what it is for, so no draw can shift another."""
+"""Named random streams: every draw names its purpose, so that no draw affects another."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ import torch
 
 
 def stream(seed: int, purpose: str, round: int = 0) -> torch.Generator:
-    """A CPU generator that depends on (seed, purpose, round) alone, not on what was drawn before.
+    """Return a CPU generator that depends only on (seed, purpose, round), not on earlier draws.
 
-    The purpose never names the strategy: all strategies of one seed share split, initial set, initial weights and
-    the order of batches, so their curves are paired.
+    The purpose never names the strategy. All strategies of one seed therefore share the split, the initial set, the
+    initial weights and the order of batches, and their curves are paired.
     """
     return torch.Generator().manual_seed(_number(seed, purpose, round))
 
 
 @contextmanager
 def seeded(seed: int, purpose: str, round: int = 0) -> Iterator[None]:
-    """Torch's global generators, set for the block, given back after it: weights and dropout take no generator."""
+    """Seed torch's global generators for the block, then restore them. Weights and dropout accept no generator."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(_number(seed, purpose, round))
@@ -26,7 +26,7 @@ def seeded(seed: int, purpose: str, round: int = 0) -> Iterator[None]:
 
 
 def of_member(purpose: str, member: int) -> str:
-    """The purpose for one net of a committee. The first is the net that would be trained alone."""
+    """Return the purpose of a draw for one net of a committee. Member 0 is the net that would be trained alone."""
     return f"{purpose} of member {member}" if member else purpose
 
 

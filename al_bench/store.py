@@ -39,7 +39,7 @@ from al_bench.recipe import (
     run_name,
     separating_override,
 )
-from al_bench.records import RoundRecord, is_complete, read_json, read_records, split
+from al_bench.records import RoundRecord, is_complete, read_json, read_records, split_lines
 from al_bench.text import Formatter
 
 log = logging.getLogger("al_bench")
@@ -73,14 +73,14 @@ class RunStore:
         with accessible(self.folder, "written"):
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "run.log").touch()
-        with self._locked(), self._logged(), signals.heeded(), self.at_end:
+        with self._locked(), self._logged(), signals.handled(), self.at_end:
             with accessible(self.folder, "read"):
                 self._drop_torn_line()
                 self._refuse_another_recipe()
                 self._warn_of_code_not_compared()
             with self._ends_noted():
                 self._begin()
-                with signals.heeded():
+                with signals.handled():
                     yield
                 self.at_end.close()
                 shutil.rmtree(self.folder / "weights", ignore_errors=True)
@@ -300,7 +300,7 @@ class RunStore:
         if not is_there(self.rounds_path):
             return
         data = read_file(self.rounds_path)
-        _, torn = split(data)
+        _, torn = split_lines(data)
         if torn:
             os.truncate(self.rounds_path, len(data) - len(torn))
             log.warning(f"The last line of {self.rounds_path} was cut short; its round is done again.")

@@ -1,15 +1,15 @@
-"""Text of unknown origin (names of files, what files hold) made fit to be shown."""
+"""Make text of unknown origin, such as file names and file contents, safe to print."""
 
 import logging
 import unicodedata
 from typing import Any
 
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (text direction), surrogates, line and paragraph separators
-KEPT = "\n\t\u200c\u200d"  # the last two join letters of some scripts
+KEPT = "\n\t\u200c\u200d"  # line break, tab, and two signs that join letters in some scripts
 
 
 def printable(text: str) -> str:
-    r"""Without what a terminal obeys, UTF-8 cannot hold or an eye cannot see: such letters as \x1b, \udc80, \u202e."""
+    r"""Escape characters that control a terminal, that UTF-8 cannot hold or that are invisible (\x1b \udc80 \u202e)."""
     if text.isprintable():
         return text
     return "".join(
@@ -21,12 +21,12 @@ def printable(text: str) -> str:
 
 
 def one_line(name: str) -> str:
-    """The same of a name inside a sentence, which must not break the line."""
+    """Escape a name for use inside a sentence: as `printable` does, and line breaks and tabs too."""
     return printable(name).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def in_a_line(error: BaseException) -> str:
-    """The text of an error on one line; its type as well where the text alone says too little, as SystemExit's 0."""
+    """Return the message of an error on one line, or its repr where the message says too little."""
     if isinstance(error, SystemExit):
         return f"it asks to end the process, by {error!r}"
     text = " ".join(str(error).split())
@@ -34,7 +34,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def printable_in(content: Any, depth: int = 50) -> Any:
-    """The same for all keys and values of what was read from JSON. Raises ValueError where it is nested deeper."""
+    """Apply `printable` to all keys and values of JSON content. Raises ValueError if nested deeper than `depth`."""
     if isinstance(content, str):
         return printable(content)
     if isinstance(content, dict | list) and not depth:
@@ -45,12 +45,12 @@ def printable_in(content: Any, depth: int = 50) -> Any:
 
 
 class Formatter(logging.Formatter):
-    """Of log lines, which may name files."""
+    """Makes log lines printable, because they may name files."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 def as_cell(value: Any) -> Any:
-    """Of a table that a spreadsheet may open, which takes text that begins like a formula for one."""
+    """Quote text that a spreadsheet would run as a formula. Return other values unchanged."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -1,12 +1,12 @@
-"""Trackers: the rounds of a run as csv, in TensorBoard or in Weights & Biases. The records stay the truth.
+"""Trackers copy the rounds of a run to csv, TensorBoard or Weights & Biases. The records remain the source of truth.
 
-A tracker is a callable (config, run folder, class names) that gives an object with two methods:
+A tracker is made by a callable (config, run folder, class names). It has two methods:
 
-    log(records, picked)   all finished rounds so far; it adds those that it has not got yet
+    log(records, picked)   takes all finished rounds so far and adds those that it does not hold yet
     finish(failed)
 
-`picked()` gives the images that the newest round bought; it costs a prediction, so a tracker that shows none never
-calls it. Axes: n_labels for rounds; epoch/total, which counts over all retrainings, for epochs.
+`picked()` returns the images that the newest round acquired. It costs a prediction, so a tracker calls it only if it
+shows images. Rounds are drawn over n_labels, epochs over epoch/total, which counts on through all retrainings.
 """
 
 import csv
@@ -56,9 +56,9 @@ class Tracker(Protocol):
 def opened(
     c: Config, folder: Path, class_names: Sequence[str], records: Sequence[RoundRecord]
 ) -> Iterator[Callable[[Sequence[RoundRecord], Picked], None]]:
-    """The log method of the tracker that c.logger names, with the rounds so far in it; finished on leaving.
+    """Open the tracker that c.logger names, log the rounds so far, yield its log method, and finish it at the end.
 
-    What goes wrong in a tracker is said once and never ends the run.
+    An error in a tracker is logged once and never ends the run.
     """
     silent = False
 
@@ -70,7 +70,7 @@ def opened(
             raise
         except Exception as error:
             if not silent:
-                log.warning(f"The tracker failed ({error!r}); the run goes on, its records in {folder} are complete.")
+                log.warning(f"The tracker failed ({error!r}). The run goes on; its records in {folder} are complete.")
             silent = True
 
     class_names = [*map(printable, class_names)]
@@ -97,7 +97,7 @@ class NoTracker:
 
 
 class CsvTracker:
-    """metrics.csv in the run folder, one row a round; written anew each time, so that no round is in it twice."""
+    """Writes metrics.csv in the run folder, one row per round. Rewrites it each time, so no round appears twice."""
 
     def __init__(self, c: Config, folder: Path, class_names: Sequence[str]) -> None:
         self.path, self.class_names = folder / "metrics.csv", class_names
@@ -115,7 +115,7 @@ class CsvTracker:
 
 
 class TensorBoardTracker:
-    """tensorboard/ in the run folder, made anew from the records at each start, so that no round is in it twice."""
+    """Writes tensorboard/ in the run folder. Each start rebuilds it from the records, so no round appears twice."""
 
     def __init__(self, c: Config, folder: Path, class_names: Sequence[str]) -> None:
         try:
@@ -125,7 +125,7 @@ class TensorBoardTracker:
                 f"logger=tensorboard needs the package tensorboard ({error}): pip install tensorboard"
             ) from None
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        # purge_step: a TensorBoard that is open forgets what it read from the file of an earlier start.
+        # purge_step makes an open TensorBoard forget what it read from the file of an earlier start.
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
         self.class_names, self.n_logged = class_names, 0
 
@@ -146,30 +146,30 @@ def start_wandb(c: Config, folder: Path, class_names: Sequence[str]) -> "WandbTr
 
 
 class WandbTracker:
-    """A Weights & Biases run: a row an epoch, a row a round, and a table of the images that the round bought.
+    """A Weights & Biases run: one row per epoch, one row per round, and a table of the images that the round acquired.
 
-    The step of a row is its place among all rows of the run. A run that is continued online goes on after the last
-    step the server has; offline, where each start makes a file of its own, after the rows given to earlier files.
+    The step of a row is its place among all rows of the run. An online run continues after the last step that the
+    server holds. Offline, each start makes a file of its own and continues after the rows of earlier files.
     """
 
     def __init__(self, c: Config, folder: Path, class_names: Sequence[str]) -> None:
         self.class_names, self.axes = class_names, set()
         self.run = begin_run(c, folder)
-        self.n_given = folder / "wandb" / "rows-given"
-        offline = self.run.offline and self.n_given.exists()
-        self.n_logged = int(self.n_given.read_text()) if offline else self.run.starting_step
+        self.n_logged_path = folder / "wandb" / "rows-given"
+        offline = self.run.offline and self.n_logged_path.exists()
+        self.n_logged = int(self.n_logged_path.read_text()) if offline else self.run.starting_step
 
     def log(self, records: Sequence[RoundRecord], picked: Picked | None = None) -> None:
         all_rows = rows(records, self.class_names)
-        if picked and (bought := picked()):
-            all_rows[-1]["picked"] = wandb_table(bought)
+        if picked and (images := picked()):
+            all_rows[-1]["picked"] = wandb_table(images)
         if not picked and self.n_logged > len(all_rows):
-            log.warning(f"W&B holds later rounds of this run ({self.run.id}); only those after them are added to it.")
+            log.warning(f"W&B holds later rounds of this run ({self.run.id}). Only rounds after those are added.")
         for step in range(self.n_logged, len(all_rows)):
             self._set_axes(all_rows[step])
             self.run.log(all_rows[step], step=step, commit=True)
             self.n_logged = step + 1
-            self.n_given.write_text(str(self.n_logged))
+            self.n_logged_path.write_text(str(self.n_logged))
 
     def _set_axes(self, row: dict[str, Any]) -> None:
         new = {f"{key.split('/')[0]}/*" if "/" in key else key for key in row} - self.axes
@@ -183,20 +183,20 @@ class WandbTracker:
             self.run.finish(exit_code=int(failed))
         except TimeoutError as error:
             log.warning(
-                f"W&B did not take all of the run ({error}). To send it: wandb sync --include-online {quote(folder)}"
+                f"W&B did not receive all of the run ({error}). To send it: wandb sync --include-online {quote(folder)}"
             )
 
 
 def begin_run(c: Config, folder: Path) -> Any:
-    """A wandb.Run, online where that is asked for and there are a key and a network, else offline, which is said."""
+    """Start a wandb.Run: online if configured and if there are a key and a network; else offline, with a log line."""
     import wandb
 
     files = (folder / "wandb").absolute()
-    # Where W&B keeps the images of tables until they are sent, and a log of its own: else the home folder.
+    # Without these, W&B keeps its log and the images of tables, until they are sent, in the home folder.
     os.environ |= {"WANDB_DATA_DIR": str(files), "WANDB_CACHE_DIR": str(files / "cache")}
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", "15")  # seconds to wait for a server that does not answer
-    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")  # what is not sent by then stays on the disk
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # an offline run calls nobody
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "15")  # seconds to wait for a server
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")  # seconds; what is not sent by then stays on the disk
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # an offline run contacts no server
     wandb.setup(wandb.Settings(silent=True))
     *path, strategy, seed = run_folder(c).parts[-6:]
     identity = (*path, strategy, seed, RunStore(c).info().get("id", ""))
@@ -216,7 +216,7 @@ def begin_run(c: Config, folder: Path) -> Any:
             why = "there is no API key; `wandb login` stores one"
         except Exception as error:
             why = str(error).splitlines()[0]
-            wandb.teardown()  # else W&B takes the id for one in use
+            wandb.teardown()  # otherwise W&B treats the id as in use
             wandb.setup(wandb.Settings(silent=True))
     log.info(f"W&B: offline ({why}). To send the run later: wandb sync {quote(str(folder / 'wandb'))}")
     return start(mode="offline")
@@ -227,33 +227,33 @@ def wandb_settings() -> Any:
 
     wanted = {
         "silent": True, "console": "off", "disable_git": True, "disable_code": True, "use_dot_wandb": False,
-        "symlink": False,  # `wandb sync` would take latest-run for another run
+        "symlink": False,  # `wandb sync` would treat latest-run as another run
         "finish_timeout_raises": True,
-        "x_transaction_log_flush_interval": 1.0,  # a killed run leaves its rounds in the file
+        "x_transaction_log_flush_interval": 1.0,  # seconds, so that a killed run leaves its rounds in the file
     }  # fmt: skip
     return wandb.Settings(**{k: v for k, v in wanted.items() if k in wandb.Settings.model_fields})
 
 
-def wandb_table(bought: Sequence[dict[str, Any]]) -> Any:
+def wandb_table(images: Sequence[dict[str, Any]]) -> Any:
     import wandb
 
-    data = [[wandb.Image(v) if isinstance(v, np.ndarray) else v for v in row.values()] for row in bought]
-    return wandb.Table(columns=list(bought[0]), data=data)
+    data = [[wandb.Image(v) if isinstance(v, np.ndarray) else v for v in row.values()] for row in images]
+    return wandb.Table(columns=list(images[0]), data=data)
 
 
 def rows(records: Sequence[RoundRecord], class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """In order of time: a row an epoch, epoch/total counting over all retrainings, and then the round's own."""
-    everything, n_epochs = [], 0
+    """Return the rows of all rounds in order of time: for each round one row per epoch, then the row of the round."""
+    all_rows, n_epochs = [], 0
     for record in records:
         for epoch in record.history:
             n_epochs += 1
-            everything.append({"epoch/total": n_epochs} | {f"epoch/{key}": value for key, value in epoch.items()})
-        everything.append(round_row(record, class_names))
-    return everything
+            all_rows.append({"epoch/total": n_epochs} | {f"epoch/{key}": value for key, value in epoch.items()})
+        all_rows.append(round_row(record, class_names))
+    return all_rows
 
 
 def round_row(record: RoundRecord, class_names: Sequence[str]) -> dict[str, float]:
-    """All numbers of a record but the history's: n_labels, test/accuracy, test/per_class/cat, seconds/fit, ..."""
+    """Return a record's numbers without its history: n_labels, test/accuracy, test/per_class/cat, seconds/fit, ..."""
     facts = {"n_labels": record.n_labels} | asdict(record)
     return _flat({k: v for k, v in facts.items() if k not in ("metrics", "acquired", "history")}, "", class_names) | (
         _flat(facts["metrics"], "test", class_names)
@@ -273,10 +273,11 @@ def _flat(value: Any, key: str, class_names: Sequence[str]) -> dict[str, float]:
 def picked(
     c: Config, classifier: Classifier, dataset: Dataset, images: Tensor, pool: Pool, n_before: int
 ) -> list[dict[str, Any]]:
-    """A row for each of the first logger.images labels bought after the first n_before, in the order of picking.
+    """Return one row per image that the round acquired, in the order of picking, for at most logger.images images.
 
-    The prediction is the round's net's, without dropout; its entropy in nats stands for the score, which strategies
-    keep to themselves. Frozen features have no image to show.
+    n_before: the number of training labels before the acquisition. The prediction comes from the round's net without
+    dropout. Its entropy, in nats, stands in for the score, because strategies do not return their scores. Frozen
+    features have no image to show.
     """
     chosen = slice(n_before, n_before + c.logger.images)
     idx_K, labels_K = pool.labelled_L[chosen], pool.labels_L[chosen]

@@ -1,12 +1,12 @@
-"""What the framework costs: images per second of engine.fit and engine.predict against a bare PyTorch loop.
+"""Measure the overhead of the framework: images per second of engine.fit and engine.predict, and of a bare loop.
 
     python scripts/bench_spine.py --out results/bench_spine.json
-    python scripts/bench_spine.py --zip train.zip --out ...      and the time to decode an archive of cats and dogs
+    python scripts/bench_spine.py --zip train.zip --out ...      also times the decoding of cats and dogs
     python scripts/bench_spine.py --only precision --out results/bench_precision.json     float32 against bf16 autocast
 
-The bare loop is the article's CNN with the same autocast, memory format and batch sizes, on images that already lie in
-memory as normalised floats; ours are 20,000 uint8 images, so reading and converting them is part of our time. The two
-take turns, so that a machine busy with something else slows both; the figures are medians over the repeats.
+The bare PyTorch loop trains the article's CNN with the same autocast, memory format and batch sizes. Its images are
+normalised floats in memory. Ours are 20,000 uint8 images, so our time includes reading and converting them. The two
+take turns, so that other work on the machine slows both. The figures are medians over the repeats.
 """
 
 import argparse
@@ -134,8 +134,10 @@ def ratios(repeats: int, seconds: float) -> list[dict]:
 
 
 def precisions(repeats: int, seconds: float) -> list[dict]:
-    """Images per second of engine.fit in float32 and in bf16, taking turns: which of them trainer.precision=auto
-    should be on this processor."""
+    """Return images per second of engine.fit in float32 and in bf16, measured in turn.
+
+    They show which of the two trainer.precision=auto should choose on this processor.
+    """
     dataset, pool = data()
     rows = []
     for name, *model in (["small_cnn", "model=small_cnn"], ["resnet18", "model=timm", "model.name=resnet18"]):
@@ -165,7 +167,7 @@ def decode_seconds(archive: str) -> dict:
 
 
 def start_seconds(repeats: int) -> dict[str, float]:
-    """Wall time of whole processes on the digits: one step and no purchase, the default run, the same when finished."""
+    """Return the wall time of whole processes on the digits: one step, no query; a default run; a finished run."""
     tiny = ["budget.initial=10", "budget.validation=0", "budget.rounds=0", "trainer.max_steps=1"]
     times: dict[str, list[float]] = {"one step": [], "default run": [], "already finished": []}
     for _ in range(repeats):
@@ -179,38 +181,38 @@ def start_seconds(repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--out", type=Path, help="a JSON file for the figures")
-    ask.add_argument("--zip", help="train.zip of cats and dogs: time its decoding")
-    ask.add_argument("--repeats", type=int, default=7)
-    ask.add_argument("--seconds", type=float, default=4.0, help="about how long each measurement lasts")
-    ask.add_argument("--threads", type=int, default=torch.get_num_threads(), help="one is steadier on a busy machine")
-    ask.add_argument("--only", choices=["ratios", "start", "precision"])
-    a = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--zip", help="train.zip of cats and dogs, to time its decoding")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=4.0, help="approximate length of one measurement")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="1 varies less on a busy machine")
+    parser.add_argument("--only", choices=["ratios", "start", "precision"])
+    args = parser.parse_args()
 
-    torch.set_num_threads(a.threads)
-    found: dict = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "threads": a.threads}
-    if a.only == "precision":
+    torch.set_num_threads(args.threads)
+    found: dict = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "threads": args.threads}
+    if args.only == "precision":
         able = getattr(torch.cpu, "get_capabilities", dict)()
         found["multiplies bf16"] = sorted(name for name, there in able.items() if "bf16" in name and there is True)
-        found["precision"] = precisions(a.repeats, a.seconds)
+        found["precision"] = precisions(args.repeats, args.seconds)
         print(json.dumps(found, indent=1))
-    if a.only in (None, "ratios"):
-        found |= {"repeats": a.repeats, "throughput": ratios(a.repeats, a.seconds)}
+    if args.only in (None, "ratios"):
+        found |= {"repeats": args.repeats, "throughput": ratios(args.repeats, args.seconds)}
         table = Table("images per second", "al_bench", "bare loop", "ratio", "(lowest, highest)")
         for row in found["throughput"]:
             low, *_, high = row["ratios"]
             table.add_row(row["what"], f"{row['ours']:,.0f}", f"{row['bare']:,.0f}", f"{row['ratio']:.2f}",
                           f"({low:.2f}, {high:.2f})")  # fmt: skip
         Console().print(table)
-    if a.only in (None, "start"):
-        found["start"] = start_seconds(min(a.repeats, 3))
+    if args.only in (None, "start"):
+        found["start"] = start_seconds(min(args.repeats, 3))
         print("  ".join(f"{name} {seconds:.1f} s" for name, seconds in found["start"].items()))
-    if a.zip:
-        found["decode"] = decode_seconds(a.zip)
+    if args.zip:
+        found["decode"] = decode_seconds(args.zip)
         print("decoding:", json.dumps(found["decode"]))
-    if a.out:
-        a.out.write_text(json.dumps(found, indent=1) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What selecting costs: each strategy beside the fastest installable peer, on the same numbers, in turn.
+"""Measure the time of selection: each strategy and the fastest installable peer, on the same input, in turn.
 
     pip install scikit-activeml batchbald_redux
-    python scripts/bench_strategies.py --out results/bench_strategies.json          beside peers, then 50,000 images
+    python scripts/bench_strategies.py --out results/bench_strategies.json          with peers, then 50,000 images
     python scripts/bench_strategies.py --only large --out ...                       1,280,000 images, 1,000 classes
 
-Selection alone, from predictions and embeddings that are there. A pool of 10,000 of a Gaussian mixture, D=512, C=10,
-1,000 labelled, 100 to choose (BatchBALD: 10, of 20 passes). The two take turns: `--repeats` times ours, the slow peers
-once. Every case is a process of its own, which says how much memory it took beyond its input.
+Only selection is timed; predictions and embeddings are given. The pool is 10,000 images of a Gaussian mixture, D=512,
+C=10, with 1,000 labelled and 100 to choose (BatchBALD: 10, from 20 passes). Ours runs `--repeats` times, in turn with
+the peer; a slow peer runs only once. Each case runs in a process of its own and reports its memory beyond its input.
 """
 
 import argparse
@@ -36,8 +36,10 @@ from al_bench.strategies import PoolView, Strategy, load
 from al_bench.strategies.guard import select
 
 D, C, LABELLED, PASSES = 512, 10, 1000, 20
-PEERS = {"badge": 50, "coreset": 4, "typiclust": 5, "prob_cover": 10, "max_herding": 10, "batchbald": 15}  # wanted
-LIMITS = {"margin": 60, "badge": 60, "coreset": 60, "typiclust": 60, "uncertainty_herding": 120}  # seconds, 50,000
+# The ratio of times that is wanted.
+PEERS = {"badge": 50, "coreset": 4, "typiclust": 5, "prob_cover": 10, "max_herding": 10, "batchbald": 15}
+# The seconds for 50,000 images that are wanted.
+LIMITS = {"margin": 60, "badge": 60, "coreset": 60, "typiclust": 60, "uncertainty_herding": 120}
 LARGE = ["margin", "entropy", "coreset", "badge"]
 
 
@@ -51,7 +53,7 @@ def strategy_of(name: str) -> Strategy:
 
 
 def mixture(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings, logits and labels of n pool images after LABELLED labelled ones."""
+    """Return embeddings, logits and labels: first of LABELLED labelled images, then of n pool images."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(C, D)).astype(np.float32)
     labels = rng.integers(C, size=n + LABELLED)
@@ -79,7 +81,7 @@ def passes_of(logits: np.ndarray) -> Tensor:
 
 
 class Memory:
-    """The most anonymous memory this process holds, in bytes above what it held at first; mapped files do not count."""
+    """Measure the peak of this process's anonymous memory, in bytes above the start. Mapped files do not count."""
 
     def __enter__(self) -> "Memory":
         self.start, self.most, self.on = self.now(), 0, True
@@ -109,7 +111,7 @@ def ours(name: str, view: PoolView, k: int) -> float:
 
 
 def peer(name: str, emb: np.ndarray, logits: np.ndarray, labels: np.ndarray, k: int) -> tuple[str, Callable]:
-    """The peer's name and a call of it on the same numbers."""
+    """Return the name of the peer and a function that runs it on the same input."""
     if name == "batchbald":
         from batchbald_redux.batchbald import get_batchbald_batch
 
@@ -156,7 +158,7 @@ def against_peer(name: str, repeats: int) -> dict:
         found["rival"], rival = peer(name, emb, logits, labels, k)
         for _ in range(repeats):
             found["ours"].append(ours(name, view, k))
-            if sum(found["peer"]) < 10:  # the slow ones once or twice
+            if sum(found["peer"]) < 10:  # slow peers run once or twice
                 start = time.perf_counter()
                 rival()
                 found["peer"].append(time.perf_counter() - start)
@@ -164,7 +166,7 @@ def against_peer(name: str, repeats: int) -> dict:
 
 
 def alone(name: str, repeats: int) -> dict:
-    """Any strategy at 10,000 images, without a peer."""
+    """Time a strategy on 10,000 images, without a peer."""
     emb, logits, labels = mixture(10_000)
     strategy = strategy_of(name)
     several = settings(name)["passes"] or settings(name)["members"]
@@ -184,7 +186,7 @@ def at_50_000(name: str) -> dict:
 
 
 def at_1_280_000(name: str, folder: Path) -> dict:
-    """Predictions and embeddings in float16, memory-mapped; made once and kept in `folder`."""
+    """Time a strategy on float16 predictions and embeddings that are memory-mapped and kept in `folder`."""
     n, d, c = 1_280_000, 768, 1000
     log_probs = mapped(folder / "log_probs.f16", (n, 1, c), lambda x: x.mul_(3).log_softmax(-1))
     emb = mapped(folder / "emb.f16", (n, d), lambda x: x)
@@ -210,8 +212,8 @@ def mapped(path: Path, shape: tuple[int, ...], change: Callable[[Tensor], Tensor
     return torch.from_numpy(np.memmap(path, np.float16, "c", shape=shape))
 
 
-def apart(case: str, name: str, repeats: int, folder: str) -> dict:
-    """One case in a process of its own."""
+def run_case(case: str, name: str, repeats: int, folder: str) -> dict:
+    """Run one case in a process of its own."""
     command = [sys.executable, __file__, "--case", case, name, "--repeats", str(repeats), "--folder", folder]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TQDM_DISABLE": "1"})
     if done.returncode:
@@ -239,33 +241,33 @@ def show(found: dict) -> None:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--out", type=Path, help="a JSON file; what other parts wrote to it stays")
-    ask.add_argument("--only", choices=["peers", "alone", "50,000", "large"])
-    ask.add_argument("--repeats", type=int, default=3)
-    ask.add_argument("--folder", help="for the 4.5 GB of the large case; default: a temporary one")
-    ask.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
-    a = ask.parse_args()
-    if a.case:
-        case, name = a.case
-        cases = {"peers": lambda: against_peer(name, a.repeats), "alone": lambda: alone(name, a.repeats)}
-        cases |= {"50,000": lambda: at_50_000(name), "1,280,000": lambda: at_1_280_000(name, Path(a.folder))}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a JSON file; results of other parts in it are kept")
+    parser.add_argument("--only", choices=["peers", "alone", "50,000", "large"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", help="holds the 4.5 GB of the large case; default: a temporary folder")
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        case, name = args.case
+        cases = {"peers": lambda: against_peer(name, args.repeats), "alone": lambda: alone(name, args.repeats)}
+        cases |= {"50,000": lambda: at_50_000(name), "1,280,000": lambda: at_1_280_000(name, Path(args.folder))}
         print(json.dumps(cases[case]()))
         return
     names = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
     with tempfile.TemporaryDirectory() as temporary:
-        folder = a.folder or temporary
-        found = json.loads(a.out.read_text()) if a.out and a.out.exists() else {"machine": {}}
+        folder = args.folder or temporary
+        found = json.loads(args.out.read_text()) if args.out and args.out.exists() else {"machine": {}}
         machine = {k: v for k, v in circumstances().items() if k not in ("time", "host")}
         parts = {"peers": list(PEERS), "alone": names, "50,000": list(LIMITS), "1,280,000": LARGE}
         for part, strategies in parts.items():
-            wanted = {"large": "1,280,000"}.get(a.only, a.only)
+            wanted = {"large": "1,280,000"}.get(args.only, args.only)
             if wanted == part or (wanted is None and part != "1,280,000"):
                 found[part], found["machine"][part] = [], machine
                 for name in strategies:
-                    found[part].append(apart(part, name, a.repeats, folder))
-                    if a.out:  # what is measured is kept if the next case fails
-                        a.out.write_text(json.dumps(found, indent=1) + "\n")
+                    found[part].append(run_case(part, name, args.repeats, folder))
+                    if args.out:  # keep the results if the next case fails
+                        args.out.write_text(json.dumps(found, indent=1) + "\n")
     show(found)
 
 

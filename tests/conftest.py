@@ -1,4 +1,4 @@
-"""What several tests use: configurations composed from the real conf/, runs in this process, and the real command."""
+"""Helpers of several tests: configurations from the real conf/, runs in this process, and the real command."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def command(
 
 
 def lines_of(run_folder: Path) -> list[dict]:
-    """The records without what differs between two runs of the same thing."""
+    """Return the records without the fields that differ between two equal runs."""
     records = [json.loads(line) for line in (run_folder / "rounds.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if k not in ("seconds", "peak_memory")} for record in records]
 
@@ -63,7 +63,7 @@ def random_log_probs(p, s, c, *, scale=2.0, seed=0):
 
 
 def slow_draw(weights: list[float], rng: torch.Generator) -> int:
-    """A position in proportion to its weight, by going through them."""
+    """Draw a position in proportion to its weight with a plain loop."""
     left = float(torch.rand(1, dtype=torch.float64, generator=rng)) * sum(weights)
     for i, weight in enumerate(weights):  # noqa: B007
         left -= weight
@@ -82,7 +82,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def shared() -> Path:
-    """Real images and weights that lie beside a checkout; not part of the project."""
+    """Return the folder of real images and weights beside a checkout. It is not part of the project."""
     folder = Path(os.environ.get("AL_BENCH_SHARED", Path(__file__).parents[2] / "shared")) / "data"
     if not folder.is_dir():
         pytest.skip(f"needs the real data in {folder}")
@@ -91,7 +91,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def tiny_disk() -> Iterator[Path]:
-    """64 KiB that can really be filled. Not below tmp_path: pytest could not clear it away after a killed session."""
+    """Mount a disk of 64 KiB. It is not below tmp_path, because pytest could not remove it after a killed session."""
     place = Path(tempfile.mkdtemp(prefix="al_bench_tiny_disk_"))
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True).returncode:
         place.rmdir()

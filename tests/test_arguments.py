@@ -1,4 +1,4 @@
-"""Command lines as people mistype them, and what they are told to type instead."""
+"""Mistyped command lines, and the messages that say what to type instead."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from al_bench import arguments
 from al_bench.data import sources
 from al_bench.errors import UserError
 
-NAMES = {  # of files and folders, under keys that take a text
+NAMES = {  # of files and folders, for keys that take a text
     "dataset.root": "~/data/pets",
     "study": "my pets (2)",
     "results_dir": "lr=0.1",
@@ -33,14 +33,14 @@ NAMES = {  # of files and folders, under keys that take a text
 }
 
 
-def wrong(*typed: str) -> str:
+def refusal_of(*typed: str) -> str:
     with pytest.raises(UserError) as error:
         arguments.check(list(typed))
     return str(error.value)
 
 
 def pasted(folder: Path, said: str) -> subprocess.CompletedProcess[str]:
-    """What a person's shell makes of the command that a message ends with."""
+    """Run the command at the end of a message in a shell."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
         ["bash", "-c", said.splitlines()[-1]], cwd=folder, capture_output=True, text=True,
@@ -75,14 +75,14 @@ def test_a_folder_of_the_home_with_blanks_and_brackets_is_found_by_the_quoted_pa
         (tmp_path / "data" / "my pets (2)" / name).mkdir(parents=True)
         for i in range(20):
             Image.new("RGB", (8, 8)).save(tmp_path / "data" / "my pets (2)" / name / f"{i}.png")
-    said = wrong("dataset=image_folder", "dataset.root=~/data/my pets (2)")
+    said = refusal_of("dataset=image_folder", "dataset.root=~/data/my pets (2)")
     monkeypatch.setenv("HOME", str(tmp_path))
     c = asked(*shlex.split(said.splitlines()[-1])[3:])
     assert sources.find(c.dataset, None, c.cache_dir).labels_N.tolist() == [0] * 20 + [1] * 20
 
 
 def test_a_sweep_over_such_names_is_quoted_name_by_name():
-    said = wrong("-m", "dataset=image_folder", "dataset.root=~/a b,~/c")
+    said = refusal_of("-m", "dataset=image_folder", "dataset.root=~/a b,~/c")
     assert shlex.split(said.splitlines()[-1])[-1] == 'dataset.root="~/a b","~/c"'
     arguments.check(["-m", "dataset=image_folder", 'dataset.root="~/a b","~/c"'])
 
@@ -105,9 +105,9 @@ def test_settings_may_stand_before_and_after_flags(tmp_path):
         ("dataset.antialias=0", "dataset.antialias=0: true or false."),
         ("trainer={deterministic: 7}", "trainer.deterministic=7: true or false."),
         ("model.pretrained='7'", "model.pretrained=7: true or false."),
-        ("trainer.max_steps=99999999999999999999", "a whole number is 9,223,372,036,854,775,807 at most."),
-        ("strategy.candidates=-99999999999999999999", "a whole number is"),
-        ("+model.options.depth=12345678901234567890", "a whole number is"),
+        ("trainer.max_steps=99999999999999999999", "the largest whole number is 9,223,372,036,854,775,807."),
+        ("strategy.candidates=-99999999999999999999", "the largest whole number is"),
+        ("+model.options.depth=12345678901234567890", "the largest whole number is"),
         ("features=[1,2]", "features=[1,2]: features is one of backbone, model, pca."),
         ("features=2.5", "features=2.5: features is one of backbone, model, pca."),
         ("strategy=[random,entropy]", "For several runs: -m strategy=random,entropy"),
@@ -120,12 +120,12 @@ def test_settings_may_stand_before_and_after_flags(tmp_path):
         ("dataset.root=''", "dataset.root= has no value."),
         ("seed=", "seed= has no value."),
         ("strategy.name=", "strategy.name= has no value."),
-        ("seed=null", "seed=null: it needs a value."),
-        ("study=[1,2]", "study is a text, and Hydra reads [1,2] as [1, 2]."),
-        ("study=1e3", "study is a text, and Hydra reads 1e3 as 1000.0."),
+        ("seed=null", "seed=null: this key needs a value."),
+        ("study=[1,2]", "study is a text, but Hydra reads [1,2] as [1, 2]."),
+        ("study=1e3", "study is a text, but Hydra reads 1e3 as 1000.0."),
         ("seed=1,2", "seed=1,2 asks for several runs: add -m"),
         ("seed=range(3)", "asks for several runs: add -m"),
-        ("seed", "'seed' is not a setting. Settings are typed as key=value."),
+        ("seed", "'seed' is not a setting. Type settings as key=value."),
         ("", "'' is not a setting."),
         ("=5", "'=5' has no key."),
         ("séed=5", "There is no key 'séed'. 'séed': did you mean seed?"),
@@ -136,7 +136,7 @@ def test_settings_may_stand_before_and_after_flags(tmp_path):
     ],
 )
 def test_what_is_wrong_with_one_argument(typed, said):
-    assert said in wrong(typed)
+    assert said in refusal_of(typed)
 
 
 @pytest.mark.parametrize(
@@ -157,10 +157,10 @@ def test_sweeps_of_every_form_pass_and_each_of_their_values_is_looked_at():
     arguments.check(
         ["-m", "seed=range(10)", "strategy=glob(*)", "study=a,b", "trainer.max_steps=choice(1,2)", "plan=true,false"]
     )
-    assert wrong("-m", "trainer.progress=true,2") == "trainer.progress=2: true or false."
-    assert "features=pca,1: features is one of" in wrong("-m", "features=pca,1")
-    assert wrong("-m", "seed=range(3").startswith("seed=range(3 cannot be read: ")
-    assert "Hydra reads a,1e3 as 1000.0" in wrong("-m", "study=a,1e3")
+    assert refusal_of("-m", "trainer.progress=true,2") == "trainer.progress=2: true or false."
+    assert "features=pca,1: features is one of" in refusal_of("-m", "features=pca,1")
+    assert refusal_of("-m", "seed=range(3").startswith("seed=range(3 cannot be read: ")
+    assert "Hydra reads a,1e3 as 1000.0" in refusal_of("-m", "study=a,1e3")
 
 
 @pytest.mark.parametrize(

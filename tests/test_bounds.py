@@ -1,4 +1,4 @@
-"""Each number of the configuration has a bound, and what lies outside it is named before anything starts."""
+"""Each number of the configuration has bounds. A number out of its bounds is named before anything starts."""
 
 import time
 from dataclasses import fields, is_dataclass
@@ -16,7 +16,7 @@ from al_bench.models import nets
 
 
 def numbers(schema: type = Config, prefix: str = "") -> dict[str, set[type]]:
-    """Every key of the schema that holds numbers, and of which types."""
+    """Return every key of the schema that holds numbers, with their types."""
     found = {}
     for f in fields(schema):
         if is_dataclass(f.type):
@@ -46,7 +46,7 @@ def test_a_number_that_is_none_or_endless_is_refused(key, value):
 @pytest.mark.parametrize("value", [-1, 10**18])
 def test_a_count_that_is_negative_or_absurd_is_refused(key, value):
     if key == "seed" and value > 0:
-        assert asked(f"seed={value}").seed == value  # a seed may be any
+        assert asked(f"seed={value}").seed == value  # any seed is allowed
         return
     with pytest.raises(UserError, match=f"^{key}={value}: "):
         asked(f"{key}={value}")
@@ -83,7 +83,7 @@ def test_the_command_names_the_number_and_computes_nothing(tmp_path):
 
 
 def slow_order(n: int, batch_size: int, steps: int, stream: torch.Generator) -> list[torch.Tensor]:
-    """One endless row of shuffled passes, put together pass by pass."""
+    """Cut an endless sequence of shuffled passes into batches, pass by pass."""
     left, batches = torch.empty(0, dtype=torch.int64), []
     for _ in range(steps):
         while len(left) < batch_size:
@@ -97,7 +97,7 @@ def slow_order(n: int, batch_size: int, steps: int, stream: torch.Generator) -> 
 @pytest.mark.parametrize("n, batch_size", [(1, 2), (1, 7), (3, 2), (5, 5), (7, 64), (20, 64), (64, 64), (130, 64)])
 def test_batches_are_the_endless_row_of_a_slow_reference(n, batch_size):
     order = BatchOrder(n, batch_size, 9, seeded())
-    found, stream = [*order, *order], seeded()  # two epochs go on in one row
+    found, stream = [*order, *order], seeded()  # the second epoch continues the sequence
     expected = slow_order(n, batch_size, 18, stream)
     assert len(found) == 18 and all(map(torch.equal, found, expected))
 
@@ -105,7 +105,7 @@ def test_batches_are_the_endless_row_of_a_slow_reference(n, batch_size):
 def test_a_large_batch_of_few_images_takes_no_quadratic_time():
     start = time.process_time()
     assert len(next(iter(BatchOrder(4, 2**18, 1, seeded())))) == 2**18
-    assert time.process_time() - start < 10  # minutes, where each pass copies what is there
+    assert time.process_time() - start < 10  # it would take minutes if each pass copied all before it
 
 
 # --- Options of a net

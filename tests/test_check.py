@@ -15,8 +15,8 @@ from al_bench import strategies
 from al_bench.check import process, rules
 from al_bench.check.command import load
 from al_bench.check.inputs import KINDS, Case, make_view
-from al_bench.check.invariance import chosen, differ
-from al_bench.check.rules import RULES, verdict
+from al_bench.check.invariance import choice_matrix, differ
+from al_bench.check.rules import RULES, try_rule
 from al_bench.check.trial import Refused, choose, global_state
 from al_bench.config import conf_dir
 from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size, guard
@@ -31,7 +31,7 @@ loaded = cache(lambda name: load(name, []))
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_strategy_obeys_every_rule(name, rule):
-    result, remark = verdict(rule, *loaded(name))
+    result, remark = try_rule(rule, *loaded(name))
     assert result != "FAILED", remark
 
 
@@ -50,12 +50,12 @@ def test_any_small_pool_will_do(name, p, n_labelled, c, d, f, data, kind):
         assert n_labelled < 2 or kind == "one labelled class"
 
 
-# --- Each rule catches what it is there for
+# --- Each rule catches its mistake
 
-# What two runs of the same input are compared by, where it is not to change.
+# Rules that compare two runs on the same input.
 COMPARED = {"chunks_do_not_matter", "threads_do_not_matter", "float16_works", "zero_is_a_small_probability"}
 ORDER = {"order_does_not_matter", "order_without_labels"}
-ALONE = {wrong_habits.image_by_image}  # put through the rule that it breaks alone, for the others would take a minute
+ALONE = {wrong_habits.image_by_image}  # tested only with the rule that it breaks: the others would take a minute
 WRONG = {
     wrong.undeclared: {"all"},
     wrong.int32: {"all"},
@@ -149,7 +149,7 @@ RIGHT = [
 
 
 def broken_rules(strategy, some=RULES):
-    return {rule.__name__ for rule in some if verdict(rule, strategy, 1)[0] == "FAILED"}
+    return {rule.__name__ for rule in some if try_rule(rule, strategy, 1)[0] == "FAILED"}
 
 
 @pytest.mark.filterwarnings("ignore:std")
@@ -179,35 +179,35 @@ def refuses(view, k, rng):
 
 def test_a_refusal_is_a_sentence_of_the_strategys_own_and_only_where_labels_are_few():
     rule = rules.few_labels
-    assert verdict(rule, refuses, 1) == (
+    assert try_rule(rule, refuses, 1) == (
         "refused",
         "no labelled image: it needs labelled images: set budget.initial=10 or more",
     )
     assert broken_rules(refuses) == set()
-    assert verdict(rule, wrong.library_refuses, 1)[0] == verdict(rule, wrong.no_labels_no_minimum, 1)[0] == "FAILED"
+    assert try_rule(rule, wrong.library_refuses, 1)[0] == try_rule(rule, wrong.no_labels_no_minimum, 1)[0] == "FAILED"
 
     def never(view, k, rng):
         raise ValueError("not today")
 
-    assert "It raised ValueError: not today (test_check.py, line" in verdict(rules.it_runs, never, 1)[1]
+    assert "It raised ValueError: not today (test_check.py, line" in try_rule(rules.it_runs, never, 1)[1]
 
 
 def test_a_failure_names_the_cause_and_an_input_that_can_be_made_again():
-    result, remark = verdict(rules.it_runs, wrong.undeclared, 1)
+    result, remark = try_rule(rules.it_runs, wrong.undeclared, 1)
     assert result == "FAILED"
     assert remark.startswith("It uses view.emb_PD without declaring it: put @needs(embeddings=True) above it. Input: ")
     made = eval(remark.split("Input: ")[1].split(", k=2, seed")[0], {"make_view": make_view, "Size": Size})
     assert made.n_pool == 5 and torch.equal(made.emb_PD, make_view(Size(5, 3, 1, 2, 2, 3, 2), 1).emb_PD)
-    assert "returned torch.int64 []. Input: " in verdict(rules.every_size, wrong.one_is_no_list, 1)[1]
-    assert "torch.int32" in verdict(rules.it_runs, wrong.int32, 1)[1]
+    assert "returned torch.int64 []. Input: " in try_rule(rules.every_size, wrong.one_is_no_list, 1)[1]
+    assert "torch.int32" in try_rule(rules.it_runs, wrong.int32, 1)[1]
 
 
 def test_a_broken_model_that_nobody_refuses_breaks_the_rule(monkeypatch):
     rule = rules.broken_models_are_refused
-    assert verdict(rule, wrong.nan_is_first, 1) == ("ok", "")
-    assert verdict(rule, random_sampling, 1) == ("ok", "nothing to break: it looks at no numbers of the model")
+    assert try_rule(rule, wrong.nan_is_first, 1) == ("ok", "")
+    assert try_rule(rule, random_sampling, 1) == ("ok", "nothing to break: the strategy uses no output of the model")
     monkeypatch.setattr(guard, "check_view", lambda view, where: None)
-    assert "nan in view.log_probs_PSC it said: nothing" in verdict(rule, wrong.nan_is_first, 1)[1]
+    assert "nan in view.log_probs_PSC the message was: nothing" in try_rule(rule, wrong.nan_is_first, 1)[1]
 
 
 def test_a_strategy_sees_what_it_declared_and_nothing_else():
@@ -228,7 +228,7 @@ def test_the_inputs_are_what_their_names_say():
     assert torch.equal(view["random"].log_probs_PSC, make_view(size, 3).log_probs_PSC)
     assert not torch.equal(view["random"].log_probs_PSC, make_view(size, 4).log_probs_PSC)
     for kind, distinct in (
-        ("random", 12), ("alike", 1), ("alike, certain", 1), ("alike, uniform, embeddings 0", 1),
+        ("random", 12), ("identical", 1), ("identical, certain", 1), ("identical, uniform, embeddings 0", 1),
         ("every image twice", 6), ("three distinct images", 3), ("a probability of 0", 12),
     ):  # fmt: skip
         assert len(view[kind].log_probs_PSC.unique(dim=0)) == len(view[kind].features_PF.unique(dim=0)) == distinct
@@ -246,26 +246,26 @@ def test_the_inputs_are_what_their_names_say():
 
 def test_a_check_leaves_the_process_as_it_was():
     chunk, state, setting = strategies.CHUNK, global_state(), process.settings()
-    # The second fails while chunks are small, the others while a setting is changed.
+    # The second strategy fails while chunks are small, the others while a setting is changed.
     for strategy in (entropy, wrong.last_chunk_dropped, wrong_habits.a_thread_each, *wrong_habits.SETTERS):
         broken_rules(strategy, [rules.chunks_do_not_matter, rules.settings_are_left_alone, rules.threads_do_not_matter])
         assert strategies.CHUNK == chunk and global_state() == state and process.settings() == setting
     rule = rules.global_generators_are_left_alone
     for strategy in (wrong.reseeds_the_world, wrong.global_torch, wrong.global_numpy, wrong.global_python):
-        assert verdict(rule, strategy, 1)[0] == "FAILED" and global_state() == state
+        assert try_rule(rule, strategy, 1)[0] == "FAILED" and global_state() == state
 
 
 def test_choices_are_told_apart_by_how_often_each_image_is_chosen():
     def sample(weights, seed):
         picks = [torch.multinomial(torch.tensor(weights), 3, generator=seeded(seed + i)).tolist() for i in range(24)]
-        return chosen(picks, len(weights))
+        return choice_matrix(picks, len(weights))
 
     rising = [float(i) for i in range(1, 21)]
     assert not differ(sample(rising, 0), sample(rising, 100))
     assert differ(sample(rising, 0), sample(rising[::-1], 100))
     always = torch.eye(20)[[3] * 24]
     assert not differ(always, always) and differ(always, torch.eye(20)[[4] * 24])
-    # Batches that come whole: each is chosen by a toss, so 24 tosses say little of either.
+    # Two fixed batches, chosen by a coin: 24 tosses say little about either.
     whole = torch.cat([torch.ones(1, 10), torch.zeros(1, 10)], 1)
     both = torch.cat([whole, 1 - whole])
     assert not differ(both[torch.arange(24) % 2], both[(torch.arange(24) % 3 == 0).long()])
@@ -278,9 +278,9 @@ def test_memory_is_what_is_held_at_a_time():
 
     def grows(view, k, rng):
         for _ in range(5):
-            torch.zeros(10**6, dtype=torch.uint8)  # let go before the next
+            torch.zeros(10**6, dtype=torch.uint8)  # freed before the next
         one, other = torch.zeros(10**6, dtype=torch.uint8), np.ones(2 * 10**6, dtype=np.uint8)
-        assert one.view(10, -1)[0].sum() == 0 and len(other)  # a part of it is no more memory
+        assert one.view(10, -1)[0].sum() == 0 and len(other)  # a view takes no more memory
         return torch.arange(k)
 
     assert 3e6 <= process.memory_of(grows, case) < 3.1e6

@@ -1,4 +1,4 @@
-"""`al-bench check` as it is typed: what it prints, what it says of a mistake, and its exit code."""
+"""The command `al-bench check`: its output, its messages for mistakes, and its exit code."""
 
 import re
 
@@ -108,25 +108,22 @@ def test_in_a_terminal_the_lines_fit_and_keep_their_margin(mine, capsys, monkeyp
 @pytest.mark.parametrize(
     "ask, said",
     [
-        ("entrpy", "There is no strategy entrpy. Name your own with its module: my_module.my_strategy. Did you mean"),
+        ("entrpy", "There is no strategy entrpy. Name your own with its module, as in my_module.my_strategy. Did"),
         ("nowhere.yaml", "There is no strategy nowhere.yaml."),
         ("broken.yaml", "broken.yaml  cannot be read: "),
-        ("list.yaml", "list.yaml holds a list, and a strategy's file has keys: name, _target_ and its options."),
+        ("list.yaml", "list.yaml holds a list. A strategy's file holds keys: name, _target_ and its options."),
         ("latin.yaml", "latin.yaml  cannot be read: 'utf-8' codec can't decode"),
-        ("nothing.yaml", "nothing.yaml: _target_=None is no dotted path, such as my_module.my_strategy."),
-        ("badge _target_=[a]", "badge: _target_=['a'] is no dotted path, such as my_module.my_strategy."),
+        ("nothing.yaml", "nothing.yaml: _target_=None is not a dotted path such as my_module.my_strategy."),
+        ("badge _target_=[a]", "badge: _target_=['a'] is not a dotted path such as my_module.my_strategy."),
         ("mine_script.f", "mine_script.f cannot be loaded: it asks to end the process, by SystemExit(0)."),
         ("no_module.f", "no_module.f cannot be loaded: No module named 'no_module'."),
         ("mine_unclosed.f", "mine_unclosed.f cannot be loaded: '(' was never closed"),
         ("mine_checked.f", "mine_checked.f cannot be loaded: module 'mine_checked' has no attribute 'f'."),
         ("mine_checked.NUMBER", "mine_checked.NUMBER cannot be loaded: it is of type int, which cannot be called."),
-        (
-            "mine_checked.Chooser",
-            "mine_checked.Chooser is no function, and a strategy is one: (view, k, rng, *, options...",
-        ),
+        ("mine_checked.Chooser", "mine_checked.Chooser is not a function. A strategy is a function: (view, k, rng,"),
         ("mine_checked.no_strategy", "mine_checked.no_strategy cannot be loaded (too many positional arguments)."),
         ("mine_checked.scaled bye=2", "cannot be loaded (got an unexpected keyword argument 'bye')."),
-        ("mine_checked.scaled by", "by: an option is given as name=value."),
+        ("mine_checked.scaled by", "by: type an option as name=value."),
     ],
 )
 def test_a_mistake_gets_a_sentence(mine, capsys, ask, said):

@@ -260,12 +260,12 @@ def test_check_puts_a_strategy_of_ones_own_folder_through_the_rules(tmp_path):
 
     wrong = command(tmp_path, "check", "mine.first_files")
     assert wrong.returncode == 1 and "Traceback" not in wrong.stdout + wrong.stderr
-    assert "FAILED   Where all images are alike" in wrong.stdout
+    assert "FAILED   If all images are identical" in wrong.stdout
 
 
 def test_check_answers_a_mistake_with_a_sentence_and_starts_without_lightning(tmp_path):
     ask = "from al_bench import cli; import sys\ntry: cli.main()\nfinally: print('pytorch_lightning' in sys.modules)"
     done = command(tmp_path, "check", "mine.nothing", program=("-c", ask))
     assert done.returncode == 1 and done.stdout == "False\n"
-    assert done.stderr == "al_bench: mine.nothing cannot be loaded: No module named 'mine'.\n"
+    assert done.stderr == "al_bench: strategy._target_=mine.nothing cannot be loaded: No module named 'mine'.\n"
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from al_bench.data.listing import write_listing
 from al_bench.errors import UserError
 from al_bench.text import one_line
 
-LATIN = os.fsdecode(b"caf\xe9")  # as an old disk or a foreign zip leaves it
+LATIN = os.fsdecode(b"caf\xe9")  # a Latin-1 name, as on an old disk or in an old zip
 
 
 def test_a_link_that_leads_nowhere_a_pipe_and_a_device_are_bad_files_by_name(tmp_path):
@@ -79,7 +79,7 @@ def test_other_pixels_of_one_name_size_and_time_are_decoded(names, tmp_path):
 
 
 def test_a_copy_that_brings_its_times_along_is_decoded_again(tmp_path):
-    """rsync -a, cp -p, an unpacked archive: what is put in place of an image has an old time."""
+    """rsync -a, cp -p and unpacking keep old times, so a replaced image may have the time of the former."""
     folder = write(tmp_path / "in", {"a.bmp": encoded(flat("L", 1), "bmp")})
     backup = write(tmp_path / "backup", {"a.bmp": encoded(flat("L", 200), "bmp")})
     os.utime(folder / "a.bmp", (5, 5))
@@ -91,7 +91,7 @@ def test_a_copy_that_brings_its_times_along_is_decoded_again(tmp_path):
 
 def twice(path, *files):
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
-        warnings.simplefilter("ignore")  # zipfile's own, on the name
+        warnings.simplefilter("ignore")  # zipfile warns about the repeated name
         for name, content in files:
             archive.writestr(name, content)
     return path

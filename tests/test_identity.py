@@ -1,4 +1,4 @@
-"""What makes two starts the same run: the content of images, weights and code, not where they lie."""
+"""Two starts are the same run if images, weights and code have the same content, wherever they lie."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ SMALL = (
 
 
 def images(folder: Path, seed: int = 0) -> Path:
-    """Two classes of 20 images of noise."""
+    """Write two classes of 20 images of noise."""
     rng = np.random.default_rng(seed)
     for name in ("cat", "dog"):
         (folder / name).mkdir(parents=True)
@@ -62,7 +62,7 @@ def on_weights(pets: Path, file: Path, *overrides: str) -> tuple[str, ...]:
 
 
 def cut_to(store: RunStore, n: int) -> None:
-    """As a kill after round n leaves it."""
+    """Leave the run as a kill after n rounds would."""
     lines = store.rounds_path.read_bytes().splitlines(keepends=True)
     store.rounds_path.write_bytes(b"".join(lines[:n]))
     store.note(state="running")
@@ -96,7 +96,7 @@ def test_a_finished_run_is_finished_for_its_weights_alone(tmp_path, pets):
     ask = (f"results_dir={tmp_path}", f"cache_dir={tmp_path}/cache", *on_weights(pets, file))
     run_here(tmp_path, *ask)
     copy = shutil.copy(file, tmp_path / "copy.safetensors")
-    gone = f"model.weights={tmp_path}/gone.safetensors"  # what is not read again may be gone
+    gone = f"model.weights={tmp_path}/gone.safetensors"  # a finished run does not read its weights
     for same in ((), (f"model.weights={copy}",), (gone,)):
         assert RunStore(asked(*ask[:2], "trainer.progress=false", *ask[2:], *same)).finished()
     other = weights(tmp_path / "other.safetensors", seed=1)
@@ -163,7 +163,7 @@ def test_a_report_compares_runs_of_the_same_weights_wherever_they_lay(tmp_path, 
     kept, ((name, why),) = comparable.comparable_runs(runs)
     assert {run.strategy for run in kept} == {"random", "margin"}
     assert name.startswith("entropy") and why.startswith("other weights than most runs: sha256:")
-    # Runs from before weights were noted are compared by path, as they were then.
+    # Runs from before weights were noted are compared by path, as before.
     for run in runs:
         info = json.loads((run.folder / "run.json").read_text())
         del info["weights"]
@@ -227,7 +227,7 @@ def test_other_images_are_refused_whether_the_run_is_finished_or_not(tmp_path, p
 
 def test_a_finished_run_on_images_that_lie_where_they_lay_reads_none_of_them(tmp_path, pets, monkeypatch):
     run_here(tmp_path, *folder_run(pets))
-    monkeypatch.setattr("al_bench.data.sources.find", None)  # whoever calls it fails
+    monkeypatch.setattr("al_bench.data.sources.find", None)  # a call would fail
     ask = folder_run(Path(f"{pets}/"), "trainer.progress=false")
     assert is_finished(RunStore(asked(f"results_dir={tmp_path}", f"cache_dir={tmp_path}/cache", *ask)))
 
@@ -291,25 +291,25 @@ def test_a_disk_that_is_full_at_the_very_start_is_said(tiny_disk, tmp_path):
 
 @pytest.mark.parametrize("kilobytes", [0, 1, 4])
 def test_a_limit_of_the_size_of_files_is_said(tmp_path, kilobytes):
-    """0: not even run.json; 1: not config.yaml; 4: no picture, or no features."""
+    """The first file that cannot be written is run.json (0), config.yaml (1), or a picture or features (4)."""
     quick = f"results_dir={tmp_path} trainer.max_steps=2 budget.rounds=60 budget.query=1 budget.validation=0"
     shell = f"ulimit -f {kilobytes}; exec {sys.executable} -m al_bench cache_dir={tmp_path} {quick}"
     done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "ulimit -f" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def nothing(path: Path) -> None:
+def to_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-def to_itself(path: Path) -> None:
+def link_to_itself(path: Path) -> None:
     path.unlink()
     path.symlink_to(path)
 
 
 @pytest.mark.parametrize("name", ["rounds.jsonl", "run.json", "config.yaml"])
-@pytest.mark.parametrize("spoil", [nothing, to_itself])
+@pytest.mark.parametrize("spoil", [to_folder, link_to_itself])
 def test_a_run_folder_that_cannot_be_read_is_an_error_that_says_what_to_do(tmp_path, name, spoil):
     store = run_here(tmp_path)
     spoil(store.folder / name)
@@ -345,5 +345,5 @@ def test_a_file_without_permission_is_not_to_be_deleted(tmp_path):
     done = subprocess.run([sys.executable, "-c", script, *arguments, *QUICK], capture_output=True, text=True)
     if "Operation not permitted" in done.stderr:
         pytest.skip("needs the right to become another user")
-    assert "run.json cannot be read (Permission denied). Give yourself the right" in done.stdout, done.stderr
+    assert "run.json cannot be read (Permission denied). Give yourself the permission" in done.stdout, done.stderr
     assert "Delete" not in done.stdout

@@ -13,14 +13,14 @@ def test_every_metric_matches_values_computed_by_hand():
     m = classification_metrics(torch.tensor(PROBS).log(), torch.tensor([0, 1, 1, 1]))  # predicted: 0, 1, 0, 2
     assert m["accuracy"] == 0.5
     assert m["nll"] == pytest.approx(-(log(0.68) + log(0.6) + log(0.3) + log(0.08)) / 4, rel=1e-6)
-    # Bins of a fifteenth: 0.68 and 0.72 share one, one of them right; 0.6 is right, 0.5 wrong.
+    # 15 bins: 0.68 and 0.72 share one, and one of them is right; 0.6 is right, 0.5 is wrong.
     assert m["ece"] == pytest.approx((abs(1.4 - 1) + abs(0.6 - 1) + abs(0.5 - 0)) / 4, rel=1e-5)
     # 0.1024 + 0.04 + 0.0144, 0.01 + 0.16 + 0.09, 0.25 + 0.49 + 0.04, 0.04 + 0.8464 + 0.5184
     assert m["brier"] == pytest.approx((0.1568 + 0.26 + 0.78 + 1.4048) / 4, rel=1e-6)
-    # class 0: precision 1/2, recall 1; class 1: precision 1, recall 1/3; class 2: predicted once, never there
+    # class 0: precision 1/2, recall 1; class 1: precision 1, recall 1/3; class 2: predicted once, never true
     assert m["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3, rel=1e-6)
     assert m["per_class"] == [1.0, pytest.approx(1 / 3), None]
-    assert (m["balanced_accuracy"], m["worst_class"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))  # of the two
+    assert (m["balanced_accuracy"], m["worst_class"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))  # of two classes
 
 
 def test_validation_reports_the_same_loss_and_accuracy():
@@ -35,7 +35,7 @@ def test_certain_predictions_right_and_wrong_give_numbers_that_json_can_hold():
     ones = dict.fromkeys(("accuracy", "macro_f1", "balanced_accuracy", "worst_class"), 1)
     assert m == {"nll": 0, "ece": 0, "brier": 0, "per_class": [1, 1]} | ones
     m = classification_metrics(certain, torch.tensor([0, 0]))
-    assert m["nll"] == pytest.approx(126 * log(2) / 2)  # 2^-126, float32's smallest, stands for 0
+    assert m["nll"] == pytest.approx(126 * log(2) / 2)  # 2^-126, the smallest normal float32, replaces 0
     assert (m["accuracy"], m["ece"], m["brier"], m["per_class"]) == (0.5, 0.5, 1, [0.5, None])
     json.dumps([m, loss_and_accuracy(certain, torch.tensor([0, 0]))], allow_nan=False)
 

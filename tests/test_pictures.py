@@ -1,4 +1,4 @@
-"""What a finished run leaves to look at."""
+"""The pictures of a finished run."""
 
 from types import SimpleNamespace
 
@@ -58,7 +58,7 @@ def test_the_most_uncertain_are_the_highest_scores_in_order_with_true_and_predic
 
 
 def test_the_predicted_class_of_several_passes_is_that_of_their_mean_probability(tmp_path, monkeypatch):
-    cat_NS = torch.tensor([[0.9999, 0.2, 0.25]] * 10)  # 0.483 on average; of the logarithms, cat's is the higher
+    cat_NS = torch.tensor([[0.9999, 0.2, 0.25]] * 10)  # mean 0.483, but the mean logarithm is higher for cat
     kept = {}
     monkeypatch.setattr(pictures, "save", lambda figure, path: kept.update({path: figure}))
     log_probs_NSC = torch.stack([cat_NS, 1 - cat_NS], 2).log()
@@ -66,7 +66,7 @@ def test_the_predicted_class_of_several_passes_is_that_of_their_mean_probability
     assert words(kept[tmp_path])[1] == "cat, not\ndog\n0.483"
 
 
-def test_a_run_of_many_rounds_leaves_a_sheet_of_some_and_one_that_bought_nothing_an_empty_one(tmp_path):
+def test_a_run_of_many_rounds_shows_some_of_them_and_one_that_acquired_nothing_an_empty_sheet(tmp_path):
     dataset = dataset_of(torch.zeros(200, 3, 64, 64, dtype=torch.uint8), [0] * 200)
     for n in (200, 0):
         records = [SimpleNamespace(n_labels=10 + r, acquired=[r]) for r in range(n)]

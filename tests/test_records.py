@@ -1,4 +1,4 @@
-"""The one reader of what a run folder says: what it refuses, the command and the report refuse alike."""
+"""The reader of a run folder's files. The command and the report refuse the same damage with the same words."""
 
 import json
 import os
@@ -67,27 +67,27 @@ REFUSED = {
     "a word in the history": (changed(0, history=[{"loss": "low"}]), 1, "not a list of mappings to numbers"),
     "acquired: null": (changed(2, acquired=None), 3, "acquired is None, not a list"),
     "an image twice": (changed(0, acquired=[1, 1]), 1, "acquired names an image twice"),
-    "an image of an earlier round": (changed(1, acquired=[0, 7]), 2, "an image that an earlier round bought"),
+    "an image of an earlier round": (changed(1, acquired=[0, 7]), 2, "an image that an earlier round acquired"),
     "a fraction of an image": (changed(0, acquired=[1, 0.5]), 1, "acquired is 0.5, not a whole number"),
     "an index of thirty digits": (changed(0, acquired=[1, 10**30]), 1, "not a whole number"),
     "a negative index": (changed(0, acquired=[1, -5]), 1, "acquired is -5, outside 0"),
     "a true count": (changed(0, epochs=True), 1, "epochs holds true or false"),
     "negative seconds": (changed(0, seconds__fit=-1.0), 1, "seconds is -1.0, outside"),
     "endless seconds": (changed(0, seconds__fit=1e300), 1, "outside 0 to 1e+09"),
-    "labels that grow too fast": (changed(1, n_labelled=30), 2, "30 labels, after 20 and 2 bought"),
-    "labels that fall": (changed(1, n_labelled=19, n_foreign=3), 2, "has fallen"),
-    "a round twice": (changed(1, round=0, weights_from=0), 2, "rounds are missing or doubled"),
-    "an end in the middle": (changed(0, acquired=[]), 2, "bought nothing, which is the end"),
+    "labels that grow too fast": (changed(1, n_labelled=30), 2, "30 labels, after 20 labels and 2 acquired images"),
+    "labels that fall": (changed(1, n_labelled=19, n_foreign=3), 2, "has decreased"),
+    "a round twice": (changed(1, round=0, weights_from=0), 2, "rounds are missing or repeated"),
+    "an end in the middle": (changed(0, acquired=[]), 2, "acquired nothing, so the run ended there"),
     "a later round's weights": (changed(0, weights_from=1), 1, "weights_from is 1, a later round"),
     "a missing value": (lambda data: data.replace(b'"steps": 20, ', b"", 1), 1, "it lacks steps"),
-    "NaN": (swap(b"0.5", b"NaN"), 1, "not a round's record"),
-    "Infinity": (swap(b"0.5", b"Infinity"), 1, "not a round's record"),
-    "a double beyond all": (swap(b"0.5", b"1e400"), 1, "not a round's record"),
-    "a key twice": (swap(b'"round": 0', b'"round": 0, "round": 0'), 1, "round is there twice"),
-    "a key twice below": (swap(b'"accuracy": 0.5', b'"accuracy": 0.9, "accuracy" :0.5'), 1, "accuracy is there twice"),
-    "no UTF-8": (swap(b"entropy", b"entr\xffpy"), 1, "not a round's record"),
-    "nested without end": (swap(b'"history": []', b'"history": ' + b"[" * 5000 + b"]" * 5000), 1, "not a round's"),
-    "a newer al_bench's": (changed(1, mood="good"), 2, "is a record of a newer al_bench: this version knows no mood"),
+    "NaN": (swap(b"0.5", b"NaN"), 1, "not a valid record"),
+    "Infinity": (swap(b"0.5", b"Infinity"), 1, "not a valid record"),
+    "a double beyond all": (swap(b"0.5", b"1e400"), 1, "not a valid record"),
+    "a key twice": (swap(b'"round": 0', b'"round": 0, "round": 0'), 1, "round appears twice"),
+    "a key twice below": (swap(b'"accuracy": 0.5', b'"accuracy": 0.9, "accuracy" :0.5'), 1, "accuracy appears twice"),
+    "no UTF-8": (swap(b"entropy", b"entr\xffpy"), 1, "not a valid record"),
+    "nested without end": (swap(b'"history": []', b'"history": ' + b"[" * 5000 + b"]" * 5000), 1, "not a valid"),
+    "a newer al_bench's": (changed(1, mood="good"), 2, "a record of a newer al_bench: this version does not know mood"),
     "another seed's": (swap(b"seed=0", b"seed=7"), 1, "is a record of digits/small_cnn/20+5x20/entropy/seed=7"),
     "another strategy's, later": (changed(2, run="digits/small_cnn/20+5x20/margin/seed=0"), 3, "is a record of digits"),
 }  # fmt: skip
@@ -136,7 +136,7 @@ def test_the_rounds_of_another_seed_are_no_finished_run(whole, tmp_path):
     with other.at_work():
         other.append(record(0, acquired=()))
     shutil.copy(whole.rounds_path, other.rounds_path)
-    words = r"line 1 is a record of .*/entropy/seed=0, and this is the folder of .*/entropy/seed=1\. Bring"
+    words = r"line 1 is a record of .*/entropy/seed=0, but this is the folder of .*/entropy/seed=1\. Restore"
     with pytest.raises(UserError, match=words):
         other.finished()
     assert results.read(other.folder).state == "unreadable"
@@ -157,7 +157,7 @@ def test_a_run_is_its_configurations_wherever_its_folder_lies(whole, tmp_path):
         (b'{"starts": [3]}', "starts[0] is int, not a mapping"),
         (b'{"dataset": {"classes": [1]}}', "dataset.classes[0] is int, not text"),
         (b'{"initial_set": {"checksum": 1}}', "initial_set.checksum is int"),
-        (b'{"state": "done"}', "state is 'done', none of finished"),
+        (b'{"state": "done"}', "state is 'done', not one of finished"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}", "nested too deeply"),
         (b"null", "NoneType, not a mapping"),
@@ -190,7 +190,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(run, name):
 def test_a_folder_without_permission_is_named(tmp_path):
     closed = [write_run(tmp_path, "margin", seed) for seed in (1, 2)] + [write_run(tmp_path, "bald").parent]
     write_run(tmp_path, "random")
-    closed[0].chmod(0o600)  # its names can be listed, and no more
+    closed[0].chmod(0o600)  # its files can be listed but not opened
     closed[1].chmod(0)
     closed[2].chmod(0)
     code = (

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment: also where Python drops the exception that they raise. Real signals, real kills."""
+"""Ctrl-C and SIGTERM at any moment, also where Python drops the exception of the handler. All signals are real."""
 
 import json
 import os
@@ -27,7 +27,7 @@ BRIEF = ("budget.rounds=1", "trainer.max_steps=4")
 
 
 class Dying:
-    """Its finaliser sends the signal to this process. What the handler raises is dropped: so Python does in __del__."""
+    """Sends the signal to this process in its finaliser, where Python drops the exception of the handler."""
 
     def __init__(self, sent: signal.Signals) -> None:
         self.sent = sent
@@ -39,7 +39,7 @@ class Dying:
 
 
 def before(function: Callable, at: int, act: Callable[[], object]) -> Callable:
-    """The function, whose call number `at` is preceded by the act."""
+    """Wrap the function so that `act` runs before call number `at`."""
     calls = iter(range(1, 10**6))
 
     def called(*args, **kwargs):
@@ -50,7 +50,7 @@ def before(function: Callable, at: int, act: Callable[[], object]) -> Callable:
     return called
 
 
-PLACES = {  # where, in which call, and how many rounds are finished by then
+PLACES = {  # owner, function, number of the call, number of rounds finished by then
     "data": (sources, "load", 1, 0),
     "fit": (Classifier, "training_step", 6, 1),
     "predict": (Classifier, "predict_step", 2, 0),
@@ -79,7 +79,7 @@ def test_a_signal_whose_exception_is_dropped_stops_the_run(tmp_path, monkeypatch
     folder = run_folder(asked(f"results_dir={tmp_path}", *QUICK, *BRIEF))
     assert json.loads((folder / "run.json").read_text())["state"] == "interrupted"
     assert lines_of(folder) == undisturbed[:finished] if finished else not (folder / "rounds.jsonl").exists()
-    assert lines_of(run_here(tmp_path, *BRIEF).folder) == undisturbed  # and the same command goes on
+    assert lines_of(run_here(tmp_path, *BRIEF).folder) == undisturbed  # the same command goes on
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -115,11 +115,11 @@ def test_an_exit_that_nobody_asked_for_is_a_failure(tmp_path, monkeypatch, code)
 
 
 def test_one_request_may_come_twice(tmp_path):
-    """As from `timeout`, which sends the signal to the process and to its group."""
+    """`timeout` sends the signal to the process and to its group."""
     store = RunStore(asked(f"results_dir={tmp_path}"))
     store.at_end.callback(lambda: os.kill(os.getpid(), signal.SIGTERM))
     note = store.note
-    store.note = before(note, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))  # the first says that it is running
+    store.note = before(note, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))  # the first call notes the state running
     with pytest.raises(SystemExit) as end, store.at_work():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
@@ -129,18 +129,18 @@ def test_one_request_may_come_twice(tmp_path):
 def test_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch):
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(signals, "ONE_REQUEST", 0)
+    monkeypatch.setattr(signals, "SAME_REQUEST", 0)
     step = before(Classifier.training_step, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
     monkeypatch.setattr(Classifier, "training_step", step)
     leave = RunStore._leave
 
-    def slowly(*args: object) -> None:  # Lightning has seen the first Ctrl-C by now, and ignores more of them
+    def slowly(*args: object) -> None:  # by now Lightning has seen the first Ctrl-C and ignores others
         leave(*args)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.1)
 
     monkeypatch.setattr(RunStore, "_leave", slowly)
-    with pytest.raises(KeyboardInterrupt):  # _exit did not end this process
+    with pytest.raises(KeyboardInterrupt):  # because the fake _exit does not end this process
         run_here(tmp_path, *BRIEF)
     assert codes == [130]
 
@@ -149,7 +149,7 @@ def test_outside_the_main_thread_nothing_is_taken_over():
     seen = []
 
     def look() -> None:
-        with signals.heeded():
+        with signals.handled():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=look)
@@ -159,11 +159,11 @@ def test_outside_the_main_thread_nothing_is_taken_over():
 
 
 def test_the_handler_of_someone_else_stays(monkeypatch):
-    """submitit's, in a Slurm job."""
+    """Such as that of submitit in a Slurm job."""
     seen = []
     before = signal.signal(signal.SIGTERM, lambda *_: seen.append("theirs"))
     try:
-        with signals.heeded():
+        with signals.handled():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
     finally:
@@ -203,7 +203,7 @@ def test_a_signal_whose_exception_is_dropped_in_the_report_is_not_taken_for_succ
     assert again.returncode == 143 and "Traceback" not in again.stderr.partition("SystemExit: 143")[2]
 
 
-# Processes that were started
+# --- Child processes
 
 
 def gone(processes: list[psutil.Process], seconds: float) -> bool:

@@ -83,7 +83,7 @@ def test_a_torn_last_line_is_dropped_and_said(store, torn, capfd):
 
 @pytest.mark.parametrize(
     "damaged, message",
-    [(b'{"round": 0}\n{}\n', "line 1 is not a round's record"), (b"garbage\n{}\n", "line 1 is not a round's record")],
+    [(b'{"round": 0}\n{}\n', "line 1 is not a valid record"), (b"garbage\n{}\n", "line 1 is not a valid record")],
 )
 def test_a_damaged_record_is_an_error_that_names_the_line(store, damaged, message):
     store.rounds_path.write_bytes(damaged)
@@ -93,7 +93,7 @@ def test_a_damaged_record_is_an_error_that_names_the_line(store, damaged, messag
 
 def test_a_missing_round_is_an_error(store):
     store.rounds_path.write_bytes(store.rounds_path.read_bytes().splitlines(keepends=True)[1])
-    with pytest.raises(UserError, match="rounds are missing or doubled"):
+    with pytest.raises(UserError, match="rounds are missing or repeated"):
         store.records()
 
 

@@ -1,4 +1,4 @@
-"""Texts that nobody vouches for: names of folders, what files hold. None reaches a terminal, or stops a report."""
+"""Hostile text in folder names and files. It never reaches a terminal unescaped and never stops a report."""
 
 import csv
 import io
@@ -73,7 +73,7 @@ def test_no_escape_sequence_reaches_a_terminal_or_a_file_of_the_report(tmp_path,
     assert is_plain(out + err) and r"\x1b]0;owned" in out and r"caf\udce9" in out
     for name in ("verdict.txt", "summary.csv", "summary.md", "summary.tex", "index.html"):
         text = (tmp_path / "report" / name).read_bytes().decode()
-        assert name == "index.html" or is_plain(text), name  # plotly's own code holds such letters
+        assert name == "index.html" or is_plain(text), name  # plotly's code contains such characters
     assert r"\x1b]0;owned" in text and r"no caf\udce9" in text and "\x1b]0;owned" not in text
     (tmp_path / "report" / "verdict.txt").write_bytes(b"fine\x1b[2J\xff\n")
     assert is_plain(results.in_words(tmp_path / "report" / "index.html"))
@@ -131,7 +131,7 @@ def test_a_budget_that_is_none_does_not_stop_the_overview(tmp_path, rounds, caps
 def test_a_figure_that_fails_is_said_and_costs_no_other(tmp_path, monkeypatch):
     two_arms(tmp_path, n=2)
     monkeypatch.setattr(plots, "cost", lambda *args, **kwargs: 1 / 0)
-    monkeypatch.setattr(figures.acquired, "jaccard", lambda *args: [][1])  # at the numbers, not at the drawing
+    monkeypatch.setattr(figures.acquired, "jaccard", lambda *args: [][1])  # fails while computing, not while drawing
     page = report.write(tmp_path)
     text = page.read_text()
     assert "<b>Cost against accuracy.</b> This figure could not be drawn: division by zero" in text
@@ -148,7 +148,7 @@ def test_names_as_long_as_a_file_system_takes_are_drawn(tmp_path):
     assert len(made) >= 8 and all(len(path.name.encode()) < 255 for path in made)
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")  # as plots has it, before pytest sets its own
+@pytest.mark.filterwarnings("ignore:Glyph")  # plots sets this filter, and pytest replaces it
 def test_classes_of_any_name_are_drawn_and_tracked(tmp_path):
     n = len(HOSTILE)
     idx, none = torch.arange(n), torch.empty(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The trackers with the real packages: files are read back, processes are killed, servers are absent or stand-ins."""
+"""The trackers with the real packages. Files are read back, processes are killed, servers are absent or fake."""
 
 import csv
 import gzip
@@ -54,7 +54,7 @@ def store_of(folder: Path, *overrides: str) -> RunStore:
 
 
 def follow(store: RunStore, before: int, after: int) -> None:
-    """A start that finds `before` of the RECORDS and goes on until there are `after`."""
+    """Start a tracker on the first `before` RECORDS and log rounds until there are `after`."""
     with tracking.opened(store.config, store.folder, NAMES, RECORDS[:before]) as track:
         for n in range(before + 1, after + 1):
             track(RECORDS[:n], list)
@@ -76,7 +76,7 @@ def wandb_environment(folder: Path, **more: str) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch, tmp_path):
-    """Nobody's own W&B settings, and none of what the trackers put into the environment stays."""
+    """Hide the user's W&B settings, and restore the environment after the test."""
     before = dict(os.environ)
     os.environ.update(wandb_environment(tmp_path))
     for name in [k for k in os.environ if k.startswith("WANDB_")]:
@@ -87,8 +87,10 @@ def no_account(monkeypatch, tmp_path):
 
 
 def wandb_records(folder: Path) -> list[list]:
-    """For each .wandb file, in order of time, its records. The last is of a run that ended: W&B's process may still be
-    writing it."""
+    """Return the records of each .wandb file, in order of time.
+
+    Wait until the last file holds the end of its run: W&B's process may still be writing it.
+    """
     end = time.monotonic() + 20
     while True:
         files = wandb_files(folder)
@@ -98,7 +100,7 @@ def wandb_records(folder: Path) -> list[list]:
 
 
 def wandb_files(folder: Path) -> list[list]:
-    """A LevelDB log of protocol buffers each."""
+    """Parse each file: a LevelDB log of protocol buffers."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     files = []
@@ -109,11 +111,11 @@ def wandb_files(folder: Path) -> list[list]:
                 at += left
                 continue
             _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-            if at + 7 + length > len(data):  # not all of it is written yet, or never was
+            if at + 7 + length > len(data):  # cut short: not yet written, or never
                 break
             whole += data[at + 7 : at + 7 + length]
             at += 7 + length
-            if kind in (1, 4):  # whole, or the last of its parts
+            if kind in (1, 4):  # a whole record, or the last part of one
                 records.append(Record.FromString(whole))
                 whole = b""
         files.append(records)
@@ -152,7 +154,7 @@ def test_the_rows_of_a_run_by_hand():
     }  # fmt: skip
 
 
-def test_labels_bought_in_vain_are_on_the_axis_too(tmp_path):
+def test_the_axis_counts_labels_of_out_of_distribution_images_too(tmp_path):
     store = store_of(tmp_path, "logger=tensorboard")
     records = [replace(r, n_foreign=7 * r.round) for r in RECORDS]
     with ExitStack() as stack:
@@ -225,7 +227,7 @@ def test_an_offline_wandb_run_holds_all_of_it_in_the_run_folder(tmp_path, monkey
         for line in table["data"]:
             pixels = np.asarray(Image.open(files[line[0]["path"]]))
             assert np.array_equal(pixels, np.rint(images[line[1]].reshape(8, 8) * (255 / 16)))
-    assert "picked.nrows" not in rounds[3]  # the last round buys nothing
+    assert "picked.nrows" not in rounds[3]  # the last round acquires nothing
 
 
 @pytest.mark.parametrize("size", [(3, 8, 6), (1, 8, 6), (4,)])  # the last: frozen features
@@ -257,7 +259,7 @@ def test_the_picked_images_by_hand(monkeypatch, size):
 
 
 class Server(BaseHTTPRequestHandler):
-    """As much of a W&B server as a run's history needs: whether the run is there, and its lines."""
+    """A fake W&B server that stores the history of one run and says whether the run exists."""
 
     protocol_version = "HTTP/1.1"
 
@@ -312,7 +314,7 @@ class Server(BaseHTTPRequestHandler):
 def wandb_server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     server.files, server.url = {}, f"http://127.0.0.1:{server.server_port}"
-    server.handle_error = lambda *_: None  # W&B hangs up when it leaves
+    server.handle_error = lambda *_: None  # W&B closes the connection when it ends
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
@@ -324,8 +326,11 @@ def wandb_server():
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    """(folder, what a terminal showed, server) of a process that tracks runs without a key (seeds 0 and 1) and three
-    starts of one with a key (seed 2), and is killed in three others (seed 3)."""
+    """Run one process that tracks several runs. Return (folder, lines on the terminal, server).
+
+    Seeds 0 and 1 run without a key. Seed 2 is started three times with a key. Seed 3 runs with three trackers and is
+    killed.
+    """
     folder = tmp_path_factory.mktemp("one_process")
     body = (
         "tracking.log.addHandler(tracking.logging.StreamHandler(sys.stdout))\n"
@@ -366,7 +371,7 @@ def test_killed_and_resumed_trackers_have_each_round_once(tmp_path, one_process)
     assert [row["_step"] for records in files for row in history(records)] == STEPS
     ids = {r.run.run_id for records in files for r in records if r.WhichOneof("record_type") == "run"}
     assert len(files) == 2 and len(ids) == 1
-    assert not (stores["wandb_offline"].folder / "wandb" / "latest-run").exists()  # `wandb sync` would take it, too
+    assert not (stores["wandb_offline"].folder / "wandb" / "latest-run").exists()  # `wandb sync` would send it too
 
     with wandb_server() as server:  # both files belong to one run there, too
         environment = wandb_environment(tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
@@ -390,7 +395,7 @@ def test_an_online_run_is_continued_where_the_server_has_it(one_process):
     assert [row["_step"] for row in server.history] == STEPS
     assert [row["n_labelled"] for row in server.history if "n_labelled" in row] == [20, 30, 40]
     assert len(shown) == 4  # the last is of the offline run that is killed
-    assert re.fullmatch(r"W&B holds later rounds of this run \(\w{16}\); only those after them .*", shown[2])
+    assert re.fullmatch(r"W&B holds later rounds of this run \(\w{16}\)\. Only rounds after those .*", shown[2])
 
 
 def test_without_a_network_the_run_goes_on_offline(tmp_path):
@@ -456,7 +461,7 @@ def test_an_interrupted_run_finishes_its_tracker_after_its_own_state(tmp_path, m
     assert told == [(True, "interrupted")]
     with store.at_work():
         store.at_end.enter_context(tracking.opened(store.config, store.folder, NAMES, []))
-    assert told[1:] == [(False, "running")]  # a run that is finished returns at once: first everything is sent
+    assert told[1:] == [(False, "running")]  # a finished run returns at once, so everything is sent first
 
 
 def test_a_missing_package_is_an_error_before_anything_is_trained(tmp_path, monkeypatch):
@@ -473,7 +478,7 @@ def test_another_tracker_or_none_at_all_is_the_same_run(tmp_path):
     store = run_here(tmp_path, *SHORT, "budget.rounds=1")
     path = store.folder / "config.yaml"
     assert "logger:" in path.read_text()
-    path.write_text(re.sub(r"logger:\n(  .*\n)+", "", path.read_text()))  # as folders were before there were trackers
+    path.write_text(re.sub(r"logger:\n(  .*\n)+", "", path.read_text()))  # as in folders from before trackers
     assert "logger" not in path.read_text()
     again = run_here(tmp_path, *SHORT, "budget.rounds=1", "logger=csv", "logger.project=another")
     assert again.folder == store.folder and len((again.folder / "metrics.csv").read_text().splitlines()) == 3

@@ -1,4 +1,4 @@
-"""Strategies with wrong habits: what they leave in the process, and what they take of it; a few right ones beside."""
+"""Strategies that misuse the process: its settings, memory or time. A few correct ones are among them."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from al_bench.strategies.uncertainty import entropy
 # --- Settings of the process
 
 
-def leaves(act, name):
+def with_side_effect(act, name):
     def strategy(view, k, rng):
         act()
         return entropy(view, k, rng)
@@ -27,24 +27,24 @@ def leaves(act, name):
     return strategy
 
 
-sets_default_dtype = leaves(lambda: torch.set_default_dtype(torch.float64), "sets_default_dtype")
+sets_default_dtype = with_side_effect(lambda: torch.set_default_dtype(torch.float64), "sets_default_dtype")
 SETTERS = [
     sets_default_dtype,
-    leaves(lambda: torch.set_num_threads(1 + (torch.get_num_threads() == 1)), "sets_threads"),
-    leaves(lambda: torch.set_grad_enabled(False), "turns_gradients_off"),
-    leaves(lambda: torch.use_deterministic_algorithms(True), "asks_for_determinism"),
-    leaves(lambda: torch.set_float32_matmul_precision("medium"), "lowers_precision"),
-    leaves(lambda: np.seterr(all="ignore"), "silences_numpy"),
-    leaves(lambda: warnings.simplefilter("ignore"), "silences_warnings"),
-    leaves(lambda: os.environ.update(OMP_NUM_THREADS="64"), "changes_the_environment"),
-    leaves(lambda: os.chdir("/"), "changes_the_folder"),
-    leaves(lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN), "ignores_sigterm"),
-    leaves(lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 9000), "deepens_recursion"),
+    with_side_effect(lambda: torch.set_num_threads(1 + (torch.get_num_threads() == 1)), "sets_threads"),
+    with_side_effect(lambda: torch.set_grad_enabled(False), "turns_gradients_off"),
+    with_side_effect(lambda: torch.use_deterministic_algorithms(True), "asks_for_determinism"),
+    with_side_effect(lambda: torch.set_float32_matmul_precision("medium"), "lowers_precision"),
+    with_side_effect(lambda: np.seterr(all="ignore"), "silences_numpy"),
+    with_side_effect(lambda: warnings.simplefilter("ignore"), "silences_warnings"),
+    with_side_effect(lambda: os.environ.update(OMP_NUM_THREADS="64"), "changes_the_environment"),
+    with_side_effect(lambda: os.chdir("/"), "changes_the_folder"),
+    with_side_effect(lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN), "ignores_sigterm"),
+    with_side_effect(lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 9000), "deepens_recursion"),
 ]
 
 
 def a_thread_each(view, k, rng):
-    """The best of each thread's part, then of the next."""
+    """Splits the ranking into one part per thread and interleaves the parts."""
     parts = top_k(score_of(view), view.n_pool, rng).chunk(torch.get_num_threads())
     return torch.stack([part[: min(map(len, parts))] for part in parts], 1).flatten()[:k]
 
@@ -83,7 +83,7 @@ def keeps_what_it_is_asked_with(view, k, rng):
 
 
 def scores_by_size(view, k, rng):
-    """Those of the first pool of this size, for all others as well."""
+    """Scores all pools of one size like the first pool of that size."""
     if (view.n_pool, view.log_probs_PSC.shape) not in SCORES:
         SCORES[view.n_pool, view.log_probs_PSC.shape] = score_of(view)
     return top_k(SCORES[view.n_pool, view.log_probs_PSC.shape], k, rng)
@@ -99,7 +99,7 @@ def all_distances(view, k, rng):
 
 @needs(embeddings=True)
 def all_neighbours(view, k, rng):
-    """A byte for each two images."""
+    """Takes one byte for each pair of images."""
     x_PD = view.emb_PD.double()
     near = [torch.cdist(x, x_PD) < 1 for x in x_PD.split(100)]
     return top_k(torch.cat(near).sum(1) + 1e-3 * x_PD.norm(dim=1), k, rng)
@@ -138,7 +138,7 @@ def distances_by_own_blocks(view, k, rng):
 
 
 def image_by_image(view, k, rng):
-    """Each with each other, in Python."""
+    """Compares each pair of images in Python."""
     x_P = score_of(view).tolist()
     return top_k(torch.tensor([sum(sum(math.sin(i * x - y) for i in range(5)) for y in x_P) for x in x_P]), k, rng)
 

@@ -1,4 +1,4 @@
-"""Strategies that choose wrongly, each in its own way, for the rules to catch; a few right ones that look like them."""
+"""Strategies with one mistake each, which the rules must catch, and a few correct ones that look similar."""
 
 import random
 from dataclasses import replace
@@ -108,7 +108,7 @@ def nan_is_an_error(view, k, rng):
 
 def nan_is_first(view, k, rng):
     probs_PC = view.log_probs_PSC.float().exp().mean(1)
-    order = torch.randperm(view.n_pool, generator=rng)  # ties are drawn, so nothing else is wrong
+    order = torch.randperm(view.n_pool, generator=rng)  # ties are drawn at random, so that nothing else is wrong
     score_P = -(probs_PC * probs_PC.log()).sum(1)[order].double().numpy()
     return order[np.argsort(score_P)[::-1].copy()[:k]]
 
@@ -120,7 +120,7 @@ def divides_by_norm(view, k, rng):
 
 @needs(embeddings=True)
 def fewer_points_than_centres(view, k, rng):
-    """D^2 sampling without a thought for the day when all distances are 0, unless they are from the start."""
+    """D^2 sampling that fails once all distances are 0. It handles a pool whose distances are 0 from the start."""
     emb_PD = view.emb_PD.double()
     picks = [int(torch.randint(view.n_pool, (1,), generator=rng))]
     if len(emb_PD.unique(dim=0)) == 1:
@@ -138,7 +138,7 @@ def no_labels_no_minimum(view, k, rng):
 
 @needs(embeddings=True)
 def library_refuses(view, k, rng):
-    max(view.labelled_labels_L.tolist())  # ValueError, but nobody's sentence
+    max(view.labelled_labels_L.tolist())  # ValueError of Python, not of the strategy
     return top_k(view.emb_PD.double().norm(dim=1), k, rng)
 
 
@@ -210,7 +210,7 @@ def likely_class_0(view, k, rng):
 
 
 def classes_are_a_scale(view, k, rng):
-    """The variance of the class's number."""
+    """Scores by the variance of the class number."""
     probs_PC, number_C = view.log_probs_PSC.double().exp().mean(1), torch.arange(view.n_classes).double()
     return top_k(probs_PC @ number_C.square() - (probs_PC @ number_C).square(), k, rng)
 
@@ -230,7 +230,7 @@ def draws_class_0(view, k, rng):
 
 
 def weight_of_the_largest_label(view, k, rng):
-    """The number of labels says how rare a class is, but only up to the largest class that has any."""
+    """Weights rare classes by their number of labels, but counts only up to the largest class that has labels."""
     count_C = view.labelled_labels_L.bincount(minlength=1)
     class_P = view.log_probs_PSC.double().exp().mean(1).argmax(1)
     rare_P = 1 / (1 + count_C[class_P.clamp_max(len(count_C) - 1)])
@@ -320,7 +320,7 @@ def fewer_dimensions_than_images(view, k, rng):
 
 @needs(embeddings=True)
 def argmax_of_nan(view, k, rng):
-    """The direction of an embedding of length 0 is NaN, and argmax returns the first of those."""
+    """The direction of an embedding of length 0 is NaN, and argmax returns the first NaN."""
     x_PD = view.emb_PD.double()
     score_P = (x_PD / x_PD.norm(dim=1, keepdim=True))[:, 0].clone()
     if not score_P.isfinite().any():
@@ -334,7 +334,7 @@ def argmax_of_nan(view, k, rng):
 
 @needs(embeddings=True)
 def numpys_argsort_of_nan(view, k, rng):
-    """As numpy has no say in torch, only the order tells."""
+    """The NaN watch does not see numpy, so only the order of the pool reveals the mistake."""
     x_PD = view.emb_PD.double()
     score_P = (x_PD / x_PD.norm(dim=1, keepdim=True))[:, 0].numpy()
     if np.isnan(score_P).all():

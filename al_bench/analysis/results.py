@@ -31,7 +31,7 @@ from al_bench.records import (
     parse,
     read_json,
     read_records,
-    split,
+    split_lines,
 )
 from al_bench.text import printable
 
@@ -196,7 +196,7 @@ def read(folder: Path) -> Run:
         state, why = state_of(folder, info), info.get("error")
         if state == FINISHED and not is_complete(records):
             state, why = INTERRUPTED, f"{ROUNDS} has lost its last rounds"  # the folder was perhaps copied too early
-        torn = bool(split(data)[1])
+        torn = bool(split_lines(data)[1])
         return Run(**identity, folder=folder, info=info, state=state, why=why, torn=torn, **arrays(records))
     except UserError as error:
         return Run(**identity, folder=folder, state=UNREADABLE, why=str(error))

@@ -1,1 +1,1 @@
-"""`al-bench check mine.my_strategy`: the rules that every strategy obeys, and the inputs they are tried on."""
+"""`al-bench check mine.my_strategy`: test a strategy against the rules that all strategies obey."""

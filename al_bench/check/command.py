@@ -14,7 +14,7 @@ from rich.markup import escape
 from yaml import YAMLError
 
 from al_bench import strategies
-from al_bench.check.rules import RULES, it_runs, verdict
+from al_bench.check.rules import RULES, it_runs, try_rule
 from al_bench.config import conf_dir
 from al_bench.errors import UserError
 from al_bench.imports import function
@@ -22,19 +22,22 @@ from al_bench.strategies import StrategyFunction, needs_of
 
 
 def load(name: str, arguments: list[str]) -> tuple[StrategyFunction, int]:
-    """The strategy of a dotted path, of a name in conf/strategy or of a yaml file, and how many passes it is shown."""
-    if wrong := [argument for argument in arguments if "=" not in argument]:
-        raise UserError(f"{wrong[0]}: an option is given as name=value.")
+    """Return the strategy and the number of passes to test it with.
+
+    name: a dotted path, a name in conf/strategy or a yaml file. arguments: options, each as name=value.
+    """
+    if malformed := [argument for argument in arguments if "=" not in argument]:
+        raise UserError(f"{malformed[0]}: type an option as name=value.")
     try:
         asked = settings(name) | OmegaConf.to_container(OmegaConf.from_dotlist(arguments))
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name} {' '.join(arguments)} cannot be read: {error}") from error
     target = asked["_target_"]
     if not isinstance(target, str):
-        raise UserError(f"{name}: _target_={target} is no dotted path, such as my_module.my_strategy.")
+        raise UserError(f"{name}: _target_={target} is not a dotted path such as my_module.my_strategy.")
     found = function("strategy._target_", target)
     if not inspect.isroutine(found):
-        raise UserError(f"{target} is no function, and a strategy is one: (view, k, rng, *, options...).")
+        raise UserError(f"{target} is not a function. A strategy is a function: (view, k, rng, *, options...).")
     if needs_of(found).passes:
         asked = {"passes": 4} | asked
     strategy = strategies.load(asked)
@@ -42,22 +45,22 @@ def load(name: str, arguments: list[str]) -> tuple[StrategyFunction, int]:
 
 
 def settings(name: str) -> dict[str, Any]:
-    """The keys of a strategy's yaml; for a dotted path those a yaml would hold."""
+    """Return the keys of a strategy's yaml, or for a dotted path the keys that a yaml would hold."""
     path = Path(name) if name.endswith(".yaml") else conf_dir() / "strategy" / f"{name}.yaml"
     if path.is_file():
         keys = OmegaConf.to_container(OmegaConf.load(path))
         if not isinstance(keys, dict):
-            raise UserError(f"{path} holds a list, and a strategy's file has keys: name, _target_ and its options.")
+            raise UserError(f"{path} holds a list. A strategy's file holds keys: name, _target_ and its options.")
         return {"name": name, "_target_": name} | keys
     if "." in name and not name.endswith(".yaml"):
         return {"name": name, "_target_": name}
     near = difflib.get_close_matches(name, [f.stem for f in path.parent.glob("*.yaml")], n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise UserError(f"There is no strategy {name}. Name your own with its module: my_module.my_strategy.{hint}")
+    raise UserError(f"There is no strategy {name}. Name your own with its module, as in my_module.my_strategy.{hint}")
 
 
 def main(arguments: list[str]) -> int:
-    """`al-bench check NAME [option=value ...]`: a line a rule, and whether all hold. The exit code."""
+    """Run `al-bench check NAME [option=value ...]` and print one line per rule. Return 0 if all rules hold, else 1."""
     if not arguments or arguments[0].startswith("-"):
         print(USAGE)
         return 0 if arguments else 1
@@ -73,9 +76,11 @@ def main(arguments: list[str]) -> int:
 
 USAGE = """al-bench check NAME [option=value ...]
 
-Puts a strategy through the rules that all of them obey. NAME is a function's dotted path (my_module.my_strategy, looked
-for in the current folder too), the name of a strategy that comes with al_bench, or a yaml file. With passes=N it is
-shown several passes of a stochastic net."""
+Tests a strategy against the rules that all strategies obey. NAME is one of:
+  - the dotted path of a function, such as my_module.my_strategy (the current folder is searched too)
+  - the name of a strategy that comes with al_bench
+  - a yaml file
+With passes=N the strategy is tested on several passes of a stochastic net."""
 
 
 def report(name: str, strategy: StrategyFunction, S: int) -> int:
@@ -84,10 +89,10 @@ def report(name: str, strategy: StrategyFunction, S: int) -> int:
     failed = 0
     for rule in RULES:
         with console.status(escape(rule.__doc__)):
-            result, remark = verdict(rule, strategy, S)
-        console.print(f"[{colour[result]}]{result:<8}[/] {below(console, rule.__doc__)}")
+            result, remark = try_rule(rule, strategy, S)
+        console.print(f"[{colour[result]}]{result:<8}[/] {indented(console, rule.__doc__)}")
         if remark:
-            console.print(f"{MARGIN}{below(console, remark)}")
+            console.print(f"{MARGIN}{indented(console, remark)}")
         failed += result == "FAILED"
         if failed and rule is it_runs:
             console.print(f"{escape(name)} does not run, so the other rules were not tried.")
@@ -103,7 +108,7 @@ def report(name: str, strategy: StrategyFunction, S: int) -> int:
 MARGIN = " " * 9
 
 
-def below(console: Console, text: str) -> str:
-    """The text, in lines that fit the terminal and keep its margin. A file gets one line."""
+def indented(console: Console, text: str) -> str:
+    """Wrap the text to the terminal and indent all lines but the first. Do not wrap it if the output is a file."""
     lines = textwrap.wrap(text, console.width - len(MARGIN)) if console.is_terminal else [text]
     return f"\n{MARGIN}".join(map(escape, lines))

@@ -1,7 +1,7 @@
-"""What the rules are tried on: random pools and degenerate ones, float16, and pools of any size.
+"""Test inputs for the rules: random pools, degenerate pools, float16, and pools of any size.
 
 P pool images, L labelled, S passes or members, C classes, D embedding width, F width of the fixed features.
-`make_view(size, seed, kind)` makes the input again that a broken rule names.
+`make_view(size, seed, kind)` rebuilds the input that the message of a broken rule names.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,10 @@ from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size
 
 
 def make_view(size: Size, seed: int, kind: str = "random") -> PoolView:
-    """A random pool with every field filled: a cluster a class, and predictions of a head that fits the embeddings."""
+    """Make a random pool with every field filled.
+
+    Each class is a Gaussian cluster. The predictions come from a linear head that fits the embeddings.
+    """
     draw = torch.Generator().manual_seed(seed)
     centre_CD, centre_CF = (torch.randn(size.C, width, generator=draw) for width in (size.D, size.F))
 
@@ -41,12 +44,14 @@ def make_view(size: Size, seed: int, kind: str = "random") -> PoolView:
 
 
 def take(view: PoolView, rows: Tensor) -> PoolView:
-    """The view of a pool that holds these images of it."""
+    """Return the view of the pool that consists of the images at `rows`. Rows may repeat."""
     pool = {name: getattr(view, name) for name in ("log_probs_PSC", "emb_PD", "features_PF")}
     return replace(view, **{name: values[rows] for name, values in pool.items() if values is not None})
 
 
 def certain(view: PoolView) -> PoolView:
+    """Give the likeliest class of each image the probability 1."""
+
     def one_hot(log_probs: Tensor) -> Tensor:
         return torch.zeros_like(log_probs).scatter(-1, log_probs.argmax(-1, keepdim=True), 1).log()
 
@@ -61,22 +66,22 @@ def uniform(view: PoolView) -> PoolView:
     return replace(view, log_probs_PSC=torch.full_like(view.log_probs_PSC, 1 / view.n_classes).log())
 
 
-def alike(view: PoolView) -> PoolView:
+def identical(view: PoolView) -> PoolView:
     return take(view, torch.zeros(view.n_pool, dtype=torch.int64))
 
 
-def blank(view: PoolView) -> PoolView:
+def zero_embeddings(view: PoolView) -> PoolView:
     return replace(view, emb_PD=torch.zeros_like(view.emb_PD), labelled_emb_LD=torch.zeros_like(view.labelled_emb_LD))
 
 
-def some_blank(view: PoolView) -> PoolView:
-    """Every third image has the embedding 0."""
+def some_zero_embeddings(view: PoolView) -> PoolView:
+    """Set the embedding of every third image to 0."""
     third_P1 = (torch.arange(view.n_pool) % 3 == 0)[:, None]
     return replace(view, emb_PD=view.emb_PD.masked_fill(third_P1, 0))
 
 
 def saturated(view: PoolView) -> PoolView:
-    """The likeliest class of each image has the probability 1 in float32; its logarithm differs from image to image."""
+    """Round the largest probability of each image to 1 in float32. Its logarithm still differs between images."""
     top_PS1 = (
         view.log_probs_PSC.mean(1, keepdim=True).argmax(-1, keepdim=True).expand(-1, view.log_probs_PSC.shape[1], 1)
     )
@@ -84,8 +89,8 @@ def saturated(view: PoolView) -> PoolView:
     return replace(view, log_probs_PSC=logits_PSC.log_softmax(-1).float())
 
 
-def without_a_class(view: PoolView, log_zero: float) -> PoolView:
-    """The likeliest class of every third image gets the log-probability log_zero, in every pass."""
+def likeliest_class_ruled_out(view: PoolView, log_zero: float) -> PoolView:
+    """Give the likeliest class of every third image the log-probability log_zero, in every pass."""
     log_probs_PSC = view.log_probs_PSC.clone()
     for row_SC in log_probs_PSC[::3]:
         row_SC[:, row_SC.mean(0).argmax()] = -torch.inf
@@ -96,12 +101,12 @@ def one_labelled_class(view: PoolView) -> PoolView:
     return replace(view, labelled_labels_L=torch.zeros_like(view.labelled_labels_L))
 
 
-def halved(view: PoolView) -> PoolView:
+def in_float16(view: PoolView) -> PoolView:
     names = ("log_probs_PSC", "emb_PD", "labelled_emb_LD", "labelled_log_probs_LC")
     return replace(view, **{name: getattr(view, name).half() for name in names})
 
 
-def widened(view: PoolView) -> PoolView:
+def in_float32(view: PoolView) -> PoolView:
     floats = {
         f.name: v for f in fields(view) if isinstance(v := getattr(view, f.name), Tensor) and v.dtype == torch.half
     }
@@ -112,25 +117,25 @@ KINDS: dict[str, Callable[[PoolView], PoolView]] = {
     "random": lambda view: view,
     "certain": certain,
     "uniform": uniform,
-    "alike": alike,
-    "alike, certain": lambda view: alike(certain(view)),
-    "alike, uniform, embeddings 0": lambda view: alike(uniform(blank(view))),
-    "embeddings 0": blank,
-    "every third embedding 0": some_blank,
+    "identical": identical,
+    "identical, certain": lambda view: identical(certain(view)),
+    "identical, uniform, embeddings 0": lambda view: identical(uniform(zero_embeddings(view))),
+    "embeddings 0": zero_embeddings,
+    "every third embedding 0": some_zero_embeddings,
     "saturated": saturated,
     "every image twice": lambda view: take(view, torch.arange(view.n_pool) // 2),
     "three distinct images": lambda view: take(view, torch.arange(view.n_pool) % min(3, view.n_pool)),
-    "a probability of 0": lambda view: without_a_class(view, -torch.inf),
-    "a probability of exp(-80)": lambda view: without_a_class(view, -80),
+    "a probability of 0": lambda view: likeliest_class_ruled_out(view, -torch.inf),
+    "a probability of exp(-80)": lambda view: likeliest_class_ruled_out(view, -80),
     "one labelled class": one_labelled_class,
-    "float16": halved,
-    "float16 as float32": lambda view: widened(halved(view)),
+    "float16": in_float16,
+    "float16 as float32": lambda view: in_float32(in_float16(view)),
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input: a view, and how many to choose from it."""
+    """One test input: how to make the view. size.k is the number of images to choose."""
 
     size: Size
     seed: int = 0
@@ -140,12 +145,12 @@ class Case:
         return f"make_view({self.size}, {self.seed}, {self.kind!r})"
 
     def view(self, needs: Needs) -> PoolView:
-        """Only what was declared: a field that was not is None."""
+        """Make the view. Fields that the strategy did not declare are None."""
         view = make_view(self.size, self.seed, self.kind)
         return replace(view, **{name: None for need in undeclared(needs) for name in FIELDS_OF[need]})
 
-    def of(self, **change: Any) -> "Case":
-        """The same with another size, seed or kind."""
+    def changed(self, **change: Any) -> "Case":
+        """Return a copy with another seed, kind or part of the size."""
         new = {key: change.pop(key) for key in ("seed", "kind") if key in change}
         return replace(self, size=replace(self.size, **change), **new)
 
@@ -155,7 +160,7 @@ def undeclared(needs: Needs) -> list[str]:
 
 
 def cases(S: int) -> list[Case]:
-    """Tie-free inputs."""
+    """Return three small inputs without ties."""
     return [
         Case(Size(P=5, L=3, S=S, C=2, D=2, F=3, k=2), 1),
         Case(Size(P=37, L=11, S=S, C=3, D=5, F=4, k=7), 2),
@@ -163,6 +168,9 @@ def cases(S: int) -> list[Case]:
     ]
 
 
-def large(S: int) -> Case:
-    """More images than usual blocks hold, and by far no multiple of 64, 100, 128, 250, 256, 500 or 512."""
+def large_case(S: int) -> Case:
+    """Return a pool larger than usual blocks, whose last block is incomplete but holds many images.
+
+    That is so for blocks of 64, 100, 128, 250, 256, 500 and 512.
+    """
     return Case(Size(P=999, L=7, S=S, C=3, D=4, F=4, k=8), 4)

@@ -1,7 +1,7 @@
-"""Rules on what a choice must not depend on: the order of the pool, of the passes, of the labelled images, the classes'
-numbers.
+"""Rules on what a choice must not depend on: the order of the pool, passes and labelled images, and the class numbers.
 
-A strategy that does not sample chooses the same. One that samples chooses as often: its choices are counted.
+A strategy that does not sample must choose the same images before and after a change. A strategy that samples must
+choose each image equally often, so its choices are counted.
 P pool images, S passes or members, C classes, L labelled, N choices.
 """
 
@@ -11,31 +11,31 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from al_bench.check.inputs import Case, cases, large, take
+from al_bench.check.inputs import Case, cases, large_case, take
 from al_bench.check.trial import Broken, choose
 from al_bench.strategies import PoolView, StrategyFunction, needs_of
 
-CHOICES = 24  # of each view, where they are counted
-Views = list[tuple[PoolView, Tensor | None]]  # each with the positions of its images in the first; None: the same
-PARTLY_DEGENERATE = ("a probability of 0", "every third embedding 0")  # and no ties among the others
+CHOICES = 24  # draws from each view of a strategy that samples
+Views = list[tuple[PoolView, Tensor | None]]  # a view and the positions of its images in the first; None: the same
+PARTLY_DEGENERATE = ("a probability of 0", "every third embedding 0")  # without ties among the other images
 
 
 def order_does_not_matter(strategy: StrategyFunction, S: int) -> None:
     """Permuting the pool permutes the picks."""
-    degenerate = [cases(S)[1].of(kind=kind) for kind in PARTLY_DEGENERATE]
-    all_alike(strategy, [*cases(S), large(S), *degenerate], reordered)
+    degenerate = [cases(S)[1].changed(kind=kind) for kind in PARTLY_DEGENERATE]
+    expect_same_choices(strategy, [*cases(S), large_case(S), *degenerate], pool_reordered)
 
 
 def order_without_labels(strategy: StrategyFunction, S: int) -> None:
-    """Permuting the pool permutes the picks where nothing is labelled, too."""
-    unlabelled = [case.of(L=0) for case in cases(S)[1:]]
+    """Permuting the pool permutes the picks also where nothing is labelled."""
+    unlabelled = [case.changed(L=0) for case in cases(S)[1:]]
     for case in unlabelled:
         choose(strategy, case, may_refuse=True)
-    all_alike(strategy, unlabelled, reordered)
+    expect_same_choices(strategy, unlabelled, pool_reordered)
 
 
 def order_of_passes(strategy: StrategyFunction, S: int) -> str | None:
-    """Several passes: permuting them, or showing each twice, changes nothing."""
+    """Permuting several passes, or showing each twice, changes nothing."""
 
     def permuted(view: PoolView) -> Views:
         plain_S, backwards_S, shuffled_S = orders_of(view.log_probs_PSC.shape[1])
@@ -43,10 +43,10 @@ def order_of_passes(strategy: StrategyFunction, S: int) -> str | None:
         return [(replace(view, log_probs_PSC=view.log_probs_PSC[:, order_S]), None) for order_S in orders]
 
     if not needs_of(strategy).predictions:
-        return "nothing to permute: it looks at no predictions"
+        return "nothing to permute: the strategy uses no predictions"
     for case in cases(max(S, 4)):
         choose(strategy, case, may_refuse=True)
-    all_alike(strategy, cases(max(S, 4)), permuted)
+    expect_same_choices(strategy, cases(max(S, 4)), permuted)
     return None
 
 
@@ -57,29 +57,29 @@ def numbers_of_classes(strategy: StrategyFunction, S: int) -> None:
         n = view.n_classes
         return [(renumbered(view, torch.arange(n).roll(shift)), None) for shift in range(min(3, n))]
 
-    all_alike(strategy, [*cases(S), cases(S)[2].of(kind="one labelled class")], rotated)
+    expect_same_choices(strategy, [*cases(S), cases(S)[2].changed(kind="one labelled class")], rotated)
 
 
 def order_of_labels(strategy: StrategyFunction, S: int) -> None:
     """Permuting the labelled images changes nothing."""
 
     def permuted(view: PoolView) -> Views:
-        return [(relabelled(view, order_L), None) for order_L in orders_of(len(view.labelled_labels_L))]
+        return [(labelled_reordered(view, order_L), None) for order_L in orders_of(len(view.labelled_labels_L))]
 
-    all_alike(strategy, cases(S), permuted)
+    expect_same_choices(strategy, cases(S), permuted)
 
 
-def reordered(view: PoolView) -> Views:
+def pool_reordered(view: PoolView) -> Views:
     return [(take(view, order_P), order_P) for order_P in orders_of(view.n_pool)]
 
 
 def orders_of(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As it is, backwards, shuffled."""
+    """Return three orders of n items: unchanged, reversed, shuffled."""
     return torch.arange(n), torch.arange(n).flip(0), torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
 def renumbered(view: PoolView, order_C: Tensor) -> PoolView:
-    """Class order_C[0] becomes class 0, order_C[1] class 1."""
+    """Renumber the classes: class order_C[0] becomes class 0, order_C[1] becomes class 1, and so on."""
     changed = {
         "log_probs_PSC": lambda values: values[:, :, order_C],
         "labelled_labels_L": lambda values: order_C.argsort()[values],
@@ -90,35 +90,41 @@ def renumbered(view: PoolView, order_C: Tensor) -> PoolView:
     return with_changes(view, changed)
 
 
-def relabelled(view: PoolView, order_L: Tensor) -> PoolView:
+def labelled_reordered(view: PoolView, order_L: Tensor) -> PoolView:
     names = ("labelled_emb_LD", "labelled_labels_L", "labelled_log_probs_LC", "labelled_features_LF")
     return with_changes(view, {name: lambda values: values[order_L] for name in names})
 
 
 def with_changes(view: PoolView, changes: dict[str, Callable[[Tensor], Tensor]]) -> PoolView:
-    """Fields that were not asked for stay None."""
+    """Apply a function to each named field. Fields that are None stay None."""
     there = {name: change for name, change in changes.items() if getattr(view, name) is not None}
     return replace(view, **{name: change(getattr(view, name)) for name, change in there.items()})
 
 
-def all_alike(strategy: StrategyFunction, some: list[Case], views_of: Callable[[PoolView], Views]) -> None:
-    """Raises Broken unless it chooses alike from all views of each case; where it samples, as often, in one case."""
+def expect_same_choices(strategy: StrategyFunction, some: list[Case], views_of: Callable[[PoolView], Views]) -> None:
+    """Raise Broken unless the strategy chooses the same from all views of each case.
+
+    Where the strategy samples, count its choices, in one case only: counting takes long.
+    """
     sampled = []
     for case in some:
         views = views_of(case.view(needs_of(strategy)))
-        if not same_choice(strategy, case, views) and case.size.P < 100:  # many choices from a large pool take long
+        if not chooses_the_same(strategy, case, views) and case.size.P < 100:  # counting in a large pool takes long
             sampled.append((case, views))
     if sampled:
-        same_counts(strategy, *sampled[:2][-1])
+        expect_same_counts(strategy, *sampled[:2][-1])
 
 
-def same_choice(strategy: StrategyFunction, case: Case, views: Views) -> bool:
-    """Whether no view's choice depends on the seed. Raises Broken where the views' choices then differ."""
+def chooses_the_same(strategy: StrategyFunction, case: Case, views: Views) -> bool:
+    """Return False if the choice from some view depends on the seed.
+
+    Otherwise return True, or raise Broken if the choices from the views differ.
+    """
     found: list[list[int]] = []
     for i, view in enumerate(views):
         first, *others = choices(strategy, case, view, range(3 * i, 3 * i + 3))
         if any(other != first for other in others):
-            return False  # it samples, or there are ties
+            return False  # the strategy samples, or scores are tied
         found.append(first)
     for other in found:
         if other != found[0]:
@@ -126,10 +132,10 @@ def same_choice(strategy: StrategyFunction, case: Case, views: Views) -> bool:
     return True
 
 
-def same_counts(strategy: StrategyFunction, case: Case, views: Views) -> None:
-    """Raises Broken where it samples, and chooses some images more often after the change than before."""
+def expect_same_counts(strategy: StrategyFunction, case: Case, views: Views) -> None:
+    """Raise Broken if some images are chosen more often after the change than before."""
     one_NP, other_NP = (
-        chosen(choices(strategy, case, view, range(seed, seed + CHOICES)), case.size.P)
+        choice_matrix(choices(strategy, case, view, range(seed, seed + CHOICES)), case.size.P)
         for seed, view in zip((100, 200), views, strict=False)
     )
     if differ(one_NP, other_NP):
@@ -143,23 +149,24 @@ def same_counts(strategy: StrategyFunction, case: Case, views: Views) -> None:
 def choices(
     strategy: StrategyFunction, case: Case, view: tuple[PoolView, Tensor | None], streams: range
 ) -> list[list[int]]:
-    """As positions in the first view."""
+    """Return one choice per stream, as positions in the first view."""
     shown, order_P = view
     picks = (choose(strategy, case, stream, shown) for stream in streams)
     return [(positions if order_P is None else order_P[positions]).tolist() for positions in picks]
 
 
-def chosen(choices: list[list[int]], n_pool: int) -> Tensor:
-    """1 for each image of each choice [N, P]."""
+def choice_matrix(choices: list[list[int]], n_pool: int) -> Tensor:
+    """Return a matrix [N, P] with 1 where choice n holds image p, else 0."""
     return torch.zeros(len(choices), n_pool).scatter_(1, torch.tensor(choices), 1)
 
 
 def differ(one_NP: Tensor, other_NP: Tensor) -> bool:
-    """Whether the two samples of choices come from different strategies; two of one do so once in a million times.
+    """Test whether two samples of choices come from different strategies. One test in a million is a false alarm.
 
-    A permutation test: choices are independent of each other, and the images of one choice need not be. The counts'
-    squared differences are compared with those where the choices are dealt out at random. Their distribution is taken
-    for a gamma distribution of the same mean and variance, for a thousand deals show none so rare.
+    This is a permutation test, because the images of one choice may depend on each other, while the choices do not. The
+    statistic is the sum of squared differences of the counts. It is compared with its values when the choices are
+    dealt to the two sides at random. A gamma distribution of the same mean and variance stands for these values,
+    because a thousand deals cannot show an event that rare.
     """
     both_NP, n = torch.cat([one_NP, other_NP]), len(one_NP)
     side_N = torch.cat([torch.ones(n), -torch.ones(n)])

@@ -1,4 +1,4 @@
-"""A dry run of one of our strategies, before a run reads any image."""
+"""Try a strategy of al_bench with its options before a run reads any image."""
 
 import torch
 
@@ -9,9 +9,9 @@ from al_bench.strategies.guard import package_of, select
 
 
 def try_out(strategy: Strategy) -> None:
-    """Raises UserError where a strategy of al_bench cannot choose 2 of 12 random images with the options it has.
+    """Raise UserError if a strategy of al_bench cannot choose 2 of 12 random images with its options.
 
-    A user's own strategy is not tried: it may need more images than these.
+    A user's own strategy is not tried, because it may need more images than these.
     """
     if package_of(strategy.function) != "al_bench":
         return

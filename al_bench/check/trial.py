@@ -1,4 +1,4 @@
-"""Running a strategy on trial: its checked choice, or what it broke.
+"""Run a strategy on one test input: return its checked choice, or raise what it broke.
 
 P pool images.
 """
@@ -21,15 +21,15 @@ from al_bench.errors import UserError
 from al_bench.strategies import PoolView, Strategy, StrategyFunction, needs_of
 from al_bench.strategies.guard import package_of, select
 
-NAN = "a NaN reached"  # what process.NaNWatch raises in the strategy's stead
+NAN_MESSAGE = "a NaN reached"  # how the message of process.NaNWatch begins
 
 
 class Broken(Exception):
-    """The strategy broke a rule: on which input, and what came out."""
+    """The strategy broke a rule. The message says on which input and what came out."""
 
 
 class Refused(Exception):
-    """The strategy raised ValueError or UserError of its own, where it may: what it said."""
+    """The strategy refused an input by its own ValueError or UserError, where a rule allows that. Holds its message."""
 
 
 def choose(
@@ -40,7 +40,11 @@ def choose(
     may_refuse: bool = False,
     watch: AbstractContextManager | None = None,
 ) -> Tensor:
-    """The checked choice from a case, or from the view given for it, with the generator seeded by `stream`."""
+    """Return the checked choice for a case, or for `view` if that is given.
+
+    stream: the seed of the generator. may_refuse: the strategy may refuse the input. watch: a context to run it in.
+    Raises Refused where the strategy refuses and may do so, and Broken for any other error.
+    """
     view = case.view(needs_of(strategy)) if view is None else view
     try:
         with watch or nullcontext():
@@ -52,27 +56,31 @@ def choose(
 
 
 def is_refusal(strategy: StrategyFunction, error: BaseException) -> bool:
-    """Raised by a `raise` of the strategy's own package, not by a library, and not for want of a better answer."""
+    """Return whether the error is a refusal: a ValueError or UserError from a `raise` in the strategy's own package.
+
+    Errors of libraries, of `top_k` and `guard`, and of NaNWatch are failures.
+    """
     module, code, line = frames(error)[-1]
     return (
         isinstance(error, ValueError | UserError)
         and module.split(".")[0] in ("al_bench", package_of(strategy))
-        and code not in (strategies.top_k.__code__, select.__code__)
+        and module != select.__module__  # guard.py checks what comes back
+        and code is not strategies.top_k.__code__
         and line.startswith("raise ")
-        and not str(error).startswith(NAN)
+        and not str(error).startswith(NAN_MESSAGE)
     )
 
 
 def explain(error: UserError) -> str:
-    """What `select` says of the strategy, as a sentence."""
+    """Return the message of `select` about the strategy, as a sentence."""
     said = str(error).removeprefix("strategy , round 0: ")
-    if said.startswith(("it ", NAN)) or error.__cause__ is None:
+    if said.startswith(("it ", NAN_MESSAGE)) or error.__cause__ is None:
         return said[0].upper() + said[1:]
     return f"It raised {'ValueError: ' if isinstance(error.__cause__, ValueError) else ''}{said}"
 
 
 def frames(error: BaseException) -> list[tuple[str, CodeType, str]]:
-    """Module, code and line of each call that led to the error, outermost first."""
+    """Return module, code object and source line of each call that led to the error, outermost first."""
     return [
         (
             frame.f_globals.get("__name__", ""),
@@ -83,13 +91,14 @@ def frames(error: BaseException) -> list[tuple[str, CodeType, str]]:
     ]
 
 
-def expect(true: bool, what: str, case: Case) -> None:
-    if not true:
-        raise Broken(f"{what} Input: {case}, k={case.size.k}.")
+def expect(holds: bool, message: str, case: Case) -> None:
+    """Raise Broken with the message and the input unless `holds`."""
+    if not holds:
+        raise Broken(f"{message} Input: {case}, k={case.size.k}.")
 
 
-def is_even(count_P: Tensor) -> bool:
-    """Whether the counts may be those of a fair draw (chi-squared; a fair one fails once in a million times)."""
+def is_uniform(count_P: Tensor) -> bool:
+    """Return whether the counts fit a uniform draw (chi-squared; a uniform draw fails once in a million times)."""
     fair = count_P.sum() / len(count_P)
     excess = (count_P - fair).square().sum() / fair
     return bool(torch.special.gammaincc(torch.tensor((len(count_P) - 1) / 2), excess / 2) > 1e-6)
@@ -100,7 +109,8 @@ def brief(positions: Tensor) -> str:
 
 
 @contextmanager
-def chunk(numbers: int) -> Iterator[None]:
+def chunk_size(numbers: int) -> Iterator[None]:
+    """Set strategies.CHUNK to `numbers` for the block."""
     before, strategies.CHUNK = strategies.CHUNK, numbers
     try:
         yield
@@ -110,7 +120,7 @@ def chunk(numbers: int) -> Iterator[None]:
 
 @contextmanager
 def global_seed(seed: int) -> Iterator[None]:
-    """The three global generators seeded, and as they were afterwards."""
+    """Seed the global generators of Python, numpy and torch for the block, then restore them."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
