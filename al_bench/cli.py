@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from al_bench import arguments, config, hints, signals
+from al_bench import arguments, config, hints, process, signals
 from al_bench.config import conf_dir
 from al_bench.errors import UserError
 from al_bench.finished import is_finished
@@ -38,6 +38,7 @@ def main() -> None:
     if sys.argv[1:2] and re.fullmatch(r"\w+", sys.argv[1]):
         sys.exit(f"al_bench: {sys.argv[1]} is neither a command ({', '.join(COMMANDS)}) nor a setting (key=value).")
     sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name may hold what the terminal cannot show
+    process.prepare()
     log = logging.getLogger("al_bench")
     log.addHandler(screen := logging.StreamHandler(sys.stdout))
     screen.setLevel(logging.INFO)
@@ -48,8 +49,9 @@ def main() -> None:
     try:
         sys.argv[1:] = arguments.in_order(sys.argv[1:])
         arguments.check(sys.argv[1:])
-        from al_bench import sweep  # noqa: F401  # makes itself known to Hydra
+        from al_bench import sweep
 
+        sweep.register()
         with signals.handled():
             run()
     except KeyboardInterrupt:
@@ -78,6 +80,7 @@ def command(name: str, arguments: list[str]) -> int:
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def run(cfg: DictConfig) -> None:
     """One run. In a sweep, what goes wrong is told and lies in the run's folder, and the other runs go on."""
+    process.prepare()  # in a process that a sweep started, `main` has not run
     if multiprocessing.get_start_method(allow_none=True) == "loky":  # a worker of joblib's: a DataLoader's cannot start
         multiprocessing.set_start_method("fork", force=True)
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
@@ -112,10 +115,9 @@ def one(c: config.Config) -> None:
         print(f"Already finished: {store.folder}")
         return
     with store.at_work():
-        from al_bench import loop, strategies
-        from al_bench.check import options
+        from al_bench import loop
 
-        options.try_out(strategies.load(c.strategy))
+        process.prepare()  # again, since importing Lightning has set its own log levels
         loop.run(c, store)
     if multiprocessing.parent_process():  # one of several workers, whose rounds the screen does not show
         print(f"Finished: {store.folder}")

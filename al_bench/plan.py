@@ -7,11 +7,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from al_bench import process
 from al_bench.config import Config, Extractor, Mode
 from al_bench.data import Dataset, pool, sources
 from al_bench.data.stressors import Split
 from al_bench.imports import function
-from al_bench.models import engine, nets
+from al_bench.models import nets
+from al_bench.models.learner import images_trained
 from al_bench.recipe import run_folder
 from al_bench.strategies import load
 
@@ -59,7 +61,7 @@ def make(c: Config) -> Plan:
     n_nets = [members] * (len(labels) - 1) + [1]  # the last round asks nothing of a committee
     return Plan(
         labels=labels,
-        trained=[n * engine.images_trained(c.trainer, labels[round], round) for round, n in enumerate(n_nets)],
+        trained=[n * images_trained(c.trainer, labels[round], round) for round, n in enumerate(n_nets)],
         predicted=[min(for_sale - n, strategy.candidates or for_sale) * times for n in labels[:-1]] + [0],
         tested=len(used.test_idx) * (c.trainer.test_passes or 1),
         memory=_memory(c, source.image_shape, used, max(n_nets) * passes),
@@ -86,7 +88,7 @@ def _memory(c: Config, image_shape: tuple[int, int, int], used: Split, n_predict
     widths = net.head_hidden_size + n_predictions * len(used.class_names)
     activations = 0 if frozen else _activations(net, image) * c.trainer.batch_size
     return {
-        "the program": engine.process_memory(),
+        "the program": process.peak_memory(),
         "images": fake.images[0].nbytes * len(used.labels_N),
         **({"features": 4 * net.head_hidden_size * len(used.labels_N)} if frozen else {}),
         "weights, gradients and optimiser": weights if frozen else 4 * weights,

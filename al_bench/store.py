@@ -33,7 +33,6 @@ from al_bench.recipe import (
     NOT_COMPARED,
     as_file_name,
     differing_keys,
-    matters_where_all_is_labelled,
     read_recipe,
     run_folder,
     run_name,
@@ -43,7 +42,6 @@ from al_bench.records import RoundRecord, is_complete, read_json, read_records, 
 from al_bench.text import Formatter
 
 log = logging.getLogger("al_bench")
-log.setLevel(logging.DEBUG)  # run.log holds everything; the screen has a level of its own
 
 
 class RunStore:
@@ -193,17 +191,6 @@ class RunStore:
                 os.truncate(self.rounds_path, before)
                 raise
 
-    def weights_path(self, round: int) -> Path:
-        path = self.folder / "weights" / f"round-{round:04d}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        return path
-
-    def keep_weights(self, round: int) -> None:
-        """Called once the round's record is written: only then are older weights of no more use."""
-        for path in (self.folder / "weights").glob("*.safetensors"):
-            if path != self.weights_path(round):
-                path.unlink()
-
     def _kept(self) -> str:
         return f"{len(self.records())} finished rounds are kept."
 
@@ -334,44 +321,6 @@ class RunStore:
             log.removeHandler(handler)
             with suppress(OSError):  # as above
                 handler.close()
-
-
-def reference(c: Config) -> tuple[dict[str, float], str, str | None]:
-    """Of the full-data run of the same dataset, model and seed: accuracy, {validation, test}, the checksum of its
-    images, and the version of the weights that its net began from, None where it noted none.
-
-    Raises UserError where there is none yet, or where it was trained by another recipe.
-    """
-    ours = flat(asdict(c))
-    folder = run_folder(c).parents[2] / "full"
-    found = sorted(folder.glob(f"*/seed={c.seed}/run.json"))
-    done = [p.parent for p in found if read_json(p).get("state") == "finished"]
-    if not done:
-        raise UserError(
-            f"budget.stop.at={c.budget.stop.at.name} needs the full-data reference, and {folder} holds no finished one "
-            f"for seed={c.seed}. Train it first: the same command with budget=full."
-        )
-    differ = {}
-    for run in done:
-        theirs, noted = read_recipe(run / "config.yaml"), read_json(run / "run.json").get("weights") or {}
-        free = NOT_COMPARED | {f"{name}.weights" for name in noted}
-        differ[run] = [k for k in differing_keys(ours, theirs) if k not in free and matters_where_all_is_labelled(k)]
-    nearest, keys = min(differ.items(), key=lambda item: len(item[1]))
-    if keys:
-        raise UserError(
-            f"The full-data reference {nearest} has another {', '.join(keys)}. Delete it and train it again with "
-            "budget=full."
-        )
-    records = read_records(nearest / "rounds.jsonl", run_name(read_recipe(nearest / "config.yaml")))
-    if not is_complete(records):
-        raise UserError(f"The full-data reference {nearest} has lost its rounds. Train it again with budget=full.")
-    last = records[-1]
-    accuracy = {
-        "test": last.metrics["accuracy"],
-        "validation": last.validation["accuracy"] if last.validation else float("nan"),
-    }
-    info = read_json(nearest / "run.json")
-    return accuracy, info["dataset"]["checksum"], (info.get("weights") or {}).get("model")
 
 
 def _resolved(path: str) -> Path:

@@ -129,8 +129,9 @@ class Sweeper(SweeperPlugin):
                     wait_for_slurm()
 
 
-# Hydra takes sweepers only from packages below hydra_plugins, and there is no reason to install one.
-Plugins.instance().class_name_to_class["hydra_plugins.al_bench.Sweeper"] = Sweeper
+def register() -> None:
+    """Make the Sweeper known to Hydra, which takes sweepers only from packages below hydra_plugins."""
+    Plugins.instance().class_name_to_class["hydra_plugins.al_bench.Sweeper"] = Sweeper
 
 
 def sort_out(

@@ -25,16 +25,14 @@ from typing import Any, Protocol
 
 import numpy as np
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from al_bench.config import Config, TrackingMode
-from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.files import write_atomically
 from al_bench.imports import function
-from al_bench.models import engine
 from al_bench.models.classifier import Classifier
+from al_bench.models.learner import Learner
 from al_bench.recipe import run_folder
 from al_bench.records import RoundRecord
 from al_bench.store import RunStore
@@ -270,20 +268,18 @@ def _flat(value: Any, key: str, class_names: Sequence[str]) -> dict[str, float]:
     return {key: value} if isinstance(value, int | float) else {}
 
 
-def picked(
-    c: Config, classifier: Classifier, dataset: Dataset, images: Tensor, pool: Pool, n_before: int
-) -> list[dict[str, Any]]:
-    """Return one row per image that the round acquired, in the order of picking, for at most logger.images images.
+def picked(learner: Learner, net: Classifier, pool: Pool, n_before: int, n: int) -> list[dict[str, Any]]:
+    """Return one row per image that the round acquired, in the order of picking, for at most n images.
 
     n_before: the number of training labels before the acquisition. The prediction comes from the round's net without
     dropout. Its entropy, in nats, stands in for the score, because strategies do not return their scores. Frozen
     features have no image to show.
     """
-    chosen = slice(n_before, n_before + c.logger.images)
+    dataset, chosen = learner.dataset, slice(n_before, n_before + n)
     idx_K, labels_K = pool.labelled_L[chosen], pool.labels_L[chosen]
     if not len(idx_K):
         return []
-    log_probs_K1C = engine.predict(c.trainer, classifier, images, idx_K).log_probs_PSC
+    log_probs_K1C = learner.predict(net, idx_K).log_probs_PSC
     probability_K, class_K = log_probs_K1C[:, 0].exp().max(dim=1)
     columns = {
         "index": idx_K.tolist(),

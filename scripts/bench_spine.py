@@ -1,4 +1,4 @@
-"""Measure the overhead of the framework: images per second of engine.fit and engine.predict, and of a bare loop.
+"""Measure the overhead of the framework: images per second of Learner.fit and Learner.predict, and of a bare loop.
 
     python scripts/bench_spine.py --out results/bench_spine.json
     python scripts/bench_spine.py --zip train.zip --out ...      also times the decoding of cats and dogs
@@ -26,12 +26,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from al_bench import config
+from al_bench import config, process
 from al_bench.config import conf_dir
 from al_bench.data import Dataset, sources
 from al_bench.data.oracle import Oracle
 from al_bench.data.pool import Pool
-from al_bench.models import engine
+from al_bench.models import hardware
+from al_bench.models.learner import Learner
 
 N_IMAGES, SIZE = 20_000, 64
 PREDICT_BATCH = 256
@@ -56,17 +57,19 @@ def data() -> tuple[Dataset, Pool]:
 
 
 def our_fit(c: config.Config, dataset: Dataset, pool: Pool) -> float:
-    classifier = engine.build(c, dataset, 0)
+    learner = Learner(c.model, c.trainer, dataset, c.seed)
+    net = learner.build(0)
     start = time.perf_counter()
-    engine.fit(c, classifier, dataset.images, pool, 0)
+    learner.fit(net, pool, 0)
     return c.trainer.batch_size * c.trainer.max_steps / (time.perf_counter() - start)
 
 
 def our_predict(c: config.Config, dataset: Dataset, n: int) -> float:
-    classifier = engine.build(c, dataset, 0)
+    learner = Learner(c.model, c.trainer, dataset, c.seed)
+    net = learner.build(0)
     idx = torch.randperm(N_IMAGES)[:n].sort().values  # a pool: ascending, with gaps
     start = time.perf_counter()
-    engine.predict(c.trainer, classifier, dataset.images, idx)
+    learner.predict(net, idx)
     return n / (time.perf_counter() - start)
 
 
@@ -108,7 +111,7 @@ def ratios(repeats: int, seconds: float) -> list[dict]:
     x = torch.rand(4096, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
     y = torch.randint(0, 2, (4096,))
     base = settings(f"trainer.predict_batch_size={PREDICT_BATCH}")
-    bf16 = engine._precision(base.trainer) == "bf16-mixed"
+    bf16 = hardware.precision(base.trainer) == "bf16-mixed"
     contests: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {}
     for batch_size in (16, 128):
         steps = int(seconds * bare_fit(x, y, batch_size, 20, bf16) / batch_size) + 1
@@ -134,7 +137,7 @@ def ratios(repeats: int, seconds: float) -> list[dict]:
 
 
 def precisions(repeats: int, seconds: float) -> list[dict]:
-    """Return images per second of engine.fit in float32 and in bf16, measured in turn.
+    """Return images per second of Learner.fit in float32 and in bf16, measured in turn.
 
     They show which of the two trainer.precision=auto should choose on this processor.
     """
@@ -190,6 +193,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["ratios", "start", "precision"])
     args = parser.parse_args()
 
+    process.prepare()
     torch.set_num_threads(args.threads)
     found: dict = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "threads": args.threads}
     if args.only == "precision":

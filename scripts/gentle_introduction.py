@@ -19,7 +19,7 @@ from al_bench.analysis.metric import ACCURACY
 from al_bench.analysis.results import Run
 from al_bench.analysis.tables import last_round
 from al_bench.config import StopAt, StopConfig
-from al_bench.loop import is_reached
+from al_bench.stopping import is_reached
 
 OUT = published.ROOT / "results" / "gentle_introduction"
 RUNS = OUT / "runs"

@@ -12,11 +12,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from al_bench import config, loop, strategies
-from al_bench.check import options
+from al_bench import config, loop, process
 from al_bench.config import conf_dir
 from al_bench.store import RunStore
 from al_bench.strategies import PoolView
+
+process.prepare()  # as the command does
 
 QUICK = (
     "trainer.max_steps=20", "trainer.progress=false", "budget.initial=20", "budget.query=10", "budget.rounds=3",
@@ -33,7 +34,6 @@ def run_here(folder: Path, *overrides: str) -> RunStore:
     c = asked(f"results_dir={folder}", f"cache_dir={folder}/cache", *QUICK, *overrides)
     store = RunStore(c)
     with store.at_work():
-        options.try_out(strategies.load(c.strategy))
         loop.run(c, store)
     return store
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_engine import configured
+from test_learner import configured
 from test_nets import data, saved
 
 from al_bench.data import cache
 from al_bench.data.cache import DAY, cached_array
 from al_bench.errors import UserError
-from al_bench.models import engine
+from al_bench.models import features
 
 ROWS = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 0, 1]]
 
@@ -223,16 +223,16 @@ def test_features_of_another_backbone_or_of_other_weights_are_another_file(tmp_p
     )  # fmt: skip
     dataset = data(n=4)
 
-    def features(**changed):
-        images = engine.freeze(replace(c, model=replace(c.model, **changed)), dataset).images
+    def frozen(**changed):
+        images = features.freeze(replace(c, model=replace(c.model, **changed)), dataset).images
         return images, len(list(tmp_path.glob("*.bin")))
 
-    first, n = features()
-    other_name, n_names = features(name="tf_mobilenetv3_small_075")  # the same weights, padded in another way
-    other_options, n_options = features(options={"act_layer": "relu"})
-    again, n_again = features()
+    first, n = frozen()
+    other_name, n_names = frozen(name="tf_mobilenetv3_small_075")  # the same weights, padded in another way
+    other_options, n_options = frozen(options={"act_layer": "relu"})
+    again, n_again = frozen()
     save_file({key: 2 * value for key, value in state.items()}, weights)
-    rewritten, n_weights = features()
+    rewritten, n_weights = frozen()
     assert (n, n_names, n_options, n_again, n_weights) == (1, 2, 3, 3, 4)
     assert torch.equal(first, again)
     assert not any(torch.equal(first, other) for other in (other_name, other_options, rewritten))

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 # Kills itself in a named phase of a named round, as the power would: SIGKILL, no handler, no clean-up.
 KILLED = """
 import os, signal, sys
-from al_bench import cli, query
-from al_bench.models import engine
+from al_bench import cli, observe
+from al_bench.models.learner import Learner
 phase, at = sys.argv.pop(1), int(sys.argv.pop(1))
 
 def dies(function, is_it_time):
@@ -35,17 +35,17 @@ from al_bench.models.classifier import Classifier
 from al_bench.store import RunStore
 state = {"round": -1, "steps": 0}
 
-def build(c, dataset, round, build=engine.build):
+def build(learner, round, build=Learner.build):
     state.update(round=round, steps=0)
-    return build(c, dataset, round)
+    return build(learner, round)
 
 def step(*args):
     state["steps"] += 1
     return phase == "fit" and state["round"] == at and state["steps"] == 10
 
-engine.build = build
+Learner.build = build
 Classifier.training_step = dies(Classifier.training_step, step)
-query.look = dies(query.look, lambda *args: phase == "predict" and state["round"] == at)
+observe.pool_view = dies(observe.pool_view, lambda *args: phase == "predict" and state["round"] == at)
 RunStore.append = dies(RunStore.append, lambda self, record: phase == "record" and record.round == at)
 cli.main()
 """

@@ -12,7 +12,7 @@ from al_bench.config import conf_dir
 from al_bench.errors import UserError
 from al_bench.hints import near_misses
 from al_bench.imports import function
-from al_bench.models.engine import images_trained, training_length
+from al_bench.models.learner import images_trained, training_length
 from al_bench.recipe import run_folder
 from al_bench.strategies import load
 

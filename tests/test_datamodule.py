@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from conftest import asked
@@ -6,6 +8,10 @@ from al_bench import rng
 from al_bench.config import Augment
 from al_bench.data.datamodule import BatchOrder, PoolDataModule, augment, image_loader
 from al_bench.data.pool import Pool
+
+
+def streams(seed, round):
+    return partial(rng.stream, seed, round=round)
 
 
 def passes(n, batch_size, steps=None, epochs=1):
@@ -52,7 +58,7 @@ def test_counted_in_steps_every_batch_is_full_and_passes_go_on_over_the_epochs(n
 
 def test_batches_carry_the_images_and_the_revealed_labels_of_the_labelled_set():
     images, pool = images_of(12), a_pool()
-    data = PoolDataModule(images, pool, asked("trainer.batch_size=2").trainer, None, seed=0, round=0)
+    data = PoolDataModule(images, pool, asked("trainer.batch_size=2").trainer, None, streams(seed=0, round=0))
     batches = list(data.train_dataloader())
     for x, y in batches:
         where = [next(i for i in pool.labelled_L.tolist() if torch.equal(images[i], image)) for image in x]
@@ -73,7 +79,7 @@ def test_loader_processes_bring_the_same_batches():
     by_workers = []
     for workers in (0, 1):
         c = asked("trainer.batch_size=2", f"trainer.num_workers={workers}").trainer
-        by_workers.append(list(PoolDataModule(images, pool, c, 3, seed=0, round=1).train_dataloader()))
+        by_workers.append(list(PoolDataModule(images, pool, c, 3, streams(seed=0, round=1)).train_dataloader()))
     for (x, y), (same_x, same_y) in zip(*by_workers, strict=True):
         assert torch.equal(x, same_x) and torch.equal(y, same_y)
 
@@ -82,7 +88,7 @@ def test_the_order_of_batches_depends_on_seed_and_round_and_draws_nothing_from_t
     c, images, pool = asked("trainer.batch_size=2").trainer, images_of(12), a_pool()
     before = torch.get_rng_state()
     orders = [
-        torch.cat([x for x, _ in PoolDataModule(images, pool, c, 6, seed, round).train_dataloader()])
+        torch.cat([x for x, _ in PoolDataModule(images, pool, c, 6, streams(seed, round)).train_dataloader()])
         for seed, round in [(0, 0), (0, 0), (1, 0), (0, 1)]
     ]
     assert torch.equal(torch.get_rng_state(), before)

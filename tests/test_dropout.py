@@ -1,4 +1,6 @@
 from copy import deepcopy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,8 +9,10 @@ from torch import nn
 
 from al_bench.data import Dataset
 from al_bench.errors import UserError
-from al_bench.models import dropout, engine
-from al_bench.models.dropout import Passes, draw_masks, dropout_late, mask_shapes, seen_shapes
+from al_bench.models import dropout, hardware
+from al_bench.models.classifier import Classifier
+from al_bench.models.dropout import DropoutPasses, draw_masks, dropout_late, mask_shapes, seen_shapes
+from al_bench.models.learner import Learner
 from al_bench.models.nets import BayesianCNN, LinearHead, SmallCNN
 
 
@@ -69,7 +73,7 @@ def _channels(x, mask, p):
 def test_thinned_nets_give_what_masked_ones_give(name):
     net, images = NETS[name]()
     net = lively(net)
-    logits_BSC = Passes(net, 6, images[:1], seeded(3))(images)
+    logits_BSC = DropoutPasses(net, 6, images[:1], seeded(3))(images)
     assert logits_BSC.shape == (12, 6, 5)
     torch.testing.assert_close(logits_BSC, masked_logits(net, images, 6, seeded(3)), rtol=1e-4, atol=1e-4)
     assert (logits_BSC.std(1) > 1e-3).all()  # the passes differ, for every image and class
@@ -96,7 +100,7 @@ def test_the_average_of_many_passes_is_near_the_whole_net_in_a_linear_layer():
     """E[mask / (1 - p)] = 1, so the mean logit of a linear net is that of the net without dropout."""
     net, images = NETS["linear head"]()
     net.eval()
-    logits_BSC = Passes(net, 4000, images[:1], seeded())(images)
+    logits_BSC = DropoutPasses(net, 4000, images[:1], seeded())(images)
     torch.testing.assert_close(logits_BSC.mean(1), net.forward_head(net.forward_features(images)), atol=0.1, rtol=0)
 
 
@@ -106,18 +110,19 @@ def test_masks_are_shared_by_all_images_and_by_all_batches_and_nothing_is_left_c
         asked(f"model={model}", "trainer.progress=false", "trainer.predict_batch_size=5", "trainer.precision=32-true"),
         data(),
     )
-    classifier = engine.build(c, dataset, 0)
-    before = deepcopy(classifier.state_dict())
-    passes = engine.dropout_passes(c.trainer, classifier, dataset.images, 4, seeded())
     alike = dataset.images[:1].expand(12, -1, -1, -1).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    learner = Learner(c.model, c.trainer, replace(dataset, images=alike), c.seed)
+    classifier = learner.build(0)
+    before = deepcopy(classifier.state_dict())
+    passes = learner.passes(classifier, 4, "dropout", 0)
     random_state = torch.get_rng_state()
-    seen = engine.predict(c.trainer, classifier, alike, torch.arange(12), passes=passes)
+    seen = learner.predict(classifier, torch.arange(12), passes=passes)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert seen.log_probs_PSC.shape == (12, 4, 5)
     torch.testing.assert_close(seen.log_probs_PSC, seen.log_probs_PSC[:1].expand(12, -1, -1))  # in 3 batches: 5, 5, 2
     assert seen.log_probs_PSC[0].std(0).min() > 1e-4
     assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
-    again = engine.predict(c.trainer, classifier, alike, torch.arange(12))
+    again = learner.predict(classifier, torch.arange(12))
     assert again.log_probs_PSC.shape == (12, 1, 5)
 
 
@@ -125,9 +130,10 @@ def test_masks_are_shared_by_all_images_and_by_all_batches_and_nothing_is_left_c
 def test_passes_lie_where_the_net_will_predict(name, monkeypatch):
     """Between Lightning's calls a net is on the CPU. torch's meta device stands in for an accelerator."""
     net, images = NETS[name]()
-    classifier = engine.Classifier(net, {}, asked().trainer.schedule)
-    monkeypatch.setattr(engine, "_device", lambda t: torch.device("meta"))
-    passes = engine.dropout_passes(asked().trainer, classifier, images, 3, seeded())
+    classifier = Classifier(net, {}, asked().trainer.schedule)
+    monkeypatch.setattr(hardware, "find_device", lambda t: torch.device("meta"))
+    learner = Learner(asked().model, asked().trainer, SimpleNamespace(images=images), 0)
+    passes = learner.passes(classifier, 3, "dropout", 0)
     with torch.inference_mode():  # layer by layer, for autocast does not know the meta device
         x = dropout.run(passes.once, images.to("meta"))
         assert [dropout.run(layers, x).shape for layers in passes.passes] == [(12, 5)] * 3
@@ -138,7 +144,7 @@ def test_the_layers_before_the_first_dropout_run_once(monkeypatch):
     calls = []
     net.features[0].register_forward_hook(lambda *_: calls.append(1))
     with torch.inference_mode():
-        passes = Passes(net.eval(), 9, images[:1], seeded())
+        passes = DropoutPasses(net.eval(), 9, images[:1], seeded())
         calls.clear()
         passes(images)
     assert len(calls) == 1
@@ -152,7 +158,7 @@ def test_a_thinned_net_has_about_half_the_channels(monkeypatch):
         nn.functional, "conv2d", lambda x, w, *rest: widths.append(w.shape[:2]) or original(x, w, *rest)
     )
     with torch.inference_mode():
-        Passes(net.eval(), 40, images[:1], seeded())(images)
+        DropoutPasses(net.eval(), 40, images[:1], seeded())(images)
     thin = [w for w in widths if w[1] > 1]  # the second convolution's; the first runs whole
     out, into = (sum(w[i] for w in thin) / len(thin) for i in (0, 1))
     assert 28 < out < 36 and 13 < into < 19  # of 64 and 32, and once whole to see the shapes
@@ -161,7 +167,7 @@ def test_a_thinned_net_has_about_half_the_channels(monkeypatch):
 def test_a_model_without_dropout_is_refused_with_what_to_set():
     net = LinearHead(features_data())
     with pytest.raises(UserError, match="no dropout.*model.dropout=0.5"):
-        Passes(net.eval(), 5, features_data().images[:1], seeded())
+        DropoutPasses(net.eval(), 5, features_data().images[:1], seeded())
 
 
 # Layers that cannot be cut down, or that have settings of their own
@@ -286,7 +292,7 @@ def test_whatever_the_layers_passes_give_what_masks_give(name):
     net = ROWS[name]().eval()
     net.layers()[-1](dropout.run(net.layers()[:-1], images_4()))  # the lazy layer sees its width
     net = lively(net)
-    logits_BSC = Passes(net, 8, images_4()[:1], seeded(3))(images_4())
+    logits_BSC = DropoutPasses(net, 8, images_4()[:1], seeded(3))(images_4())
     torch.testing.assert_close(logits_BSC, own_masks(net, images_4(), 8, seeded(3)), rtol=1e-4, atol=1e-5)
     assert name == "all dropped" or logits_BSC.std(1).max() > 1e-3
 
@@ -300,7 +306,7 @@ def test_a_dilated_and_a_circular_convolution_are_still_cut_down():
         sizes, plain = [], nn.Conv2d._conv_forward
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nn.Conv2d, "_conv_forward", lambda s, x, w, b: sizes.append(x.shape[1]) or plain(s, x, w, b))  # noqa: B023
-            Passes(net, 8, images_4()[:1], seeded(3))(images_4())
+            DropoutPasses(net, 8, images_4()[:1], seeded(3))(images_4())
         assert len(sizes) == 11 and max(sizes[3:]) < 12, (name, sizes)  # whole: to see the shapes, before the dropout
 
 
@@ -328,12 +334,12 @@ def test_dropout_that_no_mask_is_drawn_for_is_refused_and_does_not_rest_in_silen
     net = Row(*layers).eval()
     dropout.run(net.layers(), images_4())
     with pytest.raises(UserError, match=complaint):
-        Passes(net, 5, images_4()[:1], seeded())
+        DropoutPasses(net, 5, images_4()[:1], seeded())
 
 
 def test_dropout_of_probability_0_is_no_dropout_wherever_it_stands():
     net = Row(nn.Sequential(conv(4), nn.Dropout2d(0.0)), nn.AlphaDropout(0.0), nn.Dropout(0.5)).eval()
     with torch.inference_mode():
         dropout.run(net.layers(), images_4())
-        passes = Passes(net, 3, images_4()[:1], seeded(3))(images_4())
+        passes = DropoutPasses(net, 3, images_4()[:1], seeded(3))(images_4())
         torch.testing.assert_close(passes, own_masks(net, images_4(), 3, seeded(3)), rtol=1e-4, atol=1e-5)

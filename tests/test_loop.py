@@ -7,11 +7,10 @@ from conftest import lines_of, run_here
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from al_bench import loop
-from al_bench.config import StopConfig
 from al_bench.data import pool, sources
 from al_bench.data.oracle import Oracle
 from al_bench.errors import UserError
+from al_bench.models.learner import Learner
 from al_bench.store import RunStore
 
 STRATEGIES = ("random", "least_confidence", "margin", "entropy")
@@ -101,54 +100,10 @@ def test_labels_that_were_not_bought_and_test_labels_change_no_decision(tmp_path
     assert lied_to.records()[-1].metrics["accuracy"] < honest.records()[-1].metrics["accuracy"]
 
 
-def test_a_pool_without_a_round_limit_is_bought_to_the_last_image(tmp_path):
-    store = run_here(tmp_path, "budget.rounds=null", "budget.query=500", "trainer.max_steps=2")
-    assert [r.n_labelled for r in store.records()] == [20, 520, 1020, 1438 - 20]
-    assert store.info()["stopped"] == "the pool is empty"
-
-
 def test_the_budget_full_labels_everything_and_fits_once(tmp_path):
     store = run_here(tmp_path, *FULL, "trainer.max_steps=2")
     assert [(r.n_labelled, r.acquired) for r in store.records()] == [(1438 - 20, [])]
     assert store.folder == tmp_path / "default/digits/small_cnn/full/random/seed=0"
-
-
-def test_a_run_stops_where_the_full_data_reference_is_reached_on_validation(tmp_path):
-    longer = ("trainer.max_steps=80", "budget.validation=100")
-    target = run_here(tmp_path, *FULL, *longer).records()[0].validation["accuracy"]
-    stop = ("budget.stop.at=validation", "budget.stop.tolerance=0.1", "budget.rounds=30")
-    stops = run_here(tmp_path, *longer, *stop)
-    accuracies = [r.validation["accuracy"] for r in stops.records()]
-    assert all(a < target - 0.1 for a in accuracies[:-1]) and accuracies[-1] >= target - 0.1
-    assert 1 < len(accuracies) < 31
-    assert stops.info()["stopped"].startswith("the full-data reference is reached on validation")
-
-
-def test_a_missing_or_different_reference_is_an_error_before_anything_is_trained(tmp_path):
-    with pytest.raises(UserError, match="Train it first: the same command with budget=full"):
-        run_here(tmp_path, "budget.stop.at=validation")
-    run_here(tmp_path, *FULL, "trainer.max_steps=3")
-    with pytest.raises(UserError, match=r"has another trainer\.max_steps"):
-        run_here(tmp_path, "budget.stop.at=validation")
-
-
-def test_the_reference_is_trained_by_the_same_command_and_the_one_that_fits_is_taken(tmp_path):
-    stop = ("budget.stop.at=validation", "budget.stop.tolerance=1")
-    run_here(tmp_path, *FULL, "strategy=entropy", "trainer.max_steps=2")
-    full = run_here(tmp_path, *FULL, *stop, "strategy=margin", "trainer.max_steps=3")
-    assert full.info()["state"] == "finished" and len(full.records()) == 1
-    assert run_here(tmp_path, *stop, "strategy=margin", "trainer.max_steps=3").info()["state"] == "finished"
-    with pytest.raises(UserError, match=r"has another trainer\.max_steps\. Delete it and train it again"):
-        run_here(tmp_path, *stop, "strategy=margin", "trainer.max_steps=4", "budget.query=5")
-
-
-@pytest.mark.parametrize(
-    "accuracy, two_sided, reached",
-    [(0.8806, False, False), (0.8807, False, True), (0.95, False, True), (0.8807, True, True), (0.8857, True, True),
-     (0.8858, True, False), (0.95, True, False)],
-)  # fmt: skip
-def test_the_stop_rule_by_hand(accuracy, two_sided, reached):
-    assert loop.is_reached(accuracy, 0.8832, StopConfig(tolerance=0.0025, two_sided=two_sided)) is reached
 
 
 def test_best_so_far_answers_the_query_and_throws_worse_fits_away(tmp_path):
@@ -163,43 +118,6 @@ def test_best_so_far_answers_the_query_and_throws_worse_fits_away(tmp_path):
         assert r.metrics == records[r.weights_from].metrics
 
 
-@pytest.fixture
-def dictated(monkeypatch):
-    """A run with a target of 0.8 whose fits turn out as told: (validation loss, validation accuracy, test accuracy)."""
-
-    def run(folder, fits, *options):
-        judged = iter([{"loss": loss, "accuracy": validation} for loss, validation, _ in fits])
-        tested = iter([test for *_, test in fits])
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "reference", lambda c: None)
-            patch.setattr(loop, "find_target", lambda c, dataset: 0.8)
-            patch.setattr(loop, "judge", lambda *_: next(judged))
-            measured = loop.classification_metrics
-            patch.setattr(loop, "classification_metrics", lambda *x: measured(*x) | {"accuracy": next(tested)})
-            asks = ("trainer.max_steps=1", f"budget.rounds={len(fits) - 1}", "budget.stop.at=validation")
-            return run_here(folder, *asks, *options)
-
-    return run
-
-
-def test_best_so_far_is_the_best_of_all_rounds_and_not_better_than_the_last(tmp_path, dictated):
-    run = dictated(tmp_path, [(1, 0, 0), (3, 0, 0), (2, 0, 0), (0.5, 0, 0)], "trainer.start=best")
-    assert [r.weights_from for r in run.records()] == [0, 0, 0, 3]
-
-
-def test_a_fit_that_is_thrown_away_does_not_stop_the_run(tmp_path, dictated):
-    run = dictated(tmp_path, [(1, 0.5, 0), (2, 0.9, 0), (3, 0.9, 0)], "trainer.start=best")
-    assert len(run.records()) == 3 and run.info()["stopped"] == "the budget is used up"
-
-
-@pytest.mark.parametrize("at", ["validation", "test"])
-def test_a_run_stops_by_the_accuracy_it_names_and_not_by_the_other(tmp_path, dictated, at):
-    fits = [(1, 0.9, 0.5), (1, 0.5, 0.9), (1, 0.5, 0.5)]
-    run = dictated(tmp_path, fits if at == "test" else [fits[1], fits[0], fits[2]], f"budget.stop.at={at}")
-    assert len(run.records()) == 2
-    assert run.info()["stopped"] == f"the full-data reference is reached on {at} (80.00%)"
-
-
 @pytest.mark.parametrize("initial, epochs", [(300, 2), (600, 1)])  # 8 steps: an epoch of 5 and a part, or a part of 10
 def test_early_stopping_judges_the_weights_of_an_epoch_that_max_steps_cut_short(tmp_path, initial, epochs):
     stopping = ("trainer.max_steps=8", "trainer.early_stopping.patience=50", "budget.rounds=0")
@@ -207,13 +125,6 @@ def test_early_stopping_judges_the_weights_of_an_epoch_that_max_steps_cut_short(
     assert (record.steps, record.epochs, len(record.history)) == (8, epochs, epochs)
     losses = [epoch["val_loss"] for epoch in record.history]
     assert record.validation["loss"] == pytest.approx(min(losses), abs=1e-5)
-
-
-def test_a_reference_on_other_images_is_refused(tmp_path, monkeypatch):
-    store = run_here(tmp_path, *FULL, "trainer.max_steps=3")
-    store.note(dataset=store.info()["dataset"] | {"checksum": "another"})
-    with pytest.raises(UserError, match="The full-data reference was trained on other images"):
-        run_here(tmp_path, "budget.stop.at=validation", "trainer.max_steps=3")
 
 
 def test_a_warm_start_goes_on_from_the_previous_weights(tmp_path):
@@ -229,13 +140,13 @@ def test_warm_starts_resume_to_the_same_records(tmp_path, start, monkeypatch):
     whole = run_here(tmp_path / "whole", *options)
     for broken_round in (1, 2):
 
-        def evaluate(*args, broken_round=broken_round, judge=loop.judge):
-            if len(args[3].labelled_L) == 20 + 10 * broken_round:
+        def evaluate(learner, net, pool, broken_round=broken_round, validate=Learner.validate):
+            if len(pool.labelled_L) == 20 + 10 * broken_round:
                 raise RuntimeError("pulled the plug")
-            return judge(*args)
+            return validate(learner, net, pool)
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "judge", evaluate)
+            patch.setattr(Learner, "validate", evaluate)
             with pytest.raises(RuntimeError, match="pulled the plug"):
                 run_here(tmp_path / "broken", *options)
     resumed = run_here(tmp_path / "broken", *options)

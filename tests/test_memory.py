@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -15,8 +16,9 @@ from torch.optim import Optimizer
 
 from al_bench import loop
 from al_bench.data.pool import Pool
-from al_bench.models import engine
+from al_bench.models import hardware
 from al_bench.models.classifier import Classifier
+from al_bench.models.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +50,7 @@ def alive():
 )
 def test_no_net_optimizer_or_trainer_outlives_its_round(overrides, tmp_path, nothing_collected, monkeypatch):
     counts = []  # as each round ends: this is asked for its record
-    monkeypatch.setattr(engine, "peak_memory", lambda t: counts.append(alive()) or 0)
+    monkeypatch.setattr(hardware, "peak_memory", lambda device: counts.append(alive()) or 0)
     monkeypatch.setattr(loop, "finish", lambda *_: None)
     run_here(tmp_path, "trainer.max_steps=2", "budget.rounds=4", *overrides)
     assert len(counts) == 5
@@ -64,6 +66,7 @@ def test_a_fit_that_fails_and_a_prediction_that_fails_let_go_of_their_net(nothin
     idx = torch.arange(4)
     pool = Pool(idx, idx % 2, torch.arange(4, 8), idx[:0], idx[:0])
     c = asked("trainer.max_steps=2", "trainer.progress=false")
+    learner = Learner(c.model, c.trainer, SimpleNamespace(images=images), c.seed)
 
     class Net(torch.nn.Module):
         def __init__(self):
@@ -91,13 +94,14 @@ def test_a_fit_that_fails_and_a_prediction_that_fails_let_go_of_their_net(nothin
         return weakref.ref(classifier)
 
     for fails in (False, True):
-        assert attempt(lambda it: engine.fit(c, it, images, pool, 0), fails)() is None
-        assert attempt(lambda it: engine.predict(c.trainer, it, images, idx), fails)() is None
+        assert attempt(lambda net: learner.fit(net, pool, 0), fails)() is None
+        assert attempt(lambda net: learner.predict(net, idx), fails)() is None
 
 
 MANY_SIZES = """
 import torch
-from al_bench.models import engine
+from al_bench import process
+process.prepare()
 def used():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 2**20
@@ -106,7 +110,7 @@ def look(sizes):
     with torch.inference_mode():
         for n in sizes:
             net(torch.zeros(n, 1, 8, 8).to(memory_format=torch.channels_last))
-    engine._libc("malloc_trim", 0)
+    process.return_freed_memory()
     return used()
 print(look(range(1, 300)), look(range(300, 800)))
 """

@@ -212,12 +212,13 @@ def test_the_limit_of_pixels_can_be_raised_and_lowered(tmp_path):
 
 CHILD = """
 import resource, sys
-import al_bench.models.engine  # as in a run, where freed memory is kept
+from al_bench import process
 from al_bench.config import DatasetConfig
 from al_bench.data.decode import decode, n_cores
 from al_bench.data.files import files_in
 from al_bench.data import decode as module
 
+process.prepare()  # as in a run, where freed memory is kept
 module.n_cores = lambda: 2
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()

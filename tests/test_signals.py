@@ -14,7 +14,7 @@ import pytest
 from conftest import QUICK, asked, command, lines_of, run_here
 from test_sweeps import LOCAL, start, until  # noqa: F401  # start is a fixture
 
-from al_bench import loop, pictures, query, signals
+from al_bench import loop, observe, pictures, signals
 from al_bench.data import sources
 from al_bench.errors import UserError
 from al_bench.models.classifier import Classifier
@@ -54,7 +54,7 @@ PLACES = {  # owner, function, number of the call, number of rounds finished by 
     "data": (sources, "load", 1, 0),
     "fit": (Classifier, "training_step", 6, 1),
     "predict": (Classifier, "predict_step", 2, 0),
-    "look": (query, "look", 1, 0),
+    "look": (observe, "pool_view", 1, 0),
     "select": (loop, "select", 1, 0),
     "pictures": (pictures, "learning_curve", 1, 2),
 }

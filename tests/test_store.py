@@ -14,7 +14,7 @@ from al_bench.files import write_atomically
 from al_bench.provenance import code_version
 from al_bench.recipe import as_asked, as_file_name, run_folder
 from al_bench.records import RoundRecord
-from al_bench.store import RunStore, reference
+from al_bench.store import RunStore
 
 
 def record(round: int, acquired: tuple[int, ...] | None = None) -> RoundRecord:
@@ -147,21 +147,6 @@ def test_a_set_that_is_drawn_otherwise_at_the_second_start_is_refused(store, dra
     store.identify(DATA, SETS)
     with pytest.raises(UserError, match=f"began with {words}: "):
         store.identify(DATA, SETS | {drawn: {"n": 3, "checksum": "drawn otherwise"}})
-
-
-def test_a_reference_with_another_validation_set_is_refused(tmp_path):
-    here = (f"results_dir={tmp_path}", "strategy=entropy")
-    full = RunStore(asked(*here, "budget=full", "budget.validation=30"))
-    with full.at_work():
-        full.identify(DATA, SETS)
-        full.append(replace(record(0, acquired=()), validation={"accuracy": 0.7}))
-    other = ("budget.initial=40", "budget.query=7")  # makes no difference where all is labelled
-    assert reference(asked(*here, *other, "budget.validation=30")) == ({"test": 0.5, "validation": 0.7}, "one", None)
-    with pytest.raises(UserError, match=r"has another budget\.validation\. Delete it"):
-        reference(asked(*here, *other, "budget.validation=20"))
-    full.rounds_path.write_text("")
-    with pytest.raises(UserError, match="has lost its rounds. Train it again with budget=full"):
-        reference(asked(*here, *other, "budget.validation=30"))
 
 
 PICKS = """

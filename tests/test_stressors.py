@@ -326,4 +326,4 @@ def test_a_stressed_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path):
     resumed, whole = (run_here(tmp_path / name, *ask, f"cache_dir={tmp_path}/{name}") for name in ("killed", "whole"))
     assert resumed.folder == record.parent and lines_of(resumed.folder) == lines_of(whole.folder)
     assert "rounds are there already; going on after them" in (said := (resumed.folder / "run.log").read_text())
-    assert f"{resumed.records()[-1].n_foreign} more labels were bought in vain" in said
+    assert f"{resumed.records()[-1].n_foreign} more acquired images belong to no class" in said

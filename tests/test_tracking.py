@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from al_bench import tracking
 from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
-from al_bench.models import engine
+from al_bench.models.learner import Prediction
 from al_bench.records import RoundRecord
 from al_bench.store import RunStore
 
@@ -231,19 +232,18 @@ def test_an_offline_wandb_run_holds_all_of_it_in_the_run_folder(tmp_path, monkey
 
 
 @pytest.mark.parametrize("size", [(3, 8, 6), (1, 8, 6), (4,)])  # the last: frozen features
-def test_the_picked_images_by_hand(monkeypatch, size):
+def test_the_picked_images_by_hand(size):
     images = torch.arange(5 * math.prod(size)).reshape(5, *size).to(torch.uint8)
     no_idx = torch.empty(0, dtype=torch.int64)
     dataset = Dataset("pets", images, no_idx, no_idx, no_idx, ("cat", "dog"), (0.0,), (1.0,), "")
     labels = Pool(torch.tensor([4, 0, 3, 1]), torch.tensor([0, 1, 1, 0]), no_idx, no_idx, no_idx)
     log_probs = {0: [0.25, 0.75], 3: [0.8, 0.2]}
 
-    def predict(trainer, classifier, images, idx):
-        return engine.Prediction(torch.tensor([[log_probs[i]] for i in idx.tolist()]).log(), None)
+    def predict(net, idx):
+        return Prediction(torch.tensor([[log_probs[i]] for i in idx.tolist()]).log(), None)
 
-    monkeypatch.setattr(engine, "predict", predict)
-    c = asked("logger.images=2")
-    rows = tracking.picked(c, None, dataset, images, labels, 1)
+    learner = SimpleNamespace(dataset=dataset, predict=predict)
+    rows = tracking.picked(learner, None, labels, 1, 2)
     pictures = [row.pop("image", None) for row in rows]
     assert [list(row.values()) for row in rows] == [
         [0, "dog", pytest.approx(0.75), pytest.approx(0.562335), "dog"],
@@ -254,8 +254,8 @@ def test_the_picked_images_by_hand(monkeypatch, size):
     else:
         assert [p.shape for p in pictures] == [(8, 6, size[0])] * 2
         assert np.array_equal(np.asarray(pictures[1]), images[3].permute(1, 2, 0))
-    assert tracking.picked(c, None, dataset, images, labels, 4) == []
-    assert tracking.picked(asked("logger.images=0"), None, dataset, images, labels, 1) == []
+    assert tracking.picked(learner, None, labels, 4, 2) == []
+    assert tracking.picked(learner, None, labels, 1, 0) == []
 
 
 class Server(BaseHTTPRequestHandler):

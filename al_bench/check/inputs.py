@@ -11,36 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size
+from al_bench.strategies import Needs, PoolView, Size
+from al_bench.strategies.example import example_view, only_declared
 
 
 def make_view(size: Size, seed: int, kind: str = "random") -> PoolView:
-    """Make a random pool with every field filled.
-
-    Each class is a Gaussian cluster. The predictions come from a linear head that fits the embeddings.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    centre_CD, centre_CF = (torch.randn(size.C, width, generator=draw) for width in (size.D, size.F))
-
-    def images(n: int) -> tuple[Tensor, Tensor, Tensor]:
-        label_N = torch.randint(size.C, (n,), generator=draw)
-        emb_ND = centre_CD[label_N] + torch.randn(n, size.D, generator=draw)
-        features_NF = centre_CF[label_N] + torch.randn(n, size.F, generator=draw)
-        return label_N, emb_ND, torch.nn.functional.normalize(features_NF)
-
-    _, emb_PD, features_PF = images(size.P)
-    label_L, emb_LD, features_LF = images(size.L)
-    bias_C = -centre_CD.square().sum(1) / 2
-    logits_PSC = (emb_PD @ centre_CD.T + bias_C)[:, None].repeat(1, size.S, 1)
-    if size.S > 1:
-        logits_PSC += torch.randn(logits_PSC.shape, generator=draw)
-    labelled_log_probs_LC = (emb_LD @ centre_CD.T + bias_C).log_softmax(-1)
-    return KINDS[kind](
-        PoolView(
-            size.P, size.C, logits_PSC.log_softmax(-1), emb_PD, emb_LD, label_L, labelled_log_probs_LC,
-            features_PF, features_LF, centre_CD, bias_C,
-        )
-    )  # fmt: skip
+    """Make a pool with every field filled, as example_view does, and change it as `kind` says."""
+    return KINDS[kind](example_view(size, seed))
 
 
 def take(view: PoolView, rows: Tensor) -> PoolView:
@@ -146,17 +123,12 @@ class Case:
 
     def view(self, needs: Needs) -> PoolView:
         """Make the view. Fields that the strategy did not declare are None."""
-        view = make_view(self.size, self.seed, self.kind)
-        return replace(view, **{name: None for need in undeclared(needs) for name in FIELDS_OF[need]})
+        return only_declared(make_view(self.size, self.seed, self.kind), needs)
 
     def changed(self, **change: Any) -> "Case":
         """Return a copy with another seed, kind or part of the size."""
         new = {key: change.pop(key) for key in ("seed", "kind") if key in change}
         return replace(self, size=replace(self.size, **change), **new)
-
-
-def undeclared(needs: Needs) -> list[str]:
-    return [need for need in FIELDS_OF if not getattr(needs, need)]
 
 
 def cases(S: int) -> list[Case]:

@@ -1,31 +1,35 @@
-"""Lightning's view of a round: labelled batches to train on, validation, and pool images without labels.
+"""Batches for Lightning: labelled images to train on, validation images, and images to predict, without labels.
 
-N images of the data set, L labelled, B images in a batch. Batches are cut whole from one array; no per-image Python.
+N images of the data set, L labelled, B images in a batch. A batch is one indexing of one array: no Python
+runs per image.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from al_bench import rng, signals
+from al_bench import signals
 from al_bench.config import Augment, TrainerConfig
 from al_bench.data.pool import Pool
 
 
 class PoolDataModule(pl.LightningDataModule):
-    """One round. images: Dataset.images, perhaps moved to the device; steps: batches an epoch, None for one pass."""
+    """The labelled and validation images of one fit."""
 
     def __init__(
-        self, images: Tensor, pool: Pool, c: TrainerConfig, steps: int | None, seed: int, round: int, member: int = 0
+        self, images: Tensor, pool: Pool, c: TrainerConfig, steps: int | None, stream: Callable[[str], torch.Generator]
     ) -> None:
+        """images: Dataset.images, perhaps on the device. steps: batches an epoch, None for one pass over the labelled.
+
+        stream(purpose) -> the random stream of the batches' order, and that of their augmentation.
+        """
         super().__init__()
         self.images, self.pool, self.c = images, pool, c
-        order = rng.stream(seed, rng.of_member("batches", member), round)
-        self.order = BatchOrder(len(pool.labelled_L), c.batch_size, steps, order)
-        self.augment_rng = rng.stream(seed, rng.of_member("augment", member), round)
+        self.order = BatchOrder(len(pool.labelled_L), c.batch_size, steps, stream("batches"))
+        self.augment_rng = stream("augment")
 
     def train_dataloader(self) -> DataLoader:
         return _loader(Batches(self.images, self.pool.labelled_L, self.pool.labels_L), self.order, self.c)
@@ -57,9 +61,9 @@ class Batches(Dataset):
 class BatchOrder:
     """Which rows of the labelled set make each training batch, epoch after epoch.
 
-    With `steps`: that many full batches an epoch, cut from one endless row of shuffled passes, so a step costs the same
-    at every label count. Without: one shuffled pass, cut evenly, so no batch is left with a single image (batch norm
-    needs two) and no image is dropped.
+    With `steps`: that many full batches an epoch, cut from an endless sequence of shuffled passes, so that a step costs
+    the same at every label count. Without: one shuffled pass, split evenly. No image is dropped, and no batch has a
+    single image, since batch norm needs two.
     """
 
     def __init__(self, n: int, batch_size: int, steps: int | None, stream: torch.Generator) -> None:
@@ -78,7 +82,7 @@ class BatchOrder:
             while n < self.batch_size:
                 passes.append(self._shuffled())
                 n += len(passes[-1])
-            rows = torch.cat(passes)  # once a batch: pass by pass, a large batch would be copied again and again
+            rows = torch.cat(passes)  # once a batch: adding pass by pass would copy a large batch many times
             batch, self.left = rows[: self.batch_size], rows[self.batch_size :]
             yield batch
 
@@ -88,13 +92,13 @@ class BatchOrder:
 
 
 def image_loader(images: Tensor, idx: Tensor, c: TrainerConfig, labels: Tensor | None = None) -> DataLoader:
-    """In the order of idx, large batches, no augmentation; images alone unless labels are given."""
+    """Large batches in the order of idx, not augmented: of (images, labels), or of images where labels is None."""
     order = list(torch.arange(len(idx)).split(c.predict_batch_size))
     return _loader(Batches(images, idx, labels), order, c)
 
 
 def augment(images_BCHW: Tensor, how: Augment, stream: torch.Generator) -> Tensor:
-    """A mirror and a shift of its own for each image, by up to an eighth of its side, edges repeated."""
+    """Each image mirrored and shifted at random, by up to an eighth of its side; edge pixels are repeated."""
     if how is Augment.none:
         return images_BCHW
     n, _, height, width = images_BCHW.shape
@@ -113,8 +117,8 @@ def augment(images_BCHW: Tensor, how: Augment, stream: torch.Generator) -> Tenso
 
 
 def _loader(batches: Batches, order: Iterable[Tensor], c: TrainerConfig) -> DataLoader:
-    workers = c.num_workers if batches.rows.device.type == "cpu" else 0  # memory of the device is not shared with them
-    own = torch.Generator().manual_seed(0)  # without one each pass draws a number from torch's global generator
+    workers = c.num_workers if batches.rows.device.type == "cpu" else 0  # they do not share the device's memory
+    own = torch.Generator().manual_seed(0)  # without it each pass draws from torch's global generator
     return DataLoader(
         batches, sampler=order, batch_size=None, num_workers=workers, generator=own,
         worker_init_fn=signals.end_with_parent,

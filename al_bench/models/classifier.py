@@ -1,4 +1,4 @@
-"""The LightningModule: loss, optimiser, schedule, predictions. It knows nothing of active learning.
+"""The LightningModule: loss, optimizer, schedule, predictions. It knows nothing of active learning.
 
 B images in a batch, S passes, C classes, D embedding width.
 """
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from al_bench import signals
 from al_bench.config import Schedule
 from al_bench.errors import UserError
-from al_bench.models.dropout import Passes
+from al_bench.models.dropout import DropoutPasses
 
 
-class Results:
-    """What is predicted of P images, on the CPU. One piece of memory each: a list of the batches' small results would
-    lie between their activations, and the heap would grow by these with every batch."""
+class PredictionBuffer:
+    """The predictions of P images, on the CPU. Preallocated: tensors appended batch by batch fragment the heap."""
 
     def __init__(self, n_images: int) -> None:
         self.n_images, self.n_seen = n_images, 0
@@ -29,8 +28,8 @@ class Results:
 
     def add(self, log_probs_BSC: Tensor, emb_BD: Tensor | None) -> None:
         if self.n_seen == 0:
-            self.log_probs_PSC = self._room_for(log_probs_BSC)
-            self.emb_PD = None if emb_BD is None else self._room_for(emb_BD)
+            self.log_probs_PSC = self._empty_for(log_probs_BSC)
+            self.emb_PD = None if emb_BD is None else self._empty_for(emb_BD)
         here = slice(self.n_seen, self.n_seen + len(log_probs_BSC))
         self.log_probs_PSC[here] = log_probs_BSC
         if emb_BD is not None:
@@ -38,12 +37,12 @@ class Results:
         self.n_seen = here.stop
 
     @torch.inference_mode(False)  # else they could not be written to later
-    def _room_for(self, batch: Tensor) -> Tensor:
+    def _empty_for(self, batch: Tensor) -> Tensor:
         return torch.empty(self.n_images, *batch.shape[1:], dtype=batch.dtype)
 
 
 def build_optimizer(config: dict[str, Any], parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Raises UserError for whatever the optimizer raises: config is the user's."""
+    """The optimizer that `config` describes. Raises UserError for whatever it raises: config is the user's."""
     try:
         return instantiate(config, _partial_=True)(parameters)
     except Exception as error:
@@ -56,23 +55,23 @@ class Classifier(pl.LightningModule):
         self.net = net.to(memory_format=torch.channels_last)  # as the batches come
         self.optimizer_config, self.schedule = optimizer, schedule
         self.keep_embeddings = False
-        self.passes: Passes | None = None  # what predicts in place of the one deterministic pass
-        self.results: Results | None = None  # of the prediction in progress
+        self.passes: DropoutPasses | None = None  # they predict in place of the one deterministic pass
+        self.buffer: PredictionBuffer | None = None  # of the prediction in progress
         self.history: list[dict[str, float]] = []
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits_BC, emb_BD), both float32. The last layer never runs in bf16: 8 bits make ties of near scores."""
-        images = images.contiguous() if images.device.type == "mps" else images  # see setup
+        """(logits_BC, emb_BD), both float32. The last layer never runs in bf16: 8 bits would make near scores ties."""
+        images = images.contiguous() if images.device.type == "mps" else images  # setup says why
         emb_BD = self.net.forward_head(self.net.forward_features(images), pre_logits=True).float()
         with torch.autocast(emb_BD.device.type, enabled=False):
             return self.net.get_classifier()(emb_BD), emb_BD
 
     def setup(self, stage: str) -> None:
-        if self.trainer.strategy.root_device.type == "mps":  # whose batch norm cannot always go back in channels_last
+        if self.trainer.strategy.root_device.type == "mps":  # batch norm's backward pass fails there in channels_last
             self.net.to(memory_format=torch.contiguous_format)
 
     def on_train_epoch_start(self) -> None:
-        # Sums that stay on the device and are read once an epoch: a read in each step would wait for the step to end.
+        # Sums on the device, read once an epoch: reading them at each step would wait for the step to end.
         self.first_step, self.n_seen = self.global_step, 0
         self.loss_sum, self.n_hits, self.n_good_steps = torch.zeros(3, device=self.device).unbind()
         self.validation: dict[str, float] = {}
@@ -89,13 +88,13 @@ class Classifier(pl.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self.judged = torch.zeros(3, device=self.device)
+        self.validation_sums = torch.zeros(3, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         logits_BC, _ = self(images)
         hits = (logits_BC.argmax(1) == labels).sum()
-        self.judged += torch.stack(
+        self.validation_sums += torch.stack(
             [
                 F.cross_entropy(logits_BC, labels, reduction="sum"),
                 hits.float(),
@@ -104,7 +103,7 @@ class Classifier(pl.LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
-        loss, hits, n = self.judged.tolist()
+        loss, hits, n = self.validation_sums.tolist()
         self.validation = {"val_loss": loss / n, "val_accuracy": hits / n}
         self.log_dict(self.validation)
 
@@ -118,7 +117,7 @@ class Classifier(pl.LightningModule):
         self.history.append({"loss": loss, "accuracy": accuracy} | self.validation)
 
     def predict_step(self, images: Tensor, batch_idx: int) -> int:
-        """Fills self.results: log_probs_PSC and emb_PD, float32; the embeddings are those of the deterministic pass."""
+        """Fills self.buffer: log_probs_PSC and emb_PD, float32; the embeddings are those of the deterministic pass."""
         signals.stop_if_asked()
         if self.passes:
             logits_BSC = self.passes(images)
@@ -126,7 +125,7 @@ class Classifier(pl.LightningModule):
         else:
             logits_BC, emb_BD = self(images)
             logits_BSC = logits_BC[:, None]
-        self.results.add(logits_BSC.log_softmax(2), emb_BD if self.keep_embeddings else None)
+        self.buffer.add(logits_BSC.log_softmax(2), emb_BD if self.keep_embeddings else None)
         return len(images)  # Lightning warns of a step that returns nothing
 
     def configure_optimizers(self) -> Any:

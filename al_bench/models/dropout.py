@@ -1,9 +1,9 @@
 """Monte Carlo dropout with one mask a pass, the same for all images (Gal & Ghahramani, 2016; Kirsch et al., 2019).
 
-With its mask fixed a pass is an ordinary, smaller net: the channels that the mask drops are left out of the layers
-before and after it instead of being multiplied by zero, and the layers before the first dropout run once for all
-passes. Layers are cut only where that is known to give the same. Next to any other layer the mask is multiplied.
-Nothing else leaves eval mode. B images in a batch, S passes, C classes.
+A pass with a fixed mask is an ordinary, smaller net. Dropped channels are cut out of the layers before and after the
+mask instead of being multiplied by zero, and the layers before the first dropout run once for all passes. Layers are
+cut only where that is known to give the same result. Next to any other layer, the input is multiplied by the mask.
+All but dropout is in eval mode. B images in a batch, S passes, C classes.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ from al_bench.errors import UserError
 
 Layer = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
-# The dropout that masks are drawn for, and how many dimensions it may see; None: any. With others torch takes the batch
-# for the channels, or says that it will one day.
+# The dropout layers that masks are drawn for, and the numbers of dimensions that their input may have; None: any. With
+# other numbers torch takes the batch for the channels, or warns that a later version will.
 DROPOUTS = {nn.Dropout: None, nn.Dropout1d: (3,), nn.Dropout2d: (2, 4), nn.Dropout3d: (5,)}
 
 
-class Passes:
-    """The S nets that share the weights of `net` now. net.layers(): its layers in the order they run."""
+class DropoutPasses:
+    """S nets that share the present weights of `net`, whose layers() lists its layers in the order they run."""
 
     def __init__(self, net: nn.Module, n: int, image: Tensor, stream: torch.Generator) -> None:
-        """image: one of them, [1, channels, H, W] or [1, D], to see the layers' shapes. Raises UserError."""
+        """image: any one, [1, channels, H, W] or [1, D]; it shows the layers' input shapes. Raises UserError."""
         layers = dropout_late(net.layers())
         refuse_unknown_dropout(layers)
         first = next((i for i, layer in enumerate(layers) if is_dropout(layer)), None)
@@ -64,9 +64,9 @@ def is_dropout(layer: Layer) -> bool:
 
 
 def refuse_unknown_dropout(layers: list[Layer]) -> None:
-    """UserError for dropout that no mask is drawn for: it would rest in silence, and the passes agree too much.
+    """Raises UserError for dropout that no mask is drawn for: it would be off, and the passes would agree too much.
 
-    A function among the layers, as timm's backbone, is not looked into.
+    A function among the layers, such as timm's backbone, is not searched.
     """
     for layer in layers:
         inside = [part for part in layer.modules() if _drops(part)] if isinstance(layer, nn.Module) else []
@@ -86,7 +86,7 @@ def _drops(part: nn.Module) -> bool:
 
 
 def dropout_late(layers: list[Layer]) -> list[Layer]:
-    """Whole-channel dropout moved behind ReLU and max-pooling, which gives the same and leaves less to mask."""
+    """Whole-channel dropout moved behind ReLU and max-pooling: the same result, with less to mask."""
     layers = list(layers)
     for i in range(len(layers) - 1):
         if type(layers[i]) is nn.Dropout2d and (type(layers[i + 1]) is nn.ReLU or _is_max_pool(layers[i + 1])):
@@ -95,7 +95,7 @@ def dropout_late(layers: list[Layer]) -> list[Layer]:
 
 
 def seen_shapes(layers: list[Layer], image: Tensor) -> list[Shape]:
-    """The shape of what each layer sees; () for what is no tensor."""
+    """The shape of each layer's input; () where it is not a tensor."""
     shapes = []
     for layer in layers:
         shapes.append(tuple(getattr(image, "shape", ())))
@@ -123,7 +123,7 @@ def draw_masks(layers: list[Layer], shapes: list[Shape | None], stream: torch.Ge
 
 
 def thinned(layers: list[Layer], seen: list[Shape], masks: dict[int, Tensor]) -> list[Layer]:
-    """The layers of one pass. kept: the channels that there still are, None for all."""
+    """The layers of one pass. Inside, kept: the channels that are left at this layer, None for all."""
     net: list[Layer] = []
     kept: Tensor | None = None
     for i, layer in enumerate(layers):
@@ -146,9 +146,9 @@ def thinned(layers: list[Layer], seen: list[Shape], masks: dict[int, Tensor]) ->
 
 
 def _channels_to_keep(layers: list[Layer], seen: list[Shape], masks: dict[int, Tensor], i: int) -> Tensor | None:
-    """The channels that the dropout at i keeps. None where what comes behind it is not known to do without the rest.
+    """The channels that the dropout at i keeps; None where the others cannot be cut.
 
-    Up to the next layer that mixes channels, a channel of zeros has to stay one: batch norm would shift it.
+    They can be if a channel of zeros stays zero up to the next layer that mixes channels. Batch norm would shift it.
     """
     if masks[i].ndim > 1 or not masks[i].any():  # no layer takes an image without channels
         return None
@@ -158,7 +158,7 @@ def _channels_to_keep(layers: list[Layer], seen: list[Shape], masks: dict[int, T
 
 
 def _dropped_next(layers: list[Layer], seen: list[Shape], masks: dict[int, Tensor], start: int) -> Tensor | None:
-    """The channels of a layer's output that the next dropout keeps, if only layers that mix none lie between."""
+    """The output channels of a layer that the next dropout keeps; None if a layer between them mixes channels."""
     between = takewhile(
         lambda j: _is_relu_or_pool(layers[j], seen[j]) or _is_norm(layers[j], seen[j]), range(start, len(layers))
     )
@@ -167,12 +167,12 @@ def _dropped_next(layers: list[Layer], seen: list[Shape], masks: dict[int, Tenso
 
 
 def _plain(layer: Layer, *kinds: type[nn.Module]) -> bool:
-    """One of torch's own layers, no subclass, which a parametrised layer is as well; without hooks."""
+    """Exactly one of these torch layers, without hooks. A subclass, such as a parametrised layer, may compute more."""
     return type(layer) in kinds and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def mixes(layer: Layer, seen: Shape) -> bool:
-    """A layer of which the channels, dimension 1, can be cut in and out."""
+    """Whether channels, dimension 1, can be cut out of the layer's input and output."""
     return (_plain(layer, nn.Conv2d) and len(seen) == 4 and layer.groups == 1) or (
         _plain(layer, nn.Linear) and len(seen) == 2
     )
@@ -183,7 +183,7 @@ def _is_max_pool(layer: Layer) -> bool:
 
 
 def _is_relu_or_pool(layer: Layer, seen: Shape) -> bool:
-    """A channel out depends on that channel in alone, and is 0 where that is."""
+    """Whether each output channel depends on the same input channel alone, and is 0 where that is 0."""
     return _plain(layer, nn.ReLU) or (_is_max_pool(layer) and len(seen) == 4)
 
 
@@ -196,7 +196,7 @@ def _is_flatten(layer: Layer) -> bool:
 
 
 def _keep(chosen: Tensor, scale: float, kept: Tensor | None) -> Layer:
-    # Channels that the layer before has left out already only want their scale.
+    # Where the layer before has cut the channels already, only the scale is left to apply.
     return (lambda x: x * scale) if kept is not None else (lambda x: x.index_select(1, chosen.to(x.device)) * scale)
 
 

@@ -1,15 +1,15 @@
-"""A line that shows how far a fit or a prediction is, and goes away when it ends."""
+"""A line that shows the progress of a fit or a prediction and disappears when it ends."""
 
 from typing import Any
 
 import pytorch_lightning as pl
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-EVERY = 10  # batches between two looks: drawing costs more than a small step
+EVERY = 10  # batches between two updates: drawing takes longer than a small step
 
 
 class ProgressLine(pl.Callback):
-    """Lightning's own bars stay on the screen, three a round, and number epochs that nobody asked for."""
+    """In place of Lightning's bars, of which three a round would stay on the screen."""
 
     def __init__(self, what: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

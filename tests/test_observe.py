@@ -7,13 +7,12 @@ import pytest
 import torch
 from conftest import QUICK, asked, lines_of, seeded
 from conftest import run_here as run_longer
-from threadpoolctl import threadpool_limits
 
-from al_bench import loop, query, rng
-from al_bench.config import conf_dir
+from al_bench import loop, observe, rng
+from al_bench.config import InitialDraw, conf_dir
 from al_bench.data import pool, sources
 from al_bench.errors import UserError
-from al_bench.models import engine
+from al_bench.models.learner import Learner
 from al_bench.store import RunStore
 from al_bench.strategies import Strategy, needs, top_k
 from al_bench.strategies.random import random_sampling
@@ -44,7 +43,7 @@ def compares(view, k, rng):
 
 
 def mine(function, **settings):
-    return ["strategy=random", "strategy.name=mine", f"strategy._target_=test_query.{function.__name__}"] + [
+    return ["strategy=random", "strategy.name=mine", f"strategy._target_=test_observe.{function.__name__}"] + [
         f"strategy.{key}={value}" for key, value in settings.items()
     ]
 
@@ -64,9 +63,9 @@ def forget():
 
 @pytest.fixture
 def looked(monkeypatch):
-    """What query.look is given, call by call."""
-    calls, real = [], query.look
-    monkeypatch.setattr(query, "look", lambda *args: calls.append(args) or real(*args))
+    """What observe.pool_view is given, call by call."""
+    calls, real = [], observe.pool_view
+    monkeypatch.setattr(observe, "pool_view", lambda *args: calls.append(args) or real(*args))
     return calls
 
 
@@ -90,7 +89,8 @@ def test_a_strategy_is_given_what_it_asks_for_and_nothing_else(tmp_path):
 
 def test_row_i_of_the_view_is_image_i(tmp_path, looked):
     run_here(tmp_path, *mine(spy, candidates=50, members=2), "budget.rounds=1", "trainer.precision=32-true")
-    ((_, _, nets, images, features_NF, labels, positions_P, _, _),), (view,) = looked, SEEN
+    ((_, learner, nets, labels, positions_P, _),), (view,) = looked, SEEN
+    images, features_NF = learner.images, learner.features_NF
     idx_P, labelled_L = labels.unlabelled_P[positions_P], labels.labelled_L
     with torch.inference_mode():
         (logits_PC, emb_PD), (others_PC, _) = [net.eval()(images[idx_P]) for net in nets]
@@ -107,7 +107,8 @@ def test_row_i_of_the_view_is_image_i(tmp_path, looked):
 
 def test_labelled_embeddings_without_labelled_predictions_keep_the_order_of_acquisition(tmp_path, looked):
     run_here(tmp_path, *mine(embeds), "budget.rounds=1", "trainer.precision=32-true")
-    ((_, _, nets, images, _, labels, *_),), (view,) = looked, SEEN
+    ((_, learner, nets, labels, *_),), (view,) = looked, SEEN
+    images = learner.images
     with torch.inference_mode():
         _, emb_LD = nets[0].eval()(images[labels.labelled_L])
     torch.testing.assert_close(view.labelled_emb_LD, emb_LD)
@@ -118,7 +119,8 @@ def test_the_answer_is_bought_in_its_order_from_the_candidates(tmp_path):
     run = run_here(tmp_path, *mine(backwards, candidates=12), "budget.rounds=1")
     dataset, oracle = digits(run.config)
     first = pool.start(dataset.train_idx, oracle, run.config.budget, 0)
-    shown = first.unlabelled_P[query.candidates(run.config, 12, len(first.unlabelled_P), 0)]
+    strategy = Strategy(backwards, "mine", candidates=12)
+    shown = first.unlabelled_P[observe.candidates(strategy, len(first.unlabelled_P), seed=0, round=0)]
     assert run.records()[0].acquired == shown[:10].flip(0).tolist()
 
 
@@ -145,43 +147,6 @@ def test_features_by_the_model_are_its_embeddings_at_unit_length(tmp_path):
     assert view.labelled_features_LF.shape == (20, 128)
 
 
-def test_principal_components_are_those_of_a_plain_decomposition():
-    """Distances in as many components as there are pixels are distances of pixels."""
-    c = asked("features.width=64")
-    dataset, _ = digits(c)
-    parts_NF = engine.principal_components(dataset, 64)[:50].double()
-    pixels_NF = dataset.images[:50].flatten(1).double() / 255
-    torch.testing.assert_close(torch.cdist(parts_NF, parts_NF), torch.cdist(pixels_NF, pixels_NF), atol=1e-3, rtol=0)
-    few_NF = engine.principal_components(dataset, 3)
-    centred = dataset.images[dataset.train_idx].flatten(1).double() / 255
-    values = torch.linalg.svdvals(centred - centred.mean(0))[:3].square() / (len(centred) - 1)
-    torch.testing.assert_close(few_NF[dataset.train_idx].double().var(0), values, rtol=1e-3, atol=0)
-
-
-def test_principal_components_are_the_same_on_any_number_of_threads():
-    """A killed run may go on with more of them."""
-    c = asked()
-    dataset, _ = sources.load(c.dataset, sources.find(c.dataset, None, "unused"), 2)
-    found = []
-    for n in (1, 2):
-        with threadpool_limits(n):
-            found.append(engine.principal_components(dataset, 64))
-    assert torch.equal(*found)
-
-
-@pytest.mark.parametrize(
-    "ask, said",
-    [
-        ("features.name=resnet_18", "features.name=resnet_18: timm has no such model. Did you mean"),
-        ("features.name=resnet10t features.weights=nofile", "features.weights=nofile: there is no such file."),
-    ],
-)
-def test_a_mistake_in_the_extractor_is_told_by_its_own_keys(tmp_path, ask, said):
-    with pytest.raises(UserError) as error:
-        run_here(tmp_path, "strategy=typiclust", "features=backbone", *ask.split())
-    assert str(error.value).startswith(said)
-
-
 def test_passes_and_members_change_neither_the_fit_nor_the_test(tmp_path):
     """All strategies of one seed share the net that is tested; a committee's other nets only choose."""
     plain = lines_of(run_here(tmp_path, "strategy=margin", "budget.rounds=1").folder)[0]
@@ -197,40 +162,30 @@ def test_the_first_member_is_the_net_that_is_tested_and_each_other_is_built_trai
     tmp_path, looked
 ):
     run_here(tmp_path, *mine(spy, members=3, passes=2), "budget.rounds=1")
-    ((c, _, nets, images, _, labels, positions_P, _, _),), (view,) = looked, SEEN
+    ((_, learner, nets, labels, positions_P, _),), (view,) = looked, SEEN
     assert [len(net.history) for net in nets] == [1, 1, 1]
-    dataset, _ = digits(c)
     pool_PSC, labelled_LSC = [], []
     for member, net in enumerate(nets):
-        alone = engine.build(c, dataset, 0, member)
-        engine.fit(c, alone, images, labels, 0, member)
+        alone = learner.build(0, member)
+        learner.fit(alone, labels, 0, member)
         assert all(torch.equal(*pair) for pair in zip(net.parameters(), alone.parameters(), strict=True))
-        stream = rng.stream(0, f"dropout of member {member}" if member else "dropout", 0)
-        passes = engine.dropout_passes(c.trainer, alone, images, 2, stream)
+        passes = learner.passes(alone, 2, f"dropout of member {member}" if member else "dropout", 0)
         for idx, seen in ((labels.unlabelled_P[positions_P], pool_PSC), (labels.labelled_L, labelled_LSC)):
-            seen.append(engine.predict(c.trainer, alone, images, idx, passes=passes).log_probs_PSC)
+            seen.append(learner.predict(alone, idx, passes=passes).log_probs_PSC)
     torch.testing.assert_close(view.log_probs_PSC, torch.cat(pool_PSC, 1))
     torch.testing.assert_close(view.labelled_log_probs_LC.exp(), torch.cat(labelled_LSC, 1).exp().mean(1))
 
 
 def test_the_test_by_passes_is_the_mean_of_their_probabilities_and_changes_nothing_else(tmp_path, monkeypatch):
-    predict, judge, tested, judged = engine.predict, loop.classification_metrics, [], []
+    predict, measure, tested, measured = Learner.predict, loop.classification_metrics, [], []
 
-    def kept(*args, **kwargs):
-        seen = predict(*args, **kwargs)
-        tested.extend([seen.log_probs_PSC] * (args[3] is kept.test_idx))
+    def kept(learner, net, idx, *args, **kwargs):
+        seen = predict(learner, net, idx, *args, **kwargs)
+        tested.extend([seen.log_probs_PSC] * (idx is learner.dataset.test_idx))
         return seen
 
-    monkeypatch.setattr(engine, "predict", kept)
-    monkeypatch.setattr(loop, "classification_metrics", lambda *seen: judged.append(seen[0]) or judge(*seen))
-    load = loop.sources.load
-
-    def loaded(*args):
-        dataset, oracle = load(*args)
-        kept.test_idx = dataset.test_idx
-        return dataset, oracle
-
-    monkeypatch.setattr(loop.sources, "load", loaded)
+    monkeypatch.setattr(Learner, "predict", kept)
+    monkeypatch.setattr(loop, "classification_metrics", lambda *seen: measured.append(seen[0]) or measure(*seen))
     plain, by_passes, other = (
         lines_of(run_here(tmp_path / name, *ask, "budget.rounds=1").folder)
         for name, ask in (
@@ -241,8 +196,8 @@ def test_the_test_by_passes_is_the_mean_of_their_probabilities_and_changes_nothi
     )
     assert [t.shape[1] for t in tested] == [1, 1, 3, 3, 3, 3]
     assert not torch.equal(tested[2][:, 0], tested[2][:, 1])
-    for seen_VSC, judged_VC in zip(tested, judged, strict=True):
-        torch.testing.assert_close(judged_VC.exp(), seen_VSC.exp().mean(1))
+    for seen_VSC, measured_VC in zip(tested, measured, strict=True):
+        torch.testing.assert_close(measured_VC.exp(), seen_VSC.exp().mean(1))
     assert [r["metrics"] != p["metrics"] for r, p in zip(by_passes, plain, strict=True)] == [True, True]
     assert [r | {"metrics": 0} for r in by_passes] == [p | {"metrics": 0} for p in plain]
     assert other[0]["metrics"] == by_passes[0]["metrics"]  # the masks are those of the seed, not of the strategy
@@ -266,10 +221,10 @@ def test_a_strategy_chooses_among_the_candidates_which_differ_by_round_not_by_st
         store = run_here(tmp_path, f"strategy={name}", "strategy.candidates=30", "budget.rounds=2")
         by_name[name] = lines_of(store.folder)
         assert [r["n_candidates"] for r in by_name[name]] == [30, 30, 0]
-    c = asked("strategy.candidates=30", "budget.query=10")
-    first, second = (query.candidates(c, 30, 1398, round) for round in (0, 1))
+    strategy = Strategy(backwards, "mine", candidates=30)
+    first, second = (observe.candidates(strategy, 1398, 0, round) for round in (0, 1))
     assert len(first.unique()) == 30 and not torch.equal(first, second) and first.max() < 1398
-    assert torch.equal(query.candidates(c, 30, 30, 0), torch.arange(30))
+    assert torch.equal(observe.candidates(strategy, 30, 0, 0), torch.arange(30))
     pool = run_here(tmp_path / "all", "strategy=random", "budget.rounds=1")
     assert lines_of(pool.folder)[0]["n_candidates"] == 1398
 
@@ -309,7 +264,7 @@ def test_passes_of_a_model_without_dropout_are_refused_before_anything_is_traine
 
 
 def test_a_test_with_dropout_of_a_model_without_it_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "fit", None)
+    monkeypatch.setattr(Learner, "fit", None)
     ask = ("model=timm", "model.name=test_resnet", "model.pretrained=false", "trainer.test_passes=4")
     with pytest.raises(UserError) as error:
         run_here(tmp_path, *ask)
@@ -331,7 +286,8 @@ def test_the_initial_set_can_be_chosen_without_a_label_and_is_shared_by_all_stra
 def test_an_initial_set_is_chosen_by_the_features_of_the_images_it_is_chosen_from():
     features_NF = torch.arange(60.0)[:, None]
     features_NF[57] = 1000
-    choose = query.cold_start(asked("budget.start=k_center"), SimpleNamespace(n_classes=2), features_NF)
+    learner = SimpleNamespace(dataset=SimpleNamespace(n_classes=2), features_NF=features_NF)
+    choose = observe.initial_draw(InitialDraw.k_center, learner)
     assert 57 in choose(torch.arange(20, 60), 2, seeded())
 
 
@@ -389,8 +345,8 @@ def test_a_frozen_small_cnn_can_have_dropout_before_its_last_layer(tmp_path):
 
 def test_random_sampling_is_not_even_predicted(tmp_path):
     assert lines_of(run_here(tmp_path, "strategy=random", "budget.rounds=1").folder)
-    c = asked()
-    view = query.look(c, Strategy(random_sampling, "random"), [None], None, None, _labels(), torch.arange(3), 2, 0)
+    learner = Learner(asked().model, asked().trainer, SimpleNamespace(n_classes=2), 0)
+    view = observe.pool_view(Strategy(random_sampling, "random"), learner, [None], _labels(), torch.arange(3), 0)
     assert view.log_probs_PSC is None and view.n_pool == 3
 
 

@@ -1,4 +1,3 @@
-import os
 from copy import deepcopy
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.metrics import loss_and_accuracy
-from al_bench.models import engine
+from al_bench.models.learner import Learner
 
 QUICK = (
     "trainer.max_steps=null", "trainer.max_epochs=2", "trainer.batch_size=8", "trainer.accelerator=cpu",
@@ -42,9 +41,13 @@ def setting(n_labelled=20, n_validation=0, flipped=False):
     return dataset, Pool(labelled, labels[labelled], idx[n_labelled : 50 - n_validation], validation, answers)
 
 
+def learner(c, dataset):
+    return Learner(c.model, c.trainer, dataset, c.seed)
+
+
 def fitted(c, dataset, pool, round=0):
-    classifier = engine.build(c, dataset, round)
-    return classifier, engine.fit(c, classifier, dataset.images, pool, round)
+    net = learner(c, dataset).build(round)
+    return net, learner(c, dataset).fit(net, pool, round)
 
 
 def same(a, b):
@@ -52,15 +55,14 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def judged(classifier, dataset, pool):
-    seen = engine.predict(configured().trainer, classifier, dataset.images, pool.validation_V)
-    return loss_and_accuracy(seen.log_probs_PSC[:, 0], pool.validation_labels_V)
+def validated(net, dataset, pool):
+    return learner(configured(), dataset).validate(net, pool)
 
 
 def test_fresh_weights_depend_on_seed_and_round_and_not_on_the_strategy():
     dataset, _ = setting()
     first, again, other_strategy, other_round, other_seed = [
-        engine.build(configured(*overrides), dataset, round)
+        learner(configured(*overrides), dataset).build(round)
         for overrides, round in [((), 0), ((), 0), (("strategy=entropy",), 0), ((), 1), (("seed=1",), 0)]
     ]
     assert same(first, again) and same(first, other_strategy)
@@ -81,10 +83,10 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit_whatever_the_global_gen
 def test_predicting_changes_nothing_in_the_model_and_nothing_touches_the_global_generator():
     generator = torch.get_rng_state()
     c, (dataset, pool) = configured(*STOPPING), setting(n_validation=10)
-    classifier, _ = fitted(c, dataset, pool)
-    before = deepcopy(classifier)
-    runs = [engine.predict(c.trainer, classifier, dataset.images, dataset.train_idx).log_probs_PSC for _ in range(2)]
-    assert torch.equal(*runs) and same(classifier, before)
+    net, _ = fitted(c, dataset, pool)
+    before = deepcopy(net)
+    runs = [learner(c, dataset).predict(net, dataset.train_idx).log_probs_PSC for _ in range(2)]
+    assert torch.equal(*runs) and same(net, before)
     assert torch.equal(torch.get_rng_state(), generator)
 
 
@@ -103,31 +105,31 @@ def test_predicting_changes_nothing_in_the_model_and_nothing_touches_the_global_
     ],
 )
 def test_a_fit_lasts_as_many_epochs_and_steps_as_asked(overrides, n_labelled, round, expected):
-    classifier, length = fitted(configured(*overrides), *setting(n_labelled), round)
-    assert length == expected and len(classifier.history) == expected[0]
+    net, length = fitted(configured(*overrides), *setting(n_labelled), round)
+    assert length == expected and len(net.history) == expected[0]
 
 
 def test_the_cosine_falls_with_every_step_of_the_whole_fit():
     c = configured("trainer.schedule=cosine", "trainer.max_epochs=2", "trainer.batch_size=10", "model.optimizer.lr=0.1")
     dataset, pool = setting()
-    classifier, rates = engine.build(c, dataset, 0), []
-    last = classifier.net.get_classifier()
-    last.register_forward_hook(lambda *_: rates.append(classifier.optimizers().param_groups[0]["lr"]))
-    engine.fit(c, classifier, dataset.images, pool, 0)
+    net, rates = learner(c, dataset).build(0), []
+    last = net.net.get_classifier()
+    last.register_forward_hook(lambda *_: rates.append(net.optimizers().param_groups[0]["lr"]))
+    learner(c, dataset).fit(net, pool, 0)
     assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], abs=1e-6)
 
 
 def test_without_augmentation_history_holds_each_epochs_mean_loss_and_accuracy():
     c = configured("trainer.max_epochs=1", "trainer.batch_size=20")
     dataset, pool = setting()
-    classifier = engine.build(c, dataset, 0)
-    for layer in classifier.modules():
+    net = learner(c, dataset).build(0)
+    for layer in net.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0
     with torch.no_grad():
-        log_probs = classifier.train()(dataset.images[pool.labelled_L])[0].log_softmax(1)
-    engine.fit(c, classifier, dataset.images, pool, 0)
-    assert classifier.history == [pytest.approx(loss_and_accuracy(log_probs, pool.labels_L), rel=1e-5)]
+        log_probs = net.train()(dataset.images[pool.labelled_L])[0].log_softmax(1)
+    learner(c, dataset).fit(net, pool, 0)
+    assert net.history == [pytest.approx(loss_and_accuracy(log_probs, pool.labels_L), rel=1e-5)]
 
 
 def test_early_stopping_brings_the_best_epochs_weights_back():
@@ -138,26 +140,26 @@ def test_early_stopping_brings_the_best_epochs_weights_back():
     assert losses[0] == min(losses)
     one_epoch, _ = fitted(configured("trainer.max_epochs=1"), dataset, pool)
     assert same(stopped, one_epoch)
-    assert judged(stopped, dataset, pool)["loss"] == pytest.approx(losses[0])
+    assert validated(stopped, dataset, pool)["loss"] == pytest.approx(losses[0])
 
 
 def test_early_stopping_asks_for_an_improvement_of_min_delta_and_can_watch_accuracy():
     dataset, pool = setting(n_validation=20)
-    classifier, (epochs, _) = fitted(configured(*STOPPING, "trainer.early_stopping.min_delta=10"), dataset, pool)
-    losses = [epoch["val_loss"] for epoch in classifier.history]
+    net, (epochs, _) = fitted(configured(*STOPPING, "trainer.early_stopping.min_delta=10"), dataset, pool)
+    losses = [epoch["val_loss"] for epoch in net.history]
     assert epochs == 3 and losses == sorted(losses, reverse=True)
     c = configured(*STOPPING, "trainer.early_stopping.monitor=accuracy")
-    classifier, _ = fitted(c, dataset, pool)
-    assert judged(classifier, dataset, pool)["accuracy"] == max(epoch["val_accuracy"] for epoch in classifier.history)
+    net, _ = fitted(c, dataset, pool)
+    assert validated(net, dataset, pool)["accuracy"] == max(epoch["val_accuracy"] for epoch in net.history)
 
 
 def test_an_epoch_cut_short_by_max_steps_is_judged_by_its_own_weights():
     dataset, pool = setting(n_validation=20)
     c = configured(*STOPPING, "trainer.max_steps=4", "trainer.max_epochs=null")
-    classifier, length = fitted(c, dataset, pool)
+    net, length = fitted(c, dataset, pool)
     assert length == (2, 4)  # 3 steps, then 1
-    first, second = [epoch["val_loss"] for epoch in classifier.history]
-    assert second < first and second == pytest.approx(judged(classifier, dataset, pool)["loss"])
+    first, second = [epoch["val_loss"] for epoch in net.history]
+    assert second < first and second == pytest.approx(validated(net, dataset, pool)["loss"])
 
 
 def test_augmentation_changes_the_training_and_neither_validation_nor_predictions():
@@ -166,33 +168,31 @@ def test_augmentation_changes_the_training_and_neither_validation_nor_prediction
     c = configured(*STOPPING, "trainer.max_epochs=1", "trainer.augment=flip_crop")
     augmented, _ = fitted(c, dataset, pool)
     assert augmented.history[0]["loss"] != plain.history[0]["loss"]
-    seen = engine.predict(c.trainer, augmented, dataset.images, pool.validation_V)
+    seen = learner(c, dataset).predict(augmented, pool.validation_V)
     with torch.inference_mode():
         logits, _ = augmented.eval()(dataset.images[pool.validation_V])
     torch.testing.assert_close(seen.log_probs_PSC[:, 0], logits.log_softmax(1))
-    assert augmented.history[0]["val_loss"] == pytest.approx(judged(augmented, dataset, pool)["loss"])
+    assert augmented.history[0]["val_loss"] == pytest.approx(validated(augmented, dataset, pool)["loss"])
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_predictions_are_normalised_float32_in_the_order_asked_and_the_last_layer_is_never_rounded(precision):
     c, (dataset, pool) = configured(f"trainer.precision={precision}", "trainer.predict_batch_size=7"), setting()
-    classifier, _ = fitted(c, dataset, pool)
+    net, _ = fitted(c, dataset, pool)
     seen_by_last = []
-    classifier.net.classifier.register_forward_hook(
-        lambda _, args, out: seen_by_last.extend([args[0].dtype, out.dtype])
-    )
+    net.net.classifier.register_forward_hook(lambda _, args, out: seen_by_last.extend([args[0].dtype, out.dtype]))
     idx = torch.tensor([41, 3, 59, 0, 22, 7, 30, 58, 1])
-    seen = engine.predict(c.trainer, classifier, dataset.images, idx, embeddings=True)
+    seen = learner(c, dataset).predict(net, idx, embeddings=True)
     assert set(seen_by_last) == {torch.float32}
     assert seen.log_probs_PSC.shape == (9, 1, 2) and seen.emb_PD.shape == (9, 128)
     assert seen.log_probs_PSC.dtype == seen.emb_PD.dtype == torch.float32
     torch.testing.assert_close(seen.log_probs_PSC.logsumexp(2), torch.zeros(9, 1))
     for position, i in enumerate(idx.tolist()):
-        alone = engine.predict(c.trainer, classifier, dataset.images, torch.tensor([i]), embeddings=True)
+        alone = learner(c, dataset).predict(net, torch.tensor([i]), embeddings=True)
         torch.testing.assert_close(alone.log_probs_PSC[0], seen.log_probs_PSC[position], atol=2e-2, rtol=0)
         torch.testing.assert_close(alone.emb_PD[0], seen.emb_PD[position], atol=5e-2, rtol=0)
-    assert engine.predict(c.trainer, classifier, dataset.images, idx).emb_PD is None
-    logits = classifier.net.get_classifier()(seen.emb_PD)
+    assert learner(c, dataset).predict(net, idx).emb_PD is None
+    logits = net.net.get_classifier()(seen.emb_PD)
     torch.testing.assert_close(logits.log_softmax(1), seen.log_probs_PSC[:, 0])
 
 
@@ -204,10 +204,10 @@ def test_a_loss_that_is_no_number_ends_the_fit_and_names_round_and_step():
 
 def test_predictions_that_are_no_numbers_are_refused():
     c, (dataset, _) = configured(), setting()
-    classifier = engine.build(c, dataset, 0)
-    nn.init.constant_(classifier.net.classifier.bias, torch.inf)
+    net = learner(c, dataset).build(0)
+    nn.init.constant_(net.net.classifier.bias, torch.inf)
     with pytest.raises(UserError, match="the predictions of 10 of 10 images are not numbers"):
-        engine.predict(c.trainer, classifier, dataset.images, dataset.test_idx)
+        learner(c, dataset).predict(net, dataset.test_idx)
 
 
 @pytest.mark.parametrize(
@@ -223,64 +223,3 @@ def test_predictions_that_are_no_numbers_are_refused():
 def test_what_the_trainer_cannot_be_given_is_named(overrides, complaint):
     with pytest.raises(UserError, match=complaint):
         fitted(configured(*overrides), *setting())
-
-
-def test_precision_auto_is_bf16_where_the_processor_multiplies_matrices_in_it(monkeypatch):
-    t = configured("trainer.precision=auto").trainer
-    with_amx = {"avx512_bf16": True, "amx_bf16": True}
-    for able, expected in [({"avx512_bf16": True}, "32-true"), (with_amx, "bf16-mixed"), ({}, "32-true")]:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
-        assert engine._precision(t) == expected
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert engine._precision(t) == "32-true"
-
-
-def test_saved_weights_start_the_next_fit_where_the_last_one_ended(tmp_path):
-    c, (dataset, pool) = configured(), setting()
-    trained, _ = fitted(c, dataset, pool)
-    engine.save_weights(trained, tmp_path / "0.safetensors")
-    other = engine.build(c, dataset, 1)
-    assert not same(trained, other)
-    engine.load_weights(other, tmp_path / "0.safetensors")
-    assert same(trained, other) and [f.name for f in tmp_path.iterdir()] == ["0.safetensors"]
-    with pytest.raises(UserError, match="1.safetensors, which the next round starts from, is missing"):
-        engine.load_weights(other, tmp_path / "1.safetensors")
-
-
-def test_frozen_features_are_computed_once_and_are_the_nets_embeddings(tmp_path, monkeypatch):
-    c, (dataset, pool) = configured("model.mode=frozen", f"cache_dir={tmp_path}"), setting()
-    frozen = engine.freeze(c, dataset)
-    net = engine.build(configured(), dataset, 0)
-    expected = engine.predict(c.trainer, net, dataset.images, torch.arange(60), embeddings=True).emb_PD
-    assert torch.equal(frozen.images, expected)
-    train = expected[dataset.train_idx]
-    torch.testing.assert_close(frozen.mean, train.mean(0))
-    torch.testing.assert_close(frozen.std, train.std(0, correction=0).clamp_min(1e-6))
-    head, length = fitted(c, frozen, pool)
-    assert length == (2, 6) and sum(p.numel() for p in head.parameters()) == 128 * 2 + 2
-
-    predict = engine.predict
-    monkeypatch.setattr(engine, "predict", None)
-    again = engine.freeze(c, dataset)
-    assert torch.equal(again.images, frozen.images) and torch.equal(again.std, frozen.std)
-
-    monkeypatch.setattr(engine, "predict", predict)
-    for changed, data in [
-        (replace(c, seed=1), dataset),
-        (c, replace(dataset, mean=(0.1,))),
-        (c, replace(dataset, checksum="")),
-    ]:
-        assert not torch.equal(engine.freeze(changed, data).images, frozen.images) or data.checksum == ""
-    assert len(list(tmp_path.glob("*.bin"))) == 4
-    with pytest.raises(UserError, match="Set trainer.augment=none"):
-        engine.freeze(configured("model.mode=frozen", "trainer.augment=flip"), dataset)
-
-
-def test_a_run_is_one_process_also_within_a_slurm_job(tmp_path, monkeypatch):
-    (tmp_path / "srun").write_text("#!/bin/sh")
-    (tmp_path / "srun").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for name, value in {"JOB_ID": "1", "NTASKS": "4", "JOB_NAME": "sweep", "PROCID": "3", "LOCALID": "3"}.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    trainer = engine._trainer(configured().trainer)
-    assert (trainer.world_size, trainer.global_rank) == (1, 0)

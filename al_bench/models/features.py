@@ -1,0 +1,116 @@
+"""Features that no round changes: a frozen backbone's embeddings, and the principal components of the pixels.
+
+N images of the data set, T training images, D embedding width, F feature width.
+"""
+
+import logging
+import re
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig
+from al_bench.data import Dataset
+from al_bench.data.cache import cached_array
+from al_bench.errors import UserError
+from al_bench.models import hardware
+from al_bench.models.learner import Learner
+from al_bench.models.nets import weights_version
+
+log = logging.getLogger("al_bench")
+
+
+def freeze(c: Config, dataset: Dataset) -> Dataset:
+    """The data set with a frozen backbone's embeddings [N, D] in place of its images, computed once and cached.
+
+    Its mean and std are those of the training images' embeddings. Raises UserError where images are augmented.
+    """
+    m = c.model
+    if c.trainer.augment is not Augment.none:
+        raise UserError("model.mode=frozen sees each image once, not augmented. Set trainer.augment=none.")
+    hardware.set_threads(c.trainer)  # an earlier run of this process may have set fewer
+    plain = replace(m, mode=Mode.finetune, dropout=0.0)  # model.dropout is the linear head's
+    learner = Learner(plain, c.trainer, dataset, c.seed)
+    net = learner.build(round=0)
+    trained = m.pretrained or m.weights is not None  # random weights differ by the seed
+    key = {
+        "images": dataset.checksum,
+        "model": [m._target_, m.name, m.options, None if trained else c.seed],
+        "weights": (weights_version(m) or "").removeprefix("sha256:") or None,
+        "scaling": [*map(float, dataset.mean), *map(float, dataset.std)],
+        "precision": hardware.precision(c.trainer),
+        "features": 1,
+    }  # fmt: skip
+    n = len(dataset.images)
+
+    def fill(out: Any) -> tuple[int, dict[str, Any]]:
+        log.info(f"Computing the features of {n:,} images by {m.name}, once.")
+        out[:] = learner.predict(net, torch.arange(n), embeddings=True).emb_PD.numpy()
+        return n, {}
+
+    features, _ = cached_array(c.cache_dir, key, (n, net.net.head_hidden_size), "float32", fill)
+    return _with_features(dataset, torch.from_numpy(features))
+
+
+def _with_features(dataset: Dataset, features_ND: Tensor) -> Dataset:
+    train_TD = features_ND[dataset.train_idx]
+    mean_D = train_TD.mean(0)
+    std_D = train_TD.sub_(mean_D).square_().mean(0).sqrt_()  # torch.std takes five times as long along this axis
+    return replace(dataset, images=features_ND, mean=mean_D, std=std_D.clamp_min(1e-6))
+
+
+def fixed_features(c: Config, dataset: Dataset) -> Tensor | None:
+    """The features of `c.features`, [N, F] of unit length; None where the model of each round gives them.
+
+    Raises UserError where the backbone cannot be had.
+    """
+    if c.features.extractor is Extractor.model:
+        return None
+    if c.features.extractor is Extractor.backbone:
+        features_NF = backbone_features(c, dataset)
+    elif dataset.images.ndim == 2:  # frozen: they are features already
+        features_NF = dataset.images
+    else:
+        features_NF = principal_components(dataset, c.features.width)
+    return F.normalize(features_NF, dim=1)
+
+
+def backbone_features(c: Config, dataset: Dataset) -> Tensor:
+    """The embeddings [N, D] of the timm model that `c.features` names. Errors name the keys of features, not model."""
+    f = c.features
+    if f.name is None:
+        raise UserError("features.extractor=backbone needs a timm model: set features.name=...")
+    if dataset.images.ndim == 2:
+        raise UserError("model.mode=frozen has features already: leave features=pca, which takes them as they are.")
+    backbone = ModelConfig(
+        _target_="al_bench.models.nets.timm_net", name=f.name, pretrained=f.pretrained, weights=f.weights,
+        optimizer=c.model.optimizer,
+    )  # fmt: skip
+    try:
+        return freeze(replace(c, model=backbone, trainer=replace(c.trainer, augment=Augment.none)), dataset).images
+    except UserError as error:
+        raise UserError(re.sub(r"\bmodel\.(name|weights|pretrained)\b", r"features.\1", str(error))) from None
+
+
+def principal_components(dataset: Dataset, width: int) -> Tensor:
+    """Pixels, at 32x32 at most, on the `width` main axes of up to 10,000 training images: [N, width], centred."""
+    from sklearn.decomposition import PCA
+
+    images = dataset.images
+    size = min(32, images.shape[-1])
+
+    def pixels(rows: Tensor) -> Tensor:
+        x = images.cpu()[rows].float() / 255
+        return (F.interpolate(x, (size, size), mode="area") if size < images.shape[-1] else x).flatten(1)
+
+    some = dataset.train_idx[:: -(-len(dataset.train_idx) // 10_000)]
+    flat = pixels(some)
+    pca = PCA(min(width, *flat.shape), svd_solver="randomized", random_state=0)
+    parts = torch.arange(len(images)).split(10_000)
+    with threadpool_limits(1):  # more threads add up in another order: a cold start might choose other images
+        pca.fit(flat.numpy())
+        return torch.cat([torch.from_numpy(pca.transform(pixels(rows).numpy())) for rows in parts]).float()

@@ -1,0 +1,140 @@
+"""What a round shows the strategy: the candidates of the pool, and what the nets and the fixed features say of them.
+
+P candidates of the pool, L labelled, N images of the data set, S passes of all members, C classes, D embedding width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from al_bench import rng
+from al_bench.config import InitialDraw
+from al_bench.data.pool import Pool
+from al_bench.errors import UserError
+from al_bench.imports import function
+from al_bench.models.classifier import Classifier
+from al_bench.models.dropout import DropoutPasses
+from al_bench.models.learner import Learner
+from al_bench.strategies import PoolView, Size, Strategy
+from al_bench.strategies.example import example_view
+from al_bench.strategies.guard import package_of, select
+from al_bench.strategies.uncertainty import mean_log_probs
+
+# Strategies that may choose the initial set: they need fixed features and no label.
+COLD_STARTS = {
+    InitialDraw.k_center: "al_bench.strategies.diversity.k_center",
+    InitialDraw.k_means: "al_bench.strategies.diversity.k_means",
+    InitialDraw.typiclust: "al_bench.strategies.diversity.typiclust",
+    InitialDraw.prob_cover: "al_bench.strategies.coverage.prob_cover",
+}
+
+
+def try_options(strategy: Strategy) -> None:
+    """Raises UserError where a strategy of al_bench cannot choose from a small random pool with its options.
+
+    So a bad option is told before anything is read or trained. A user's own strategy is not tried: it may need more
+    images than these.
+    """
+    if package_of(strategy.function) != "al_bench":
+        return
+    size = Size(P=12, L=6, S=(strategy.n_passes or 1) * (strategy.members or 1), C=3, D=4, F=4, k=2)
+    try:
+        select(strategy, example_view(size, 0, strategy.needs), size.k, torch.Generator(), 0)
+    except UserError as error:
+        if not isinstance(error.__cause__, TypeError | AttributeError):
+            raise
+        raise UserError(f"strategy {strategy.name}: its options do not fit it ({error.__cause__}).") from error
+
+
+def try_dropout(strategy: Strategy, learner: Learner) -> None:
+    """Raises UserError where passes with dropout are asked for, by the strategy or for the test, and cannot be had."""
+    if learner.trainer.test_passes:
+        learner.test_passes(learner.build(round=0), round=0)
+    if strategy.n_passes:
+        _passes(strategy, learner, learner.build(round=0), round=0, member=0)
+
+
+def initial_draw(how: InitialDraw, learner: Learner) -> Callable[[Tensor, int, torch.Generator], Tensor] | None:
+    """What chooses the initial set by the fixed features: (indices, how many, rng) -> indices. None: a plain draw."""
+    if how not in COLD_STARTS:
+        return None
+    strategy = Strategy(function("budget.start", COLD_STARTS[how]), f"{how.name} (initial set)")
+
+    def choose(idx: Tensor, k: int, stream: torch.Generator) -> Tensor:
+        features_PF = learner.features_NF[idx]
+        nothing_LF, no_labels_L = features_PF[:0], torch.empty(0, dtype=torch.int64)
+        view = PoolView(
+            len(idx), learner.dataset.n_classes, emb_PD=features_PF, labelled_emb_LD=nothing_LF,
+            labelled_labels_L=no_labels_L, features_PF=features_PF, labelled_features_LF=nothing_LF,
+        )  # fmt: skip
+        return idx[select(strategy, view, k, stream, 0)]
+
+    return choose
+
+
+def candidates(strategy: Strategy, n_pool: int, seed: int, round: int) -> Tensor:
+    """Positions of the pool images that the strategy chooses from: all, or strategy.candidates drawn at random."""
+    n = strategy.candidates
+    if n is None or n >= n_pool:
+        return torch.arange(n_pool)
+    return torch.randperm(n_pool, generator=rng.stream(seed, "candidates", round))[:n].sort().values
+
+
+def committee(strategy: Strategy, learner: Learner, net: Classifier, pool: Pool, round: int) -> list[Classifier]:
+    """The round's net and the strategy's other members, trained as it was from other weights. They are not tested."""
+    nets = [net]
+    for member in range(1, strategy.members or 1):
+        nets.append(learner.build(round, member))
+        learner.fit(nets[member], pool, round, member)
+    return nets
+
+
+def pool_view(
+    strategy: Strategy, learner: Learner, nets: list[Classifier], pool: Pool, positions_P: Tensor, round: int
+) -> PoolView:
+    """What the strategy may see of the pool images at these positions, fetched in one pass over them."""
+    needs, features_NF, idx_P = strategy.needs, learner.features_NF, pool.to_indices(positions_P)
+    by_model = needs.features and features_NF is None
+    embeddings = needs.embeddings or by_model
+    seen: dict[str, Any] = {"labelled_labels_L": pool.labels_L}
+    if needs.predictions or embeddings:
+        seen["log_probs_PSC"], seen["emb_PD"] = _predict(strategy, learner, nets, idx_P, embeddings, round)
+    if needs.labelled:  # by the nets and passes that predict the pool: the two are compared
+        log_probs_LSC, seen["labelled_emb_LD"] = _predict(strategy, learner, nets, pool.labelled_L, embeddings, round)
+        seen["labelled_log_probs_LC"] = mean_log_probs(log_probs_LSC).float()
+    elif embeddings:
+        seen["labelled_emb_LD"] = learner.predict(nets[0], pool.labelled_L, embeddings=True).emb_PD
+    if by_model:
+        seen["features_PF"] = F.normalize(seen["emb_PD"], dim=1)
+        seen["labelled_features_LF"] = F.normalize(seen["labelled_emb_LD"], dim=1)
+    elif needs.features:
+        seen["features_PF"], seen["labelled_features_LF"] = features_NF[idx_P], features_NF[pool.labelled_L]
+    if needs.head:
+        head = nets[0].net.get_classifier()
+        seen["head_weight_CD"] = head.weight.detach().float().cpu()
+        seen["head_bias_C"] = head.bias.detach().float().cpu()
+    return PoolView(len(idx_P), learner.dataset.n_classes, **seen)
+
+
+def _predict(
+    strategy: Strategy, learner: Learner, nets: list[Classifier], idx_P: Tensor, embeddings: bool, round: int
+) -> tuple[Tensor, Tensor | None]:
+    """(log_probs_PSC of all passes of all members, emb_PD of the first net's deterministic pass)"""
+    seen = []
+    for member, net in enumerate(nets):
+        passes = _passes(strategy, learner, net, round, member) if strategy.n_passes else None
+        seen.append(learner.predict(net, idx_P, embeddings and member == 0, passes))
+    log_probs_PSC = torch.cat([s.log_probs_PSC for s in seen], dim=1) if len(seen) > 1 else seen[0].log_probs_PSC
+    return log_probs_PSC, seen[0].emb_PD
+
+
+def _passes(strategy: Strategy, learner: Learner, net: Classifier, round: int, member: int) -> DropoutPasses:
+    try:
+        return learner.passes(net, strategy.n_passes, rng.of_member("dropout", member), round)
+    except UserError as error:
+        raise UserError(
+            f"strategy {strategy.name}: {error}. Or train a committee instead: strategy.passes=null strategy.members=5."
+        ) from None
