@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -134,6 +134,8 @@ def find_value_mistake(key: str, value: Any, text: str, in_sweep: bool) -> Mista
     if takes(key, bool) and not is_bool(value):
         return Mistake(f"{key}={value}: true or false.")
     typed = text.partition("=")[2]
+    if is_list(key) and not isinstance(value, list | NoneType) and "${" not in typed:
+        return Mistake(f"{key} is a list, in brackets: {key}=[{typed}].", f"{key}=[{typed}]")
     changed = isinstance(value, (list, dict)) or (isinstance(value, (bool, int, float)) and str(value) not in typed)
     if takes(key, str) and changed:
         message = f"{key} is a text, but Hydra reads {typed} as {value!r}. In quotes it stays as it is."
@@ -147,6 +149,11 @@ def takes(key: str, kind: type) -> bool:
     """Return whether the schema allows a value of this type under the key."""
     annotation = TYPES.get(key)
     return kind in (get_args(annotation) if isinstance(annotation, UnionType) else (annotation,))
+
+
+def is_list(key: str) -> bool:
+    annotation = TYPES.get(key)
+    return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
 
 
 def is_bool(value: Any) -> bool:

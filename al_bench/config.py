@@ -201,6 +201,7 @@ class Config:
     seed: int = MISSING
     plan: bool = MISSING
     cache_dir: str = MISSING
+    metrics: list[str] | None = None  # dotted paths of the user's functions (log_probs_VC, labels_V) -> float
     dataset: DatasetConfig = MISSING
     stressor: StressorConfig = field(default_factory=StressorConfig)
     model: ModelConfig = MISSING

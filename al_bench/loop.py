@@ -18,7 +18,7 @@ from al_bench.config import Config, Extractor, Mode
 from al_bench.data import Dataset, sources
 from al_bench.data.oracle import Oracle
 from al_bench.data.pool import Pool, check_budget, start
-from al_bench.metrics import classification_metrics
+from al_bench.metrics import measure, own_metrics, try_out
 from al_bench.models import features, hardware, nets
 from al_bench.models.classifier import Classifier, build_optimizer
 from al_bench.models.learner import Learner, Prediction
@@ -37,7 +37,9 @@ PARTS = ("fit", "evaluate", "committee", "predict", "select")  # of a round, who
 def run(c: Config, store: RunStore) -> None:
     """Run the rounds that `store` does not hold yet, up to the one that acquires nothing."""
     strategy = load(c.strategy)
+    own = own_metrics(c.metrics)
     learner, oracle, pool, records, stop = begin(c, store, strategy)
+    try_out(own, learner.dataset.test_labels_V, learner.dataset.n_classes)
     warm, test = WarmStart(c.trainer.start, store.folder / "weights"), None
     track = store.at_end.enter_context(tracking.opened(c, store.folder, learner.dataset.class_names, records))
     announce(c, store, records)
@@ -56,7 +58,7 @@ def run(c: Config, store: RunStore) -> None:
             validation = learner.validate(net, pool)
             weights_from, kept_validation = warm.keep(net, validation, records, round)
             test = learner.test(net, round)
-            metrics = classification_metrics(mean_log_probs(test.log_probs_PSC).float(), learner.dataset.test_labels_V)
+            metrics = measure(mean_log_probs(test.log_probs_PSC).float(), learner.dataset.test_labels_V, own)
         # Stop, or let the strategy choose.
         stopped = stop.reason(round, pool, metrics, kept_validation)
         acquired = Acquired() if stopped else acquire(strategy, learner, net, pool, c.budget.query, round)

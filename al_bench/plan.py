@@ -11,8 +11,7 @@ from al_bench import process
 from al_bench.config import Config, Extractor, Mode
 from al_bench.data import Dataset, pool, sources
 from al_bench.data.stressors import Split
-from al_bench.imports import function
-from al_bench.models import nets
+from al_bench.models import contract, nets
 from al_bench.models.learner import images_trained
 from al_bench.recipe import run_folder
 from al_bench.strategies import load
@@ -82,7 +81,7 @@ def _memory(c: Config, image_shape: tuple[int, int, int], used: Split, n_predict
     image = torch.zeros(1, *image_shape, dtype=torch.uint8)
     mean, std = tuple(c.dataset.mean), tuple(c.dataset.std)
     fake = Dataset(c.dataset.name, image, one, one, one, used.class_names, mean, std, checksum="")
-    net = function("model._target_", c.model._target_)(replace(c.model, pretrained=False, weights=None), fake).eval()
+    net = contract.build(replace(c.model, pretrained=False, weights=None), fake).eval()
     frozen = c.model.mode is Mode.frozen
     weights = sum(p.nbytes for p in net.parameters())
     widths = net.head_hidden_size + n_predictions * len(used.class_names)

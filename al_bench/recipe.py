@@ -19,9 +19,11 @@ from al_bench.files import accessible
 # Keys that only affect storage or display. Any other difference is another experiment. dataset.root is among them, for
 # images are compared by their checksum. So are weights, where the run noted their checksum.
 NOT_COMPARED = {
-    "results_dir", "study", "cache_dir", "plan", "dataset.root", "trainer.progress", "trainer.num_workers",
+    "results_dir", "study", "cache_dir", "plan", "dataset.root", "trainer.progress", "trainer.num_workers", "metrics",
     *keys(LoggerConfig, "logger."),
 }  # fmt: skip
+# Runs with other metrics are compared by the metrics that they share. All rounds of one run have the same metrics.
+SAME_IN_ALL_ROUNDS = {"metrics"}
 UNSTRESSED = flat(asdict(StressorConfig()), "stressor")  # the settings of a config.yaml older than the stressors
 
 

@@ -282,7 +282,8 @@ FACTS = {
     "dataset": {"name": str, "checksum": str, "classes": [str], "n_train": int, "n_test": int},
     "initial_set": CHECKED_SET, "validation_set": CHECKED_SET, "strategy_code": {"checksum": str, "modules": {}},
     "model_code": {"checksum": str, "modules": {}}, "strategy_version": {"checksum": str, "files": str},
-    "model_version": {"checksum": str, "files": str}, "weights": {"model": str, "features": str},
+    "model_version": {"checksum": str, "files": str}, "metrics_code": {"checksum": str, "modules": {}},
+    "weights": {"model": str, "features": str},
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from al_bench.files import DISK, accessible, is_there, read_file, write_atomical
 from al_bench.provenance import circumstances, code_version, file_version, now
 from al_bench.recipe import (
     NOT_COMPARED,
+    SAME_IN_ALL_ROUNDS,
     as_file_name,
     differing_keys,
     read_recipe,
@@ -213,7 +214,7 @@ class RunStore:
         there, here, info = read_recipe(path), flat(asdict(self.config)), self.info()
         self._refuse_namesake(str(there.get("study")))
         noted = info.get("weights") or {}
-        free = NOT_COMPARED | {f"{name}.weights" for name in noted}
+        free = NOT_COMPARED - SAME_IN_ALL_ROUNDS | {f"{name}.weights" for name in noted}
         free |= {k for k in here if k.startswith("features.")} if info.get("features") is None else set()
         differ = [k for k in differing_keys(there, here) if k not in free]
         if differ:
@@ -252,12 +253,13 @@ class RunStore:
         )
 
     def _code_versions(self) -> dict[str, dict[str, Any] | None]:
-        """Of the strategy, None on the full data, where no strategy chooses; and of a net of the user's own."""
+        """Of the strategy, None on the full data, where no strategy chooses; of a net and of metrics of the user's own."""
         c = self.config
         own_net = None if c.model._target_.startswith("al_bench.") else code_version({"net": c.model._target_})
         return {
             "strategy_code": None if c.budget.initial is None else code_version(c.strategy),
             "model_code": own_net,
+            "metrics_code": code_version({"metrics": c.metrics}),
         }
 
     def _warn_of_code_not_compared(self) -> None:

@@ -1,8 +1,8 @@
-"""The README's figure and words on digits: five strategies and two random arms, ten seeds, from nothing.
+"""Figure and words on digits in results/README.md: five strategies and two random arms, ten seeds, from nothing.
 
     python scripts/digits.py        about half an hour on two cores; stopped and typed again, it goes on
 
-Writes results/digits/ and its part of README.md.
+Writes results/digits/ and its parts of results/README.md.
 """
 
 import check_results
@@ -22,7 +22,7 @@ def main() -> None:
     comparison = published.keep(
         results.find(published.RUNS / "digits"), OUT, ("learning_curves", "difference_to_random")
     )
-    published.fill(published.ROOT / "README.md", digits=published.words(comparison), digits_noise=of_chance())
+    published.fill(check_results.RESULTS / "README.md", digits=published.words(comparison), digits_noise=of_chance())
     published.fill(OUT / "README.md", costs=published.costs([comparison]))
 
 

@@ -3,10 +3,12 @@
     python scripts/frozen_features.py --cifar10 FOLDER --dogs-vs-cats train.zip [--weights FILE]
 
 FOLDER holds CIFAR-10 as images, train/<class>/ and test/<class>/. Some five hours of one core, and half an hour for the
-features; stopped and typed again, it goes on. Writes results/frozen_features/ and its part of README.md.
+features; stopped and typed again, it goes on. Writes results/frozen_features/ and its parts of README.md and
+results/README.md.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import check_results
@@ -28,6 +30,7 @@ TWO_CLASSES = ["cluster_margin", "clue", "k_means"]
 CLASSES = {"cifar10": 10, "dogs_vs_cats": 2}
 LABELS_A_CLASS = {"low": 5, "medium": 25, "high": 100}  # bought a round, and to start with
 FIGURES = ("learning_curves", "difference_to_random")
+FIRST = ("random", "random_control", "uncertainty_herding", "badge", "entropy")  # the rows of the first screen
 
 
 def main() -> None:
@@ -78,7 +81,8 @@ def write(settings: list[tuple[str, str]]) -> None:
     )
     costs = published.costs(c for found in comparisons.values() for c in found.values())
     published.fill(OUT / "README.md", overviews=overviews(), verdicts=sections, costs=costs)
-    published.fill(published.ROOT / "README.md", frozen_features=overview("cifar10"))
+    published.fill(published.ROOT / "README.md", frozen_features=first_rows())
+    published.fill(check_results.RESULTS / "README.md", frozen_features=overview("cifar10"))
 
 
 def draw(path: Path, comparisons: dict[str, Comparison]) -> None:
@@ -109,22 +113,11 @@ def overviews() -> str:
 
 
 def overview(dataset: str) -> str:
-    """Every strategy at every budget, the best on average first, in Markdown: from what results/ keeps."""
-    kept = {budget: f"frozen_features/{dataset}-{budget}" for budget in LABELS_A_CLASS}
-    rounds = {budget: check_results.read(name) for budget, name in kept.items()}
-    summaries = {
-        budget: pd.read_csv(check_results.RESULTS / name / "summary.csv").set_index("strategy")
-        for budget, name in kept.items()
-    }
+    """Every strategy at every budget, in Markdown, and how to read it: from what results/ keeps."""
+    rounds, summaries = kept(dataset)
+    names = best_first(summaries)
+    rows = of_strategies([RANDOM, CONTROL, *names], rounds, summaries)
     of_random = {budget: summary.loc[RANDOM] for budget, summary in summaries.items()}
-    gains = pd.DataFrame({budget: summary["minus_random"] for budget, summary in summaries.items()}).mean(axis=1)
-    names = list(gains.dropna().sort_values(ascending=False).index)
-    rows = [
-        [RANDOM, *(f"{r['mean_accuracy_over_labels']:.1%}" for r in of_random.values())],
-        [report.md(CONTROL), *(published.noise(rounds[budget], r["target"]) for budget, r in of_random.items())],
-        *([report.md(name), *(cell(summary, name) for summary in summaries.values())] for name in names),
-    ]
-    heads = ["", *(f"{b}: {r['labels_from']:,} to {r['labels_to']:,} labels" for b, r in of_random.items())]
     targets = {budget: r["target"] for budget, r in of_random.items() if pd.notna(r["target"])}
     full = rounds["high"][rounds["high"]["budget"] == "full"]
     words = (
@@ -138,7 +131,52 @@ def overview(dataset: str) -> str:
     )
     if len(targets) > 1:
         words += f" {what_a_target_decides(rounds, targets, names[0])}"
-    return f"{report.markdown_rows(heads, rows)}\n\n{words}"
+    return f"{rows}\n\n{words}"
+
+
+def first_rows() -> str:
+    """The rows of the first screen, in Markdown, and how to read them in short."""
+    rounds, summaries = kept("cifar10")
+    n_all = len(best_first(summaries)) + 2
+    return (
+        f"{of_strategies(FIRST, rounds, summaries)}\n\n"
+        "*random*: its accuracy, the mean over the labels. The others: percentage points more than random, with the "
+        "95% interval, in pairs of one seed. Bold: significant (Wilcoxon's test, Holm's correction). *saves*: how many "
+        "labels fewer than random it needs for the same accuracy. random\\_control is random a second time, so its "
+        f"differences are chance. [All {n_all} strategies, and how the numbers come about]"
+        "(results/README.md#frozen-features)."
+    )
+
+
+def kept(dataset: str) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
+    """(rounds, summary by strategy) of each budget."""
+    names = {budget: f"frozen_features/{dataset}-{budget}" for budget in LABELS_A_CLASS}
+    summaries = {b: pd.read_csv(check_results.RESULTS / name / "summary.csv") for b, name in names.items()}
+    return (
+        {budget: check_results.read(name) for budget, name in names.items()},
+        {budget: summary.set_index("strategy") for budget, summary in summaries.items()},
+    )
+
+
+def best_first(summaries: dict[str, pd.DataFrame]) -> list[str]:
+    """The strategies that are no random arm, by the mean of their gains over the budgets."""
+    gains = pd.DataFrame({budget: summary["minus_random"] for budget, summary in summaries.items()}).mean(axis=1)
+    return list(gains.dropna().sort_values(ascending=False).index)
+
+
+def of_strategies(names: Sequence[str], rounds: dict[str, pd.DataFrame], summaries: dict[str, pd.DataFrame]) -> str:
+    """A row for each of these strategies, a column for each budget, in Markdown."""
+    of_random = {budget: summary.loc[RANDOM] for budget, summary in summaries.items()}
+    special = {
+        RANDOM: [f"{r['mean_accuracy_over_labels']:.1%}" for r in of_random.values()],
+        CONTROL: [published.noise(rounds[budget], r["target"]) for budget, r in of_random.items()],
+    }
+    rows = [
+        [report.md(name), *(special.get(name) or [cell(summary, name) for summary in summaries.values()])]
+        for name in names
+    ]
+    heads = ["", *(f"{b}: {r['labels_from']:,} to {r['labels_to']:,} labels" for b, r in of_random.items())]
+    return report.markdown_rows(heads, rows)
 
 
 def cell(summary: pd.DataFrame, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the scripts of published results keep, the checks on it, and that README says the same."""
+"""What the scripts of published results keep, the checks on it, and that the pages say the same."""
 
 import json
 import re
@@ -205,21 +205,25 @@ def test_a_committed_summary_is_what_the_committed_records_say(folder):
             assert summary["labels_to_target_median"][name] == labels_S[(len(labels_S) - 1) // 2]
 
 
-def block(place):
-    (words,) = re.findall(rf"<!-- {place} -->\n(.*)<!-- /{place} -->", (ROOT / "README.md").read_text(), re.DOTALL)
+def block(place, page="results/README.md"):
+    (words,) = re.findall(rf"<!-- {place} -->\n(.*)<!-- /{place} -->", (ROOT / page).read_text(), re.DOTALL)
     return words
 
 
-def test_the_readme_has_the_table_of_the_summary():
+def test_the_page_of_results_has_the_table_of_the_summary():
     words, summary = block("digits"), (ROOT / "results" / "digits" / "summary.md").read_text()
     assert words.count("\n| ") > 5 and words[words.index("| strategy") :].split("\n\n")[0] in summary
 
 
-def test_the_readme_has_the_numbers_of_every_budget():
-    rows = [line.strip("| ").split(" | ") for line in block("frozen_features").splitlines() if line.startswith("| ")]
+@pytest.mark.parametrize("page, n_rows", [("README.md", 5), ("results/README.md", 17)])
+def test_the_pages_have_the_numbers_of_every_budget(page, n_rows):
+    lines = block("frozen_features", page).splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     cells = {name.replace("\\", ""): values for name, *values in (row for row in rows[2:])}
+    assert len(cells) == n_rows
     for column, budget in enumerate(("low", "medium", "high")):
         summary = pd.read_csv(ROOT / "results" / "frozen_features" / f"cifar10-{budget}" / "summary.csv")
+        summary = summary[summary["strategy"].isin(cells)]
         for _, row in summary.set_index("strategy", drop=False).dropna(subset="minus_random").iterrows():
             points = f"{100 * row['minus_random']:+z.1f}"
             assert cells[row["strategy"]][column].startswith(f"**{points}** [" if row["significant"] else f"{points} [")
@@ -232,9 +236,10 @@ def test_the_tables_of_frozen_features_are_what_the_committed_records_say():
     page = (ROOT / "results" / "frozen_features" / "README.md").read_text()
     assert f"<!-- overviews -->\n{frozen_features.overviews()}\n<!-- /overviews -->" in page
     assert block("frozen_features") == f"{frozen_features.overview('cifar10')}\n"
+    assert block("frozen_features", "README.md") == f"{frozen_features.first_rows()}\n"
 
 
-def test_the_readme_says_what_chance_does_on_digits():
+def test_the_page_of_results_says_what_chance_does_on_digits():
     assert block("digits_noise") == f"{digits.of_chance()}\n"
 
 

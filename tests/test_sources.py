@@ -13,7 +13,7 @@ from test_decode import grey, write, zipped
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN
 
 from al_bench.config import DatasetConfig, OnBadImage
-from al_bench.data import sources
+from al_bench.data import arrays, sources
 from al_bench.errors import UserError
 
 
@@ -220,7 +220,7 @@ def test_means_of_another_number_of_channels_are_refused():
 def test_data_in_memory_is_resized_as_asked(antialias, expected):
     columns = np.array([[0, 100, 200, 40]] * 4, np.uint8)[None, :, :, None]
     c = DatasetConfig("", "columns", image_size=2, antialias=antialias)
-    images = sources._in_memory(c, columns, np.array([0]), ("a", "b"), None).read()
+    images = arrays.in_memory(c, columns, np.array([0]), ("a", "b"), None).read()
     assert images.pixels[0, :, :, 0].tolist() == [expected, expected]
 
 
@@ -331,3 +331,60 @@ def test_cifar_and_svhn_are_read_whichever_way_they_store_pixels(name, write_fil
     assert pixels.flags.c_contiguous  # a batch is cut in whole rows
     assert source.labels_N.tolist() == LABELS.tolist() and source.test_idx.tolist() == [3, 4]
     assert len(source.class_names) == n_classes
+
+
+def test_a_data_set_of_the_users_is_made_of_arrays():
+    c = DatasetConfig(f"{__name__}.squares", "squares", None, test_fraction=0.25)
+    dataset, oracle = sources.load(c, sources.find(c, None, ""), seed=0)
+    assert dataset.images.shape == (8, 1, 4, 4) and dataset.class_names == ("dark", "bright")
+    assert (len(dataset.train_idx), len(dataset.test_idx)) == (6, 2)
+    bright = dataset.images[dataset.train_idx][:, 0, 0, 0] > 4
+    assert torch.equal(oracle.label(dataset.train_idx), bright.long())
+
+
+def squares(c, model_size, cache_dir):
+    images = np.arange(1, 9, dtype=np.uint8).repeat(16).reshape(8, 4, 4, 1)
+    return arrays.in_memory(c, images, np.arange(8) // 4, ["dark", "bright"])
+
+
+def floats(c, model_size, cache_dir):
+    return arrays.in_memory(c, np.zeros((8, 4, 4, 1)), np.zeros(8, int), ["dark", "bright"])
+
+
+def oblongs(c, model_size, cache_dir):
+    return arrays.in_memory(c, np.zeros((8, 4, 5, 1), np.uint8), np.zeros(8, int), ["dark", "bright"])
+
+
+def too_few(c, model_size, cache_dir):
+    return arrays.in_memory(c, np.zeros((8, 4, 4, 1), np.uint8), np.zeros(7, int), ["dark", "bright"])
+
+
+def nameless(c, model_size, cache_dir):
+    return arrays.in_memory(c, np.zeros((8, 4, 4, 1), np.uint8), np.arange(8), ["dark", "bright"])
+
+
+def takes_nothing():
+    return 1
+
+
+def no_source(c, model_size, cache_dir):
+    return [1, 2]
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        (floats, r"dataset mine: images are float64 \[8, 4, 4, 1\], and uint8 \[N, size, size, channels\] is wanted"),
+        (oblongs, r"images are uint8 \[8, 4, 5, 1\]"),
+        (too_few, r"labels are int64 \[7\], and one whole number for each of 8 images is wanted"),
+        (nameless, "labels go from 0 to 7, and 2 classes have names: 0 to 1 are wanted"),
+        (
+            takes_nothing,
+            r"dataset mine: test_sources.takes_nothing failed \(TypeError: .* takes 0 positional",
+        ),
+        (no_source, "returned list, and a Source is wanted: al_bench.data.arrays.in_memory makes one"),
+    ],
+)
+def test_a_data_set_of_the_users_that_cannot_be_used_is_told_with_the_reason(name, why):
+    with pytest.raises(UserError, match=why):
+        sources.find(DatasetConfig(f"{__name__}.{name.__name__}", "mine", None, test_fraction=0.25), None, "")

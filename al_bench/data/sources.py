@@ -1,10 +1,14 @@
-"""Where images come from: one function a source, each returns a Source; `load` turns it into (Dataset, Oracle)."""
+"""Where images come from: one function a source, each returns a Source; `load` turns it into (Dataset, Oracle).
+
+A function of the user's has the same signature: (c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source.
+arrays.in_memory makes a Source.
+"""
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +16,12 @@ from typing import Any
 import filelock
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from al_bench import rng
 from al_bench.config import DatasetConfig, OnBadImage, StressorConfig
 from al_bench.data import Dataset, layout, oddities, stressors
+from al_bench.data.arrays import Images, Source, in_memory
 from al_bench.data.cache import checksum
 from al_bench.data.decode import complaint, decode
 from al_bench.data.files import ImageFiles, files_in
@@ -25,7 +29,7 @@ from al_bench.data.idx import packed
 from al_bench.data.listing import write_listing
 from al_bench.data.oracle import Oracle
 from al_bench.data.stressors import UNSTRESSED, Split
-from al_bench.errors import UserError
+from al_bench.errors import UserError, users_code
 from al_bench.imports import function
 from al_bench.text import one_line
 
@@ -34,32 +38,9 @@ log = logging.getLogger("al_bench")
 PHOTO_SIZE = 64  # pixels, where neither dataset.image_size nor the model asks for a size
 
 
-@dataclass(frozen=True)
-class Images:
-    pixels: np.ndarray  # uint8 [N, H, W, channels]
-    checksum: str
-    kept_N: Tensor  # which of the source's images they are
-    skipped: tuple[str, ...] = ()  # file names
-    same: tuple[tuple[int, ...], ...] = ()  # images whose files are equal to the byte
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set before its images are decoded: enough for a plan."""
-
-    labels_N: Tensor
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # channels, height, width
-    test_idx: Tensor | None  # the data's own test split
-    read: Callable[[], Images]
-    files: tuple[str, ...] = ()  # the name of each image's file, where it has one
-    warnings: tuple[str, ...] = ()  # what is odd about the data and stops nothing
-
-
 def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     """model_size: the input size the model prefers; dataset.image_size goes before it."""
-    source: Source = function("dataset._target_", c._target_)(c, model_size, cache_dir)
+    source = _of(c, model_size, cache_dir)
     _refuse_empty_class(c, source.labels_N, source.class_names, "image")
     channels = source.image_shape[0]
     if len(c.mean) not in (1, channels):
@@ -70,6 +51,21 @@ def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     if len(source.class_names) < 2:
         names = ", ".join(map(one_line, source.class_names))
         raise UserError(f"dataset {c.name} has one class only ({names}): there is nothing to learn. Add another.")
+    return source
+
+
+def _of(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
+    """What dataset._target_ returns. Raises UserError where a user's function fails."""
+    make = function("dataset._target_", c._target_)
+    if c._target_.startswith("al_bench."):
+        return make(c, model_size, cache_dir)
+    with users_code(f"dataset {c.name}: {c._target_}"):
+        source = make(c, model_size, cache_dir)
+    if not isinstance(source, Source):
+        raise UserError(
+            f"dataset {c.name}: {c._target_} returned {type(source).__name__}, and a Source is wanted: "
+            "al_bench.data.arrays.in_memory makes one of arrays."
+        )
     return source
 
 
@@ -147,7 +143,7 @@ def digits(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
         raise UserError(f"dataset.root={c.root}: digits reads no files. Say what lies there: dataset=image_folder, ...")
     images, labels = load_digits(return_X_y=True)
     images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
-    return _in_memory(c, images, labels, tuple("0123456789"), None)
+    return in_memory(c, images, labels, tuple("0123456789"), None)
 
 
 def dogs_vs_cats(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
@@ -287,7 +283,7 @@ def _of_parts(c: DatasetConfig, parts: Sequence[Any]) -> Source:
     images = np.concatenate([_as_nhwc(part.data) for part in parts])
     labels = np.concatenate([np.asarray(getattr(part, "targets", getattr(part, "labels", None))) for part in parts])
     names = tuple(map(str, getattr(parts[0], "classes", range(10))))
-    return _in_memory(c, images, labels, names, torch.arange(len(parts[0].data), len(images)))
+    return in_memory(c, images, labels, names, torch.arange(len(parts[0].data), len(images)))
 
 
 def _as_nhwc(images: Tensor | np.ndarray) -> np.ndarray:
@@ -295,30 +291,6 @@ def _as_nhwc(images: Tensor | np.ndarray) -> np.ndarray:
     if images.ndim == 3:  # grey
         return images[..., None]
     return images if images.shape[-1] == 3 else images.transpose(0, 2, 3, 1)  # SVHN comes as NCHW
-
-
-def _in_memory(
-    c: DatasetConfig, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], test_idx: Tensor | None
-) -> Source:
-    for key in ("white", "max_pixels"):
-        if getattr(c, key) is not None:
-            raise UserError(f"dataset.{key} is about image files, and dataset {c.name} has none. Leave it out.")
-    if c.image_size and c.image_size != images.shape[1]:
-        images = _resized(images, c.image_size, c.antialias)
-    images = np.ascontiguousarray(images)  # a batch is cut in whole rows
-    _, height, width, channels = images.shape
-    labels_N = torch.from_numpy(labels.astype(np.int64))
-
-    def read() -> Images:
-        return Images(images, checksum(images), torch.arange(len(images)))
-
-    return Source(labels_N, class_names, (channels, height, width), test_idx, read)
-
-
-def _resized(images: np.ndarray, size: int, antialias: bool) -> np.ndarray:
-    chunks = torch.from_numpy(images).permute(0, 3, 1, 2).split(4096)
-    resized = [F.interpolate(x.float(), (size, size), mode="bilinear", antialias=antialias) for x in chunks]
-    return torch.cat([x.round().clamp(0, 255).byte() for x in resized]).permute(0, 2, 3, 1).numpy()
 
 
 def _root(c: DatasetConfig) -> Path:

@@ -28,6 +28,8 @@ class DropoutPasses:
 
     def __init__(self, net: nn.Module, n: int, image: Tensor, stream: torch.Generator) -> None:
         """image: any one, [1, channels, H, W] or [1, D]; it shows the layers' input shapes. Raises UserError."""
+        if not hasattr(net, "layers"):
+            raise UserError("passes with dropout need the layers of the net in their order: give it a method layers()")
         layers = dropout_late(net.layers())
         refuse_unknown_dropout(layers)
         first = next((i for i, layer in enumerate(layers) if is_dropout(layer)), None)

@@ -19,9 +19,8 @@ from al_bench.data import Dataset
 from al_bench.data.datamodule import PoolDataModule, image_loader
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
-from al_bench.imports import function
 from al_bench.metrics import loss_and_accuracy
-from al_bench.models import hardware
+from al_bench.models import contract, hardware
 from al_bench.models.classifier import Classifier, PredictionBuffer
 from al_bench.models.dropout import DropoutPasses
 from al_bench.models.nets import LinearHead
@@ -60,7 +59,7 @@ class Learner:
             net = (
                 LinearHead(self.dataset, self.model.dropout)
                 if self.model.mode is Mode.frozen
-                else function("model._target_", self.model._target_)(self.model, self.dataset)
+                else contract.build(self.model, self.dataset)
             )
         return Classifier(net, self.model.optimizer, self.trainer.schedule)
 

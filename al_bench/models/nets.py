@@ -2,7 +2,8 @@
 
 Every net takes images as uint8 [B, C, H, W] and brings them to its own size, mean and std.
 `forward_head(..., pre_logits=True)` is what the last linear layer sees: the embedding, of width `head_hidden_size`.
-`layers()` is the same net as one row of layers, for passes with dropout (models/dropout.py).
+`layers()` is the same net as one row of layers, for passes with dropout (models/dropout.py): only these need it.
+A net of the user's comes from a class or function (c: ModelConfig, dataset: Dataset); models/contract.py checks it.
 """
 
 from contextlib import suppress
@@ -239,7 +240,7 @@ def timm_net(c: ModelConfig, dataset: Dataset) -> nn.Module:
 
 def preferred_size(c: ModelConfig) -> int | None:
     """The input size the weights were trained for; None where any size will do."""
-    if not c._target_.endswith("timm_net"):
+    if c._target_ != "al_bench.models.nets.timm_net":
         return None
     return input_of(timm_backbone(replace(c, pretrained=False, weights=None)))["input_size"][-1]
 

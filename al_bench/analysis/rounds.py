@@ -1,0 +1,67 @@
+"""All rounds below a results folder as one table, for notebooks and spreadsheets. Only reads; nothing imports torch."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from al_bench.analysis import results, verdict
+from al_bench.analysis.results import Cell, Run
+from al_bench.text import as_cell, printable
+
+IDENTITY = (*Cell._fields, "strategy", "seed")
+NAMED = 5  # runs that a warning names
+
+
+def read(root: str | Path) -> pd.DataFrame:
+    """A row for each run and round below root, a results folder, a study in it or a folder further down.
+
+    Columns: study, dataset, model, budget, strategy, seed, round, labels (training labels so far), each recorded metric
+    that is a number, seconds (of the whole round). A metric that a run lacks is NaN. The runs are those that the report
+    compares; a UserWarning names the others and says why each is left out. Raises UserError where there is no run.
+    """
+    runs = results.find(Path(root).expanduser())
+    kept, left_out = comparable(runs)
+    if left_out:
+        more = [f"and {len(left_out) - NAMED} more, which al-bench report names"] * (len(left_out) > NAMED)
+        lines = "\n".join(f"  {line}" for line in [*left_out[:NAMED], *more])
+        warnings.warn(f"{len(left_out)} of {len(runs)} runs are left out:\n{lines}", stacklevel=3)
+    return table(kept)
+
+
+def comparable(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """The runs that the report compares, and a line for each other one."""
+    kept: list[Run] = []
+    left_out = []
+    for cell, there in results.cells(runs).items():
+        usable, others = verdict.comparable(there)
+        kept += sorted(usable, key=lambda run: (run.strategy, run.seed))
+        left_out += [printable(f"{cell} / {name}: {why}") for name, why in others]
+    return kept, left_out
+
+
+def table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Their rounds, one below the other; the columns are those of `read`."""
+    n_rounds = [len(run.labels_R) for run in runs]
+    of_run = [(*run.cell, run.strategy, run.seed) for run in runs]
+    columns = {name: np.repeat([who[i] for who in of_run], n_rounds) for i, name in enumerate(IDENTITY)}
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    columns["round"] = joined([np.arange(n) for n in n_rounds])
+    columns["labels"] = joined([run.labels_R for run in runs])
+    for name in names:
+        absent = [np.full(n, np.nan) for n in n_rounds]
+        columns[name] = joined([run.metrics.get(name, nan_R) for run, nan_R in zip(runs, absent, strict=True)])
+    columns["seconds"] = joined([sum(run.seconds.values(), np.zeros(len(run.labels_R))) for run in runs])
+    return pd.DataFrame(columns)
+
+
+def joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def as_csv(runs: list[Run]) -> str:
+    rounds = table(comparable(runs)[0])
+    words = rounds.select_dtypes(exclude="number")
+    return rounds.assign(**{name: words[name].map(as_cell) for name in words}).to_csv(index=False)

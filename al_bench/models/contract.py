@@ -1,0 +1,53 @@
+"""Builds the net that a configuration names, and checks one of the user's own against the contract of nets.py."""
+
+import torch
+from torch import nn
+
+from al_bench.config import ModelConfig
+from al_bench.data import Dataset
+from al_bench.errors import UserError, users_code
+from al_bench.imports import function
+from al_bench.models.dropout import run
+
+MEMBERS = ("head_hidden_size", "forward_features", "forward_head", "get_classifier")
+
+
+def build(c: ModelConfig, dataset: Dataset) -> nn.Module:
+    """What model._target_(c, dataset) returns. Raises UserError where a user's function fails or its net is no use."""
+    make = function("model._target_", c._target_)
+    if c._target_.startswith("al_bench."):
+        return make(c, dataset)
+    with users_code(f"model {c.name}: {c._target_}"):
+        net = make(c, dataset)
+        why = misfit(net, dataset)
+    if why:
+        raise UserError(f"model {c.name}: {why}")
+    return net
+
+
+def misfit(net: nn.Module, dataset: Dataset) -> str | None:
+    """How a net departs from the contract, tried on two images; None where it does not."""
+    if not isinstance(net, nn.Module):
+        return f"its function returned {type(net).__name__}, and a torch.nn.Module is wanted."
+    if missing := [name for name in MEMBERS if not hasattr(net, name)]:
+        return f"the net lacks {', '.join(missing)}. al_bench.models.nets.SimpleCNN has them: inherit from it."
+    if not isinstance(head := net.get_classifier(), nn.Linear):
+        return f"get_classifier() returned {type(head).__name__}, and the last layer has to be an nn.Linear."
+    images = dataset.images[:2]
+    was_training = net.training
+    net.eval()
+    with torch.no_grad():
+        emb_BD = net.forward_head(net.forward_features(images), pre_logits=True)
+        wanted = [len(images), net.head_hidden_size]
+        if list(emb_BD.shape) != wanted:
+            return (
+                f"forward_head(features, pre_logits=True) has the shape {list(emb_BD.shape)}, and {wanted} is wanted: "
+                "images, head_hidden_size. It is what the last layer sees."
+            )
+        logits_BC = head(emb_BD)
+        if list(logits_BC.shape) != [len(images), dataset.n_classes]:
+            return f"the last layer has {head.out_features} outputs, and there are {dataset.n_classes} classes."
+        if hasattr(net, "layers") and not torch.allclose(run(net.layers(), images), logits_BC, rtol=1e-3, atol=1e-3):
+            return "layers(), run one after the other, give other outputs than forward_features and forward_head."
+    net.train(was_training)
+    return None
