@@ -253,7 +253,7 @@ class RunStore:
         )
 
     def _code_versions(self) -> dict[str, dict[str, Any] | None]:
-        """Of the strategy, None on the full data, where no strategy chooses; of a net and of metrics of the user's own."""
+        """Versions of the code of the strategy (None on the full data) and of a user's own net and metrics."""
         c = self.config
         own_net = None if c.model._target_.startswith("al_bench.") else code_version({"net": c.model._target_})
         return {

@@ -102,7 +102,7 @@ def test_the_recipe_of_a_strategy(tmp_path):
 def test_the_recipe_of_a_model(tmp_path):
     follow("A model", tmp_path)
     info = json.loads((tmp_path / "results/default/digits/tiny/20+5x20/bald/seed=0/run.json").read_text())
-    assert info["state"] == "finished" and "my_model.py" in info["model_version"]["files"]
+    assert info["state"] == "finished" and "my_model" in info["model_code"]["modules"]
 
 
 def test_the_recipe_of_a_data_set(tmp_path):
@@ -117,7 +117,9 @@ def test_the_recipe_of_a_metric(tmp_path):
     follow("A metric", tmp_path)
     found = al_bench.read(tmp_path / "results" / "top2")
     assert len(found) == 4 * 6 and (found["top2"] >= found["accuracy"]).all() and found["top2"].max() > 0.5
-    assert "top2" in (tmp_path / "results" / "top2" / "report" / "verdict.txt").read_text()
+    page = tmp_path / "results" / "top2" / "report-top2"
+    assert "top2" in (page / "verdict.txt").read_text()
+    assert list(pd.read_csv(page / "rounds.csv")["top2"]) == list(found["top2"])
 
 
 def test_the_notebook_draws_the_curves_of_the_committed_runs(monkeypatch):

@@ -2,8 +2,8 @@
 
     al-bench report results/my_study [--metric macro_f1]
 
-Written into <folder>/report/: index.html (self-contained), verdict.txt, summary.csv, .md and .tex, figures/*.png and
-*.pdf. By another metric than accuracy into <folder>/report-<metric>/.
+Written into <folder>/report/: index.html (self-contained), verdict.txt, summary.csv, .md and .tex, rounds.csv,
+figures/*.png and *.pdf. By another metric than accuracy into <folder>/report-<metric>/.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from PIL import Image
 
 import al_bench
-from al_bench.analysis import compare, figures, results, tables, verdict
+from al_bench.analysis import compare, figures, results, rounds, tables, verdict
 from al_bench.analysis.canvas import new_figure
 from al_bench.analysis.compare import CONTROL, Across, Comparison
 from al_bench.analysis.figures import Drawing
@@ -73,7 +73,7 @@ def write(root: Path, target: float | None = None, metric: Metric = ACCURACY) ->
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / ".lock"):  # of sweeps of one study that end together
             made_of = results.stamp(root)
-            found = compare.comparisons(results.find(root), metric, target)
+            found = compare.comparisons(runs := results.find(root), metric, target)
             sections = [tables.section(c) for c in found]
             for old in (folder / "figures").glob("*.p*"):
                 old.unlink()
@@ -83,6 +83,7 @@ def write(root: Path, target: float | None = None, metric: Metric = ACCURACY) ->
             write_atomically(folder / "index.html", page(root, sections, folder / "figures"))
             write_atomically(folder / "summary.csv", as_csv(sections))
             write_atomically(folder / "summary.tex", as_latex(sections))
+            write_atomically(folder / "rounds.csv", rounds.as_csv(runs))
             write_atomically(folder / results.STAMP, json.dumps(made_of) + "\n")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}).") from None

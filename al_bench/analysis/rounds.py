@@ -3,19 +3,23 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from al_bench.analysis import results, verdict
-from al_bench.analysis.results import Cell, Run
+from al_bench.analysis import results
+from al_bench.analysis.comparable import comparable_runs
+from al_bench.analysis.results import Run, Setting
 from al_bench.text import as_cell, printable
 
-IDENTITY = (*Cell._fields, "strategy", "seed")
+if TYPE_CHECKING:
+    import pandas as pd
+
+IDENTITY = (*Setting._fields, "strategy", "seed")
 NAMED = 5  # runs that a warning names
 
 
-def read(root: str | Path) -> pd.DataFrame:
+def read(root: str | Path) -> "pd.DataFrame":
     """A row for each run and round below root, a results folder, a study in it or a folder further down.
 
     Columns: study, dataset, model, budget, strategy, seed, round, labels (training labels so far), each recorded metric
@@ -35,17 +39,19 @@ def comparable(runs: list[Run]) -> tuple[list[Run], list[str]]:
     """The runs that the report compares, and a line for each other one."""
     kept: list[Run] = []
     left_out = []
-    for cell, there in results.cells(runs).items():
-        usable, others = verdict.comparable(there)
+    for setting, there in results.by_setting(runs).items():
+        usable, others = comparable_runs(there)
         kept += sorted(usable, key=lambda run: (run.strategy, run.seed))
-        left_out += [printable(f"{cell} / {name}: {why}") for name, why in others]
+        left_out += [printable(f"{setting} / {name}: {why}") for name, why in others]
     return kept, left_out
 
 
-def table(runs: Sequence[Run]) -> pd.DataFrame:
+def table(runs: Sequence[Run]) -> "pd.DataFrame":
     """Their rounds, one below the other; the columns are those of `read`."""
+    import pandas as pd  # memory that the processes that draw a report can do without
+
     n_rounds = [len(run.labels_R) for run in runs]
-    of_run = [(*run.cell, run.strategy, run.seed) for run in runs]
+    of_run = [(*run.setting, run.strategy, run.seed) for run in runs]
     columns = {name: np.repeat([who[i] for who in of_run], n_rounds) for i, name in enumerate(IDENTITY)}
     names = dict.fromkeys(name for run in runs for name in run.metrics)
     columns["round"] = joined([np.arange(n) for n in n_rounds])
