@@ -1,4 +1,5 @@
 import json
+import sys
 from math import log
 
 import pytest
@@ -88,6 +89,7 @@ number = 3
 def mine(tmp_path, monkeypatch):
     (tmp_path / "metrics_of_mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "metrics_of_mine", raising=False)  # an earlier test's
     return "metrics_of_mine"
 
 
