@@ -18,7 +18,7 @@ from al_bench.data.pool import Pool
 from al_bench.models import engine
 from al_bench.models.classifier import Classifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("machine")]
 
 
 @pytest.fixture

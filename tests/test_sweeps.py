@@ -29,6 +29,7 @@ from al_bench import sweep
 from al_bench.config import conf_dir
 from al_bench.store import RunStore
 
+pytestmark = pytest.mark.xdist_group("machine")  # processes and moments, so one at a time
 RUNS = ("strategy=random,entropy", "seed=0,1")
 SWEEP = ("-m", "--config-dir=my_conf", *QUICK, "budget.rounds=5", "results_dir=.")
 LOCAL = ("hydra/launcher=local", "hydra.launcher.n_jobs=2")
