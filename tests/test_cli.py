@@ -183,7 +183,7 @@ def test_help_and_the_configuration_are_shown_alike_by_both_commands(tmp_path):
         module = command(tmp_path, ask, program=STARTED)
         assert module.returncode == 0 and module.stderr == ""
         console = subprocess.run([script, ask], cwd=tmp_path, capture_output=True, text=True)
-        assert console.stdout == module.stdout
+        assert console.stdout == command(tmp_path, ask).stdout == module.stdout
     assert "budget: default, full, gentle_introduction" in command(tmp_path, "--help").stdout
     assert list(tmp_path.iterdir()) == []
 
