@@ -14,7 +14,7 @@ import torch
 import warm
 from hydra import compose, initialize_config_dir
 
-from al_bench import config, loop, strategies
+from al_bench import config, loop, signals, strategies
 from al_bench.check import options
 from al_bench.config import conf_dir
 from al_bench.store import RunStore
@@ -83,6 +83,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)  # the workers share the cores
+
+
+@pytest.fixture(autouse=True)
+def not_asked_to_stop() -> Iterator[None]:
+    """A signal that a test sends is kept in this process until the next run begins. It is not to stop other tests."""
+    yield
+    signals._asked = None
 
 
 @pytest.fixture(scope="module")
