@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from hydra import compose, initialize_config_dir
 
-from al_bench import config, loop, process
+from al_bench import config, loop, process, signals
 from al_bench.config import conf_dir
 from al_bench.store import RunStore
 from al_bench.strategies import PoolView
@@ -23,6 +25,7 @@ QUICK = (
     "trainer.max_steps=20", "trainer.progress=false", "budget.initial=20", "budget.query=10", "budget.rounds=3",
     "budget.validation=20",
 )  # fmt: skip
+STARTED = ("-m", "al_bench")  # the command in a Python of its own
 
 
 def asked(*overrides: str) -> config.Config:
@@ -39,8 +42,11 @@ def run_here(folder: Path, *overrides: str) -> RunStore:
 
 
 def command(
-    folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "al_bench"), **kwargs
+    folder: Path, *arguments: str, program: tuple[str, ...] | None = None, **kwargs
 ) -> subprocess.CompletedProcess[str]:
+    """`python -m al_bench`, or a script, as a fork of one process (warm.py). For a program Python is started."""
+    if program is None:
+        return warm.run(folder, *arguments, **kwargs)
     return subprocess.run([sys.executable, *program, *arguments], cwd=folder, capture_output=True, text=True, **kwargs)
 
 
@@ -72,6 +78,20 @@ def slow_draw(weights: list[float], rng: torch.Generator) -> int:
     return i
 
 
+def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the workers share the cores
+
+
+@pytest.fixture(autouse=True)
+def not_asked_to_stop() -> Iterator[None]:
+    """A signal that a test sends is kept in this process until the next run begins. It is not to stop other tests."""
+    yield
+    signals._asked = None
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -87,6 +107,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data in {folder}")
     return folder
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter. Those of pytest are closed, and each pytest that starts closes them again."""
+    with tempfile.TemporaryDirectory(prefix="al_bench_open_") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from al_bench import arguments
 from al_bench.data import sources
 from al_bench.errors import UserError
 
+pytestmark = pytest.mark.xdist_group("commands")
 NAMES = {  # of files and folders, for keys that take a text
     "dataset.root": "~/data/pets",
     "study": "my pets (2)",

@@ -11,10 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, asked, command, lines_of
+from conftest import QUICK, STARTED, asked, command, lines_of
 
 from al_bench.recipe import run_folder
 
+pytestmark = pytest.mark.xdist_group("commands")  # they share the process that forks
 ROOT = Path(__file__).parents[1]
 
 # Kills itself in a named phase of a named round, as the power would: SIGKILL, no handler, no clean-up.
@@ -60,7 +61,7 @@ def test_a_run_killed_in_fit_in_predict_and_before_its_record_ends_as_if_it_had_
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     for phase, at, left in (("fit", 1, 1), ("predict", 1, 1), ("record", 2, 2)):
-        died = command(tmp_path, phase, str(at), *ask, "results_dir=killed", program=(str(script),))
+        died = command(tmp_path, phase, str(at), *ask, "results_dir=killed", script=script)
         assert died.returncode == -signal.SIGKILL, died.stderr
         folder = folder_of(tmp_path / "killed", *ask)
         assert len(lines_of(folder)) == left
@@ -68,7 +69,7 @@ def test_a_run_killed_in_fit_in_predict_and_before_its_record_ends_as_if_it_had_
     resumed = command(tmp_path, *ask, "results_dir=killed")
     assert resumed.returncode == 0 and "2 rounds are there already; going on after them." in resumed.stdout
 
-    whole = command(tmp_path, *ask, "results_dir=whole")
+    whole = command(tmp_path, *ask, "results_dir=whole", program=STARTED)
     assert whole.returncode == 0
     assert lines_of(folder) == lines_of(folder_of(tmp_path / "whole", *ask))
     assert len(json.loads((folder / "run.json").read_text())["starts"]) == 4
@@ -109,7 +110,7 @@ def test_ctrl_c_in_the_midst_of_an_import_has_the_same_exit_code(tmp_path):
     source = 'def pick(view, k, rng):\n    exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)")\n'
     (tmp_path / "mine.py").write_text(source)  # as a dataclass's exec does it, when the signal comes at that moment
     done = command(
-        tmp_path, *QUICK, "strategy=random", "strategy._target_=mine.pick", f"results_dir={tmp_path}",
+        tmp_path, *QUICK, "strategy=random", "strategy._target_=mine.pick", f"results_dir={tmp_path}", program=STARTED,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would ignore it
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "")
@@ -142,7 +143,7 @@ def test_a_mistake_gets_a_message_and_a_bad_exit_code_before_anything_starts(tmp
 def test_a_deleted_working_directory_is_said_to_be_one(tmp_path):
     folder = tmp_path / "gone"
     folder.mkdir()
-    done = command(folder, "seed=0", preexec_fn=folder.rmdir)
+    done = command(folder, "seed=0", program=STARTED, preexec_fn=folder.rmdir)
     said = "al_bench: the folder this was started in has been deleted. Go into it again, or into another.\n"
     assert (done.returncode, done.stderr) == (1, said)
 
@@ -179,10 +180,10 @@ def test_a_sweep_goes_on_after_a_failed_job_exits_with_1_and_runs_only_what_is_m
 def test_help_and_the_configuration_are_shown_alike_by_both_commands(tmp_path):
     script = Path(sys.executable).with_name("al-bench")
     for ask in ("--help", "--cfg=job"):
-        module = command(tmp_path, ask)
+        module = command(tmp_path, ask, program=STARTED)
         assert module.returncode == 0 and module.stderr == ""
         console = subprocess.run([script, ask], cwd=tmp_path, capture_output=True, text=True)
-        assert console.stdout == module.stdout
+        assert console.stdout == command(tmp_path, ask).stdout == module.stdout
     assert "budget: default, full, gentle_introduction" in command(tmp_path, "--help").stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -227,13 +228,12 @@ def test_a_built_wheel_works_in_an_empty_folder(tmp_path):
     place, empty = tmp_path / "place", tmp_path / "empty"
     empty.mkdir()
     zipfile.ZipFile(wheel).extractall(place)  # what an installer does with a pure wheel
-    done = command(empty, *QUICK, "budget.rounds=1", env={**os.environ, "PYTHONPATH": str(place)})
+    script = "import al_bench; from al_bench import cli; cli.main(); print(al_bench.__file__)"
+    env = {**os.environ, "PYTHONPATH": str(place)}
+    done = command(empty, *QUICK, "budget.rounds=1", program=("-c", script), env=env)
     assert done.returncode == 0, done.stderr
-    assert (empty / done.stdout.splitlines()[-1].split(": ")[1]).exists()
-    where = command(
-        empty, program=("-c", "import al_bench; print(al_bench.__file__)"), env={**os.environ, "PYTHONPATH": str(place)}
-    )
-    assert where.stdout.startswith(str(place))
+    *_, page, where = done.stdout.splitlines()
+    assert (empty / page.split(": ")[1]).exists() and where.startswith(str(place))
 
 
 CHECKED = """

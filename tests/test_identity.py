@@ -328,8 +328,8 @@ def test_a_name_that_is_too_long_for_a_folder_is_said(tmp_path):
             act()
 
 
-def test_a_file_without_permission_is_not_to_be_deleted(tmp_path):
-    store = run_here(tmp_path)
+def test_a_file_without_permission_is_not_to_be_deleted(open_folder):
+    store = run_here(open_folder)
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
         "from conftest import asked; from al_bench.errors import UserError; from al_bench.store import RunStore\n"
@@ -338,11 +338,8 @@ def test_a_file_without_permission_is_not_to_be_deleted(tmp_path):
         "try: store.finished()\n"
         "except UserError as error: print(error)"
     )
-    for parent in (tmp_path, *tmp_path.parents):
-        if "pytest" in str(parent):
-            parent.chmod(0o755)
     (store.folder / "run.json").chmod(0)
-    arguments = [str(Path(__file__).parent), f"results_dir={tmp_path}", f"cache_dir={tmp_path}/cache"]
+    arguments = [str(Path(__file__).parent), f"results_dir={open_folder}", f"cache_dir={open_folder}/cache"]
     done = subprocess.run([sys.executable, "-c", script, *arguments, *QUICK], capture_output=True, text=True)
     if "Operation not permitted" in done.stderr:
         pytest.skip("needs the right to become another user")

@@ -20,7 +20,7 @@ from al_bench.models import hardware
 from al_bench.models.classifier import Classifier
 from al_bench.models.learner import Learner
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("machine")]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import json
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -410,6 +410,8 @@ def test_a_place_in_a_page_is_filled_and_a_missing_one_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["frozen_features", "gentle_introduction", "repeated_mnist"])
-def test_the_scripts_say_what_they_want(name):
-    done = subprocess.run([sys.executable, ROOT / "scripts" / f"{name}.py"], capture_output=True, text=True)
-    assert done.returncode == 2 and "the following arguments are required" in done.stderr
+def test_the_scripts_say_what_they_want(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+    assert end.value.code == 2 and "the following arguments are required" in capsys.readouterr().err

@@ -187,9 +187,9 @@ def test_what_is_no_file_is_named_and_never_waited_for(run, name):
         path.rmdir() if path.is_dir() else path.unlink()
 
 
-def test_a_folder_without_permission_is_named(tmp_path):
-    closed = [write_run(tmp_path, "margin", seed) for seed in (1, 2)] + [write_run(tmp_path, "bald").parent]
-    write_run(tmp_path, "random")
+def test_a_folder_without_permission_is_named(open_folder):
+    closed = [write_run(open_folder, "margin", seed) for seed in (1, 2)] + [write_run(open_folder, "bald").parent]
+    write_run(open_folder, "random")
     closed[0].chmod(0o600)  # its files can be listed but not opened
     closed[1].chmod(0)
     closed[2].chmod(0)
@@ -199,10 +199,8 @@ def test_a_folder_without_permission_is_named(tmp_path):
         "print([(r.name, r.state) for r in results.find(Path(sys.argv[1])) if 'Permission denied' in (r.why or '')])\n"
         "print(results.closed_folders(Path(sys.argv[1])), results.stamp(Path(sys.argv[1])).keys())"
     )
-    for folder in (tmp_path, *(parent for parent in tmp_path.parents if "pytest" in str(parent))):
-        folder.chmod(0o755)
     try:
-        done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", code, open_folder], capture_output=True, text=True)
     finally:
         for folder in closed:
             folder.chmod(0o755)

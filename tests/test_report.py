@@ -736,7 +736,7 @@ def test_names_from_users_are_escaped_everywhere(tmp_path):
 
 def test_the_commands_say_what_is_wrong_without_a_traceback(tmp_path):
     for name in ("report", "status"):
-        done = command(tmp_path, program=("-m", "al_bench", name, "nowhere"))
+        done = command(tmp_path, name, "nowhere")
         assert done.returncode == 1 and "There is no folder nowhere" in done.stderr
         assert "Traceback" not in done.stderr
     assert report.main([str(tmp_path), "--target", "90"]) == 1
@@ -848,6 +848,7 @@ def test_status_imports_no_torch(tmp_path):
 # -- in a browser --
 
 
+@pytest.mark.xdist_group("machine")
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 def test_the_page_draws_its_curves_from_disk_without_an_error(tmp_path):
     two_arms(tmp_path, n=3)

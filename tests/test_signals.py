@@ -21,7 +21,7 @@ from al_bench.models.classifier import Classifier
 from al_bench.recipe import run_folder
 from al_bench.store import RunStore
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("machine")]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 BRIEF = ("budget.rounds=1", "trainer.max_steps=4")
 
@@ -196,10 +196,10 @@ def test_a_signal_whose_exception_is_dropped_in_the_report_is_not_taken_for_succ
     script = tmp_path / "script.py"
     script.write_text(REPORT)
     ask = ("-m", *QUICK, *BRIEF, "results_dir=.", "seed=0,1")
-    done = command(tmp_path, "2", *ask, program=(str(script),))
+    done = command(tmp_path, "2", *ask, script=script)
     assert done.returncode == 130, done.stdout + done.stderr
     assert "Exception ignored in" in done.stderr and "finished," not in done.stdout
-    again = command(tmp_path, "15", "report", "default", program=(str(script),))
+    again = command(tmp_path, "15", "report", "default", script=script)
     assert again.returncode == 143 and "Traceback" not in again.stderr.partition("SystemExit: 143")[2]
 
 

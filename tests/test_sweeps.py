@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from al_bench import sweep
 from al_bench.config import conf_dir
 from al_bench.store import RunStore
 
+pytestmark = pytest.mark.xdist_group("machine")  # processes and moments, so one at a time
 RUNS = ("strategy=random,entropy", "seed=0,1")
 SWEEP = ("-m", "--config-dir=my_conf", *QUICK, "budget.rounds=5", "results_dir=.")
 LOCAL = ("hydra/launcher=local", "hydra.launcher.n_jobs=2")
@@ -409,6 +411,8 @@ def slurm(tmp_path_factory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("slurm")
     script = str(Path(__file__).with_name("slurm.sh"))
     env = os.environ | {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{folder}/bin:{path}"}
+    with socket.create_server(("127.0.0.1", 0)) as free:  # another session of tests may have a Slurm of its own
+        env["SLURM_TEST_PORT"] = str(free.getsockname()[1])
     try:
         up = subprocess.run(["bash", script, "up", folder], env=env, capture_output=True, text=True, timeout=60)
         assert up.returncode == 0, up.stderr

@@ -34,6 +34,7 @@ from al_bench.models.learner import Prediction
 from al_bench.records import RoundRecord
 from al_bench.store import RunStore
 
+pytestmark = pytest.mark.xdist_group("commands")  # they share the runs of one process
 NAMES = ("cat", "dog", "emu")
 KEY = "0123456789" * 4
 RECORDS = [
@@ -403,7 +404,7 @@ def test_without_a_network_the_run_goes_on_offline(tmp_path):
         tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY, WANDB_INIT_TIMEOUT="2"
     )
     few = ("trainer.max_steps=2", "trainer.progress=false", "budget.rounds=1", "results_dir=out")
-    done = command(tmp_path, "logger=wandb", *few, env=environment, timeout=300)
+    done = command(tmp_path, "logger=wandb", *few, env=environment)
     assert done.returncode == 0, done.stderr
     told = re.findall(r"W&B: offline \((.*)\)\. To send the run later: wandb sync (\S+)", done.stdout)
     (folder,) = tmp_path.glob("out/*/*/*/*/*/*")
