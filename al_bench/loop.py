@@ -27,7 +27,7 @@ from al_bench.records import RoundRecord
 from al_bench.store import RunStore
 from al_bench.strategies import Strategy, load
 from al_bench.strategies.guard import select
-from al_bench.strategies.uncertainty import mean_log_probs
+from al_bench.strategies.uncertainty import average_prediction
 
 log = logging.getLogger("al_bench")
 
@@ -58,7 +58,7 @@ def run(c: Config, store: RunStore) -> None:
             validation = learner.validate(net, pool)
             weights_from, kept_validation = warm.keep(net, validation, records, round)
             test = learner.test(net, round)
-            metrics = measure(mean_log_probs(test.log_probs_PSC).float(), learner.dataset.test_labels_V, own)
+            metrics = measure(average_prediction(test.log_probs_PSC).float(), learner.dataset.test_labels_V, own)
         # Stop, or let the strategy choose.
         stopped = stop.reason(round, pool, metrics, kept_validation)
         acquired = Acquired() if stopped else acquire(strategy, learner, net, pool, c.budget.query, round)

@@ -21,7 +21,7 @@ from al_bench.models.learner import Learner
 from al_bench.strategies import PoolView, Size, Strategy
 from al_bench.strategies.example import example_view
 from al_bench.strategies.guard import package_of, select
-from al_bench.strategies.uncertainty import mean_log_probs
+from al_bench.strategies.uncertainty import average_prediction
 
 # Strategies that may choose the initial set: they need fixed features and no label.
 COLD_STARTS = {
@@ -104,7 +104,7 @@ def pool_view(
         seen["log_probs_PSC"], seen["emb_PD"] = _predict(strategy, learner, nets, idx_P, embeddings, round)
     if needs.labelled:  # by the nets and passes that predict the pool: the two are compared
         log_probs_LSC, seen["labelled_emb_LD"] = _predict(strategy, learner, nets, pool.labelled_L, embeddings, round)
-        seen["labelled_log_probs_LC"] = mean_log_probs(log_probs_LSC).float()
+        seen["labelled_log_probs_LC"] = average_prediction(log_probs_LSC).float()
     elif embeddings:
         seen["labelled_emb_LD"] = learner.predict(nets[0], pool.labelled_L, embeddings=True).emb_PD
     if by_model:

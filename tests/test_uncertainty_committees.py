@@ -23,12 +23,14 @@ from al_bench.strategies.gradient import badge, expected_gradient_length
 from al_bench.strategies.guard import select
 from al_bench.strategies.hybrid import cal
 from al_bench.strategies.uncertainty import (
+    average_prediction,
     entropy,
     entropy_score,
     least_confidence,
     least_confidence_score,
     margin,
     margin_score,
+    mean_log_probs,
     mean_std,
     mean_std_score,
     variation_ratios,
@@ -231,3 +233,12 @@ def test_yaml_names_a_function_and_its_options(name):
     assert yaml.pop("name") == name and get_method(yaml.pop("_target_")) is strategy
     assert yaml == loops
     assert list(signature(strategy).parameters) == ["view", "k", "rng"]
+
+
+def test_the_average_prediction_is_exact_and_the_mean_for_scores_is_rounded():
+    """(0.1 + 0.2) / 2 = 0.15. Metrics take the exact mean; scores take 25 binary digits of it."""
+    log_probs_1SC = torch.tensor([[[0.1, 0.9], [0.2, 0.8]]], dtype=torch.float64).log()
+    exact = average_prediction(log_probs_1SC).exp()
+    assert exact[0].tolist() == pytest.approx([0.15, 0.85], rel=1e-15)
+    for_scores = mean_log_probs(log_probs_1SC).exp()[0, 0].item()
+    assert for_scores == pytest.approx(round(0.15 * 2**27) / 2**27, rel=1e-15) and for_scores != exact[0, 0].item()

@@ -22,13 +22,21 @@ DIGITS = 25
 
 
 def mean_log_probs(log_probs_PSC: Tensor) -> Tensor:
+    """Log of the average prediction over passes, as `average_prediction` gives it, for scores.
+
+    Of several passes the mean is rounded to DIGITS, so that their order decides no tie.
+    """
+    log_probs_PC = average_prediction(log_probs_PSC)
+    return log_probs_PC if log_probs_PSC.shape[1] == 1 else rounded_mean(log_probs_PC)
+
+
+def average_prediction(log_probs_PSC: Tensor) -> Tensor:
     """Log of the average prediction over passes, averaged as probabilities, not as logits.
 
     In float64, and normalised there: float32 cannot tell the entropies of nearly even predictions apart, for they
     differ by the square of the margin.
     """
-    log_probs_PC = (log_probs_PSC.double().logsumexp(dim=1) - log(log_probs_PSC.shape[1])).log_softmax(dim=-1)
-    return log_probs_PC if log_probs_PSC.shape[1] == 1 else rounded_mean(log_probs_PC)
+    return (log_probs_PSC.double().logsumexp(dim=1) - log(log_probs_PSC.shape[1])).log_softmax(dim=-1)
 
 
 def rounded_mean(log_probs_PC: Tensor) -> Tensor:
