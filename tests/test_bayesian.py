@@ -55,7 +55,7 @@ def slow_entropy(probs):
 
 
 def slow_information(images_NSC):
-    """I(labels of the images; pass), by every configuration of the labels: joint entropy minus the passes' mean."""
+    """I(labels; pass) over all configurations of labels: joint entropy minus mean entropy of the passes."""
     images = [[[p / sum(row) for p in row] for row in image] for image in images_NSC.double().exp().tolist()]
     s, c = images_NSC.shape[1:]
     joint = []
@@ -65,7 +65,7 @@ def slow_information(images_NSC):
 
 
 def slow_epig(candidate_SC, targets_TSC):
-    """Eq. for one pair: the sum over both labels of joint * log(joint / product), averaged over targets."""
+    """For each pair the sum over both labels of joint * log(joint / product), averaged over targets."""
     candidate, total = candidate_SC.double().softmax(-1), 0.0
     for target in targets_TSC.double().softmax(-1):
         joint = sum(candidate[i][:, None] * target[i] for i in range(len(candidate))) / len(candidate)
@@ -131,7 +131,7 @@ def slow_batchbald(log_probs, k):
 
 
 def gain_sum(log_probs, picked, configurations, rng):
-    """Information of a batch as the strategy adds it up, gain by gain, and the gains of all images after it."""
+    """The information of a batch as the strategy sums it, gain by gain, and the gains of all images after it."""
     s = log_probs.shape[1]
     weight, posterior = torch.ones(1, dtype=torch.float64), torch.full((1, s), 1 / s, dtype=torch.float64)
     total = 0.0
@@ -146,7 +146,7 @@ def gain_sum(log_probs, picked, configurations, rng):
 def test_batchbald_picks_as_a_slow_greedy_over_joint_entropies(s, c, scale, chunk, monkeypatch):
     monkeypatch.setattr("al_bench.strategies.CHUNK", chunk)
     log_probs = with_certain_rows(random_log_probs(14, s, c, seed=c, scale=scale).double())
-    log_probs[5] = log_probs[6].roll(1, 0)  # its labels would settle everything
+    log_probs[5] = log_probs[6].roll(1, 0)  # its labels would settle which pass is right
     picked = batchbald(view_of(log_probs), 4, seeded()).tolist()
     assert picked == slow_batchbald(log_probs, 4)
 
@@ -165,7 +165,7 @@ def test_sampled_configurations_estimate_the_gains_without_bias():
     total, exact = gain_sum(log_probs, range(5), EXACT, seeded())
     runs = [gain_sum(log_probs, range(5), 100, seeded(i)) for i in range(60)]
     for found, true in [(torch.tensor([t for t, _ in runs]), total), (torch.stack([g for _, g in runs]), exact)]:
-        assert found.std(0).max() > 0  # it did sample: 5 ** 5 configurations do not fit
+        assert found.std(0).max() > 0  # it sampled: 5 ** 5 configurations are too many
         assert ((found.mean(0) - true).abs() < 5 * found.std(0) / 60**0.5 + 1e-9).all()
         assert (found.std(0) < 0.03).all()
     assert (torch.stack([g for _, g in runs]) >= 0).all()
@@ -183,7 +183,7 @@ def test_default_configurations_find_what_exact_ones_find():
 
 
 def every_gain(gains, gain_P, k, take, rng):
-    """lazy_greedy without the laziness: all gains anew at every pick, the random order the same."""
+    """lazy_greedy without laziness: every gain is computed at every pick. The random order is the same."""
     order_P = torch.randperm(len(gain_P), generator=rng)
     score_P, places = gain_P[order_P].clone(), []
     for _ in range(k):
@@ -197,7 +197,7 @@ def every_gain(gains, gain_P, k, take, rng):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_lazy_gains_lose_nothing_where_configurations_are_sampled(seed, monkeypatch):
-    """100 of them, a twentieth of the default: their gains do rise now and then, by the sample's error."""
+    """100 configurations, a twentieth of the default: sampled gains do rise now and then, by the sample's error."""
     log_probs = 2 * torch.randn(600, 1, 10, generator=seeded(seed)) + torch.randn(
         600, 20, 10, generator=seeded(seed + 9)
     )
@@ -349,7 +349,7 @@ def test_softrank_and_softmax_take_negative_scores():
 @pytest.mark.parametrize(
     "options, complaint",
     [
-        ({"score": f"{__name__}.signed"}, "how=power takes the logarithm of scores, and some are negative"),
+        ({"score": f"{__name__}.signed"}, "how=power takes the logarithm of scores, but some are negative"),
         *[({"score": f"{__name__}.broken", "how": h}, "gave 1 NaN") for h in ("power", "softmax", "softrank")],
         ({"score": BALD, "how": "top"}, "how=top is none of power, softmax, softrank"),
         ({"score": BALD, "beta": 0.0}, "beta=0.0 has to be above 0"),
@@ -361,7 +361,7 @@ def test_what_cannot_be_drawn_from_is_refused_with_the_reason(options, complaint
         select(Strategy(partial(stochastic_batch, **options), "mine"), view_of(rows_of(0.3, 0.9, 0.1)), 1, seeded(), 2)
 
 
-# What holds for all of them
+# What holds for all strategies
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -395,7 +395,7 @@ def test_shuffling_the_pool_shuffles_the_choice_alike(name):
 
 @pytest.mark.parametrize("name", ["bald", "batchbald", "epig", "softrank"])
 def test_the_order_of_the_passes_changes_no_choice(name):
-    """The passes of the whole pool, for a pass is a net. Every image is there twice: exact ties."""
+    """The passes are reordered for the whole pool, because a pass is a net. Every image is there twice: exact ties."""
     log_probs = random_log_probs(40, 6, 3).repeat(2, 1, 1)
     for seed in range(8):
         order = torch.randperm(6, generator=seeded(seed))

@@ -1,4 +1,6 @@
-"""Distances of embeddings that lie far from 0: each strategy against itself on the same numbers less their mean."""
+"""Distances of embeddings that lie far from 0: each strategy is compared with itself on the same
+numbers minus their mean.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -12,10 +14,10 @@ from al_bench.strategies import PoolView
 from al_bench.strategies.centred import Centred, centred, mean_if_far
 from al_bench.strategies.coverage import dcom, max_herding, prob_cover, uncertainty_herding
 from al_bench.strategies.diversity import k_center, k_means, nearest, sq_norms, typiclust
-from al_bench.strategies.gradient import badge, left_out, logit_gradient
+from al_bench.strategies.gradient import badge, logit_gradient, mean_terms
 from al_bench.strategies.hybrid import cal, clue, cluster_margin, cluster_picks, drop_query
 
-UNMOVED = {  # by a shift
+UNMOVED = {  # by adding the same vector to all embeddings
     "k_center": k_center,
     "k_means": k_means,
     "typiclust": typiclust,
@@ -26,7 +28,7 @@ UNMOVED = {  # by a shift
     "cal": cal,
     "clue": clue,
     "cluster_margin": partial(cluster_margin, limit=10),
-    "drop_query": partial(drop_query, dropout=0.0),  # fewer than k change their class: any
+    "drop_query": partial(drop_query, dropout=0.0),  # fewer than k images change their class: any will do
 }
 P, L, D, C = 160, 12, 8, 3
 
@@ -47,7 +49,7 @@ def view_at(offset, dtype=torch.float32, seed=0):
 
 
 def less_mean(*parts):
-    """In float64, where an offset of 10,000 leaves eleven digits."""
+    """Subtract the mean in float64, where an offset of 10,000 leaves eleven digits."""
     mean = torch.cat([x.double() for x in parts]).mean(0)
     return [(x.double() - mean).float() for x in parts]
 
@@ -73,7 +75,7 @@ def test_a_shift_of_all_embeddings_changes_no_choice(name, offset, dtype):
 
 
 def slow_k_center(pool, centres, k):
-    """In float64, coordinate by coordinate."""
+    """k-center in float64, coordinate by coordinate."""
     dist = (pool[:, None].double() - centres.double()).square().sum(2).amin(1)
     picked = []
     for _ in range(k):
@@ -114,12 +116,12 @@ def test_copies_far_from_0_are_still_at_distance_0(chunk):
     assert len((picks % 40).unique()) == 40
 
 
-# BADGE: its gradients lie in the space of a (x) h, where a shift of h is none
+# BADGE: adding a vector to h does not just shift its gradients a (x) h
 
 
 @pytest.mark.parametrize("offset", [0, 1000, 10_000])
 def test_badges_squared_distances_are_those_of_gradients_built_whole(chunk, offset, monkeypatch):
-    """Nearly equal predictions: what tells the gradients apart is how h varies, a thousandth of its length."""
+    """Predictions are nearly equal, so gradients differ only by h, which varies by a thousandth of its length."""
     view = replace(view_at(offset), log_probs_PSC=(1e-4 * clouds(P, 3)[:, None, :C]).log_softmax(-1))
     a = logit_gradient(view.log_probs_PSC).double()
     g = (a[:, :, None] * view.emb_PD.double()[:, None]).flatten(1)
@@ -139,10 +141,10 @@ def test_badges_squared_distances_are_those_of_gradients_built_whole(chunk, offs
 
 
 def test_what_the_mean_adds_to_a_squared_distance_by_hand():
-    # m = (10, 0); a = (1, -1), h = (1, 2); a' = (2, -2), h' = (0, 1), both less m.
-    # g - g' = a (11, 2) - a' (10, 1) = rows (-9, 0) and (9, 0): 162. Less m: (1, 0) and (-1, 0): 2.
+    # m = (10, 0); a = (1, -1), h = (1, 2); a' = (2, -2), h' = (0, 1), both minus m.
+    # g - g' = a (11, 2) - a' (10, 1) = rows (-9, 0) and (9, 0): 162. Minus m: (1, 0) and (-1, 0): 2.
     a = torch.tensor([[1.0, -1.0], [2.0, -2.0]])
-    added = left_out([a], a[1], 1, torch.tensor([10.0, 0.0]), torch.tensor([10.0, 0.0], dtype=torch.float64))
+    added = mean_terms([a], a[1], 1, torch.tensor([10.0, 0.0]), torch.tensor([10.0, 0.0], dtype=torch.float64))
     assert added.tolist() == [160, 0]
 
 
@@ -158,7 +160,7 @@ def test_the_mean_is_taken_away_where_it_is_far_and_the_rows_differ():
     assert points[:].tolist() == [[-1.0], [1.0]] and points[torch.tensor([1])].tolist() == [[1.0]]
     assert [part.tolist() for part in points.split(1)] == [[[-1.0]], [[1.0]]]
     assert len(points) == 2 and points.shape == (2, 1) and len(none) == 0 and sq_norms(none).tolist() == []
-    # All but equal, as a net that tells nothing apart gives them: what differs is rounding, and no reason to choose.
+    # Nearly equal, as from a net that distinguishes nothing: the differences are rounding and must not decide.
     same = torch.full((50, 4), 3.7)
     assert mean_if_far(same) is None and mean_if_far(same * (1 + 1e-7 * torch.randn(50, 4, generator=seeded()))) is None
 

@@ -1,4 +1,4 @@
-"""The walls around a strategy: what it may be shown, what it may ask for, and the lazy greedy that half of them use."""
+"""The walls around a strategy: what it may see and declare, and the lazy greedy search that half of them use."""
 
 from types import SimpleNamespace
 
@@ -32,10 +32,10 @@ def view(p=6, c=3, d=4, labelled=2, **changed):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"emb_PD": torch.ones(5, 4)}, r"emb_PD has the shape \[5, 4\], and \[6, D\] is wanted"),
-        ({"labelled_emb_LD": torch.ones(2, 3)}, r"labelled_emb_LD has the shape \[2, 3\], and \[2, 4\] is wanted"),
+        ({"emb_PD": torch.ones(5, 4)}, r"emb_PD has the shape \[5, 4\] instead of \[6, D\]"),
+        ({"labelled_emb_LD": torch.ones(2, 3)}, r"labelled_emb_LD has the shape \[2, 3\] instead of \[2, 4\]"),
         ({"log_probs_PSC": torch.zeros(6, 3)}, r"log_probs_PSC has the shape \[6, 3\]"),
-        ({"log_probs_PSC": torch.zeros(6, 1, 4)}, r"log_probs_PSC has the shape \[6, 1, 4\], and \[6, 1, 3\]"),
+        ({"log_probs_PSC": torch.zeros(6, 1, 4)}, r"log_probs_PSC has the shape \[6, 1, 4\] instead of \[6, 1, 3\]"),
         ({"emb_PD": torch.full((6, 4), torch.nan)}, "emb_PD holds NaN"),
         ({"emb_PD": torch.full((6, 4), -torch.inf)}, "emb_PD holds NaN or infinite"),
         ({"log_probs_PSC": torch.full((6, 1, 3), torch.nan)}, "log_probs_PSC holds NaN"),
@@ -90,7 +90,7 @@ def test_chunks_are_small_and_joined_in_order(monkeypatch):
     out = by_chunks(lambda a, b: sizes.append(len(a)) or a.sum(1) + b, x, y)
     assert torch.equal(out, x.sum(1) + y) and sizes == [2] * 5
     sizes.clear()
-    by_chunks(lambda a, b: sizes.append(len(a)) or b, x, y, width=100)  # a row is the least
+    by_chunks(lambda a, b: sizes.append(len(a)) or b, x, y, width=100)  # at least one row
     assert sizes == [1] * 10
 
 
@@ -100,14 +100,14 @@ def naive_greedy(gains_of_all, p, k, order):
         gains = gains_of_all(picked)
         picked.append(
             max((i for i in order if i not in picked), key=lambda i: gains[i])
-        )  # max keeps the first of equals
+        )  # max keeps the first of equal ones
     return picked
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 80), st.integers(1, 40), st.floats(0, 1), st.integers(0, 10**6), st.data())
 def test_lazy_greedy_picks_what_greedy_picks(p, n, density, seed, data):
-    """Weighted set cover, with many ties: whole weights, and sets that are equal or empty."""
+    """Weighted set cover with many ties: integer weights, and sets that are equal or empty."""
     k = data.draw(st.integers(1, p))
     covers_PN = torch.rand(p, n, generator=seeded(seed)) < density
     weight_N = torch.randint(0, 3, (n,), generator=seeded(seed + 1)).double()
@@ -138,5 +138,5 @@ def test_lazy_greedy_looks_at_few_gains_again():
 
 def test_no_image_is_none_and_more_than_the_pool_is_refused():
     assert select(Strategy(anything, "any"), view(), 0, seeded(), 0).tolist() == []
-    with pytest.raises(UserError, match="strategy any, round 3: 7 images are asked for, and the pool has 6"):
+    with pytest.raises(UserError, match="strategy any, round 3: 7 images are to be chosen, but the pool has only 6"):
         select(Strategy(anything, "any"), view(), 7, seeded(), 3)

@@ -57,8 +57,8 @@ def chunk(request, monkeypatch):
     monkeypatch.setattr("al_bench.strategies.CHUNK", request.param)
 
 
-# A slow reference: the coverage itself, of every set that one more image makes. Ties are common (two images that stand
-# for each other alone are equally good), so every pick is held against all that were possible then.
+# A slow reference: the coverage of every set that one more image makes. Ties are common (two images that cover only
+# each other are equally good), so each pick is compared with all that were possible at that time.
 
 
 def distance(x_F, y_F):
@@ -152,7 +152,7 @@ def test_by_hand_on_a_line():
     labelled = replace(view, labelled_features_LF=view.features_PF[2:3], labelled_labels_L=torch.tensor([0]))
     picks = [prob_cover(labelled, 3, seeded(seed), delta=0.2).tolist() for seed in range(60)]
     assert all(p[0] in (5, 6) and p[1] == 7 for p in picks)
-    # Now all is covered: a random choice among the rest, never again an image that was chosen.
+    # Now all images are covered: the choice is random among the rest, and no image is chosen twice.
     assert {p[2] for p in picks} == {0, 1, 2, 3, 4, 5, 6} and all(len(set(p)) == 3 for p in picks)
 
 
@@ -261,7 +261,7 @@ def negative(log_probs_PSC):
 
 
 def assert_dcom(found, view, delta, max_delta):
-    """Image by image and ball by ball. Returns the competence."""
+    """Check dcom image by image and ball by ball; returns the competence."""
     labelled, pool = view.labelled_features_LF.double().tolist(), view.features_PF.double().tolist()
     labels, points = view.labelled_labels_L.tolist(), labelled + pool
     classes = labels + view.log_probs_PSC.double().exp().mean(1).argmax(1).tolist()
@@ -322,7 +322,7 @@ def test_a_balls_radius_is_where_its_labels_class_loses_its_share():
     for threshold, edge in [(0.8, 0.7), (0.7, 0.8), (0.6, 1.1), (0.95, 0.7)]:
         radius = float(pure_radii(dist, torch.tensor([1]), classes, threshold, 1.1))
         assert abs(radius - edge) <= 0.05, (threshold, radius)
-    assert pure_radii(dist, torch.tensor([2]), classes, 1.0, 1.1) < 0.05  # its own class is not around
+    assert pure_radii(dist, torch.tensor([2]), classes, 1.0, 1.1) < 0.05  # no image of its own class is near
 
 
 def test_dcom_is_prob_cover_without_labels_and_margin_once_all_is_covered():
@@ -338,7 +338,7 @@ def test_dcom_is_prob_cover_without_labels_and_margin_once_all_is_covered():
     )
 
 
-# All four
+# All four strategies
 
 
 @pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)

@@ -41,7 +41,7 @@ def noise(n, d=4, seed=0):
 
 
 def clumps(sizes, d=6, seed=0, spread=0.05):
-    """Well separated clumps on the axes, and which clump each row is of, shuffled."""
+    """Well separated clumps on the axes, shuffled, and the clump of each row."""
     of = torch.cat([torch.full((n,), c) for c, n in enumerate(sizes)])
     of = of[torch.randperm(len(of), generator=seeded(seed))]
     return 3 * torch.eye(len(sizes), d)[of] + spread * noise(len(of), d, seed + 1), of
@@ -103,7 +103,7 @@ def test_k_center_takes_the_ends_of_a_line_by_hand():
 
 
 def test_on_the_unit_circle_a_long_embedding_is_no_outlier():
-    # Labelled: east. As they are, the long one is farthest (9); at length 1, west (2), then north (root 2).
+    # Labelled: east. Unscaled, the long one is farthest (9). At length 1, west is (2), then north (root 2).
     view = view_of(torch.tensor([[10.0, 0.1], [-0.5, 0.0], [0.0, 0.3], [2.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
     assert k_center(view, 1, seeded()).tolist() == [0]
     assert k_center(view, 3, seeded(), unit=True).tolist() == [1, 2, 0]
@@ -236,7 +236,7 @@ def test_typicality_is_a_slow_reference(chunk, n):
 
 @pytest.mark.parametrize("n_labelled, k", [(0, 12), (9, 12), (9, 91)])
 def test_typiclust_is_a_slow_reference(chunk, n_labelled, k, monkeypatch):
-    # Sizes differ, so that none tie; the clusters below 5 come last.
+    # Sizes differ, so that no clusters tie. Clusters below 5 come last.
     x, of = clumps([37, 29, 19, 12, 3], seed=3, spread=0.3)
     monkeypatch.setattr("al_bench.strategies.diversity.cluster", lambda *_: (torch.zeros(5, 6), of))
     labelled, pool = x[:n_labelled], x[n_labelled:]
@@ -266,7 +266,7 @@ def test_typiclust_needs_at_most_500_clusters_however_many_labels(monkeypatch):
     assert asked == [30, 40, 500]
 
 
-# All three
+# All three strategies
 
 
 @pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)

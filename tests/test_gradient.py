@@ -1,4 +1,4 @@
-"""BADGE, BAIT and EGL against slow references. What every strategy has to do is in test_hybrid.py."""
+"""BADGE, BAIT and EGL against slow references. What every strategy has to fulfil is tested in test_hybrid.py."""
 
 from math import log, sqrt
 
@@ -13,10 +13,10 @@ from al_bench.strategies.gradient import (
     Fisher,
     badge,
     bait,
+    cached_chunks,
     expected_gradient_length,
     fisher_scale,
     gradient_length_score,
-    kept,
     logit_gradient,
     mean_fisher,
 )
@@ -53,7 +53,7 @@ def test_the_gradient_of_the_logits_by_hand():
 
 
 def slow_badge(view, k, rng, first="longest"):
-    """Gradients built whole, distances by subtraction, a loop for the draw."""
+    """BADGE with whole gradients, distances by subtraction, and a loop for the draw."""
     gradients = []
     for passes_SC, h_D in zip(view.log_probs_PSC.double().exp(), view.emb_PD.double(), strict=True):
         a_C = passes_SC.mean(0)
@@ -84,12 +84,12 @@ def test_badge_never_draws_a_copy_of_a_pick_while_others_are_left():
     many = PoolView(1200, 10, view.log_probs_PSC[copies], view.emb_PD[copies])
     for seed in range(5):
         chosen = copies[badge(many, 31, seeded(seed))]
-        assert len(chosen[:30].unique()) == 30  # and then a copy has to do
+        assert len(chosen[:30].unique()) == 30  # after that only copies are left
     assert len(badge(many, 1200, seeded()).unique()) == 1200
 
 
 def test_badge_draws_by_squared_distance():
-    """Four gradients on a line at 3 (the longest), 0, 1 and 2: the second pick is 0, 1 or 2 as 9 : 4 : 1."""
+    """Gradients on a line at 3 (the longest), 0, 1 and 2: the second pick is 0, 1 or 2 with odds of 9 : 4 : 1."""
     view = PoolView(4, 2, torch.tensor([0.5, 0.5]).log().expand(4, 1, 2), torch.tensor([[3.0], [0.0], [1.0], [2.0]]))
     picks = torch.stack([badge(view, 2, seeded(seed)) for seed in range(700)])
     assert (picks[:, 0] == 0).all()
@@ -133,18 +133,18 @@ def test_random_argmax_draws_among_equals_and_refuses_nan():
 
 def test_what_is_kept_and_what_is_worked_out_anew_are_equal(monkeypatch):
     log_probs = random_view(p=50).log_probs_PSC
-    held = kept(logit_gradient, log_probs)
+    held = cached_chunks(logit_gradient, log_probs)
     assert held() is held()
     monkeypatch.setattr("al_bench.strategies.CHUNK", 64)
     monkeypatch.setattr(family, "KEPT", 50 * 4 - 1)
-    anew = kept(logit_gradient, log_probs)
+    anew = cached_chunks(logit_gradient, log_probs)
     assert [len(part) for part in anew()] == [16, 16, 16, 2]
     for _ in range(2):
         assert torch.equal(torch.cat(list(anew())), torch.cat(list(held())))
 
 
 def slow_bait(view, k, regularisation=1.0, oversample=2.0):
-    """Every candidate's matrix inverted afresh."""
+    """BAIT with every candidate's matrix inverted anew."""
 
     def rows(log_probs_NC, emb_ND):
         p_N = log_probs_NC.exp().max(1).values

@@ -1,4 +1,6 @@
-"""The strategies of hybrid.py against slow references, and what these and those of gradient.py all have to do."""
+"""The strategies of hybrid.py against slow references, and what all strategies of hybrid.py and gradient.py
+have to fulfil.
+"""
 
 from dataclasses import fields, replace
 from math import inf, log
@@ -42,7 +44,7 @@ ALL = {name: load(OmegaConf.to_container(c)).function for name, c in CONFIGS.ite
 
 
 def make_view(p=60, labelled=12, c=4, d=6, s=1, seed=0, scale=1.0, dtype=torch.float32):
-    """A pool as a linear head sees it: predictions and embeddings belong together."""
+    """A pool whose predictions are those of a linear head on its embeddings."""
     rng = seeded(seed)
     emb, near = torch.randn(p, d, generator=rng), torch.randn(labelled, d, generator=rng)
     weight, bias = scale * torch.randn(c, d, generator=rng), 0.1 * torch.randn(c, generator=rng)
@@ -60,7 +62,7 @@ def in_chunks(monkeypatch):
     monkeypatch.setattr(gradient, "KEPT", 0)
 
 
-# What all ten have to do.
+# What all ten have to fulfil.
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -257,7 +259,7 @@ def test_falcun_agrees_with_a_slow_reference(gamma, s, small, monkeypatch):
 
 
 class Table(SkactivemlClassifier):
-    """A classifier of theirs with our linear head."""
+    """A classifier for their library, with our linear head."""
 
     def __init__(self, weight=None, bias=None):
         super().__init__(classes=None)
@@ -278,7 +280,7 @@ def theirs(strategy, view, k, **options):
 
 @pytest.mark.parametrize("gamma", [10.0, 1.0])
 def test_falcun_draws_by_the_probabilities_of_scikit_activeml(gamma, monkeypatch):
-    """Ours is made to pick what theirs picked, and asked by which weights it would have drawn."""
+    """Our function is made to pick what theirs picked. Its weights for each draw are compared with theirs."""
     view = make_view()
     picks, their_weights = theirs(TheirFalcun(gamma=gamma, random_state=0), view, 10, return_utilities=True)
     weights = []
@@ -340,7 +342,7 @@ def test_drop_query_chooses_among_those_that_change_and_fills_up_by_their_change
 
 
 def mixed_class(view, i, anchor, eps):
-    """The class predicted when the anchor is mixed in, alpha written out number by number as in the paper."""
+    """The class predicted when the anchor is mixed in, with alpha computed number by number as in the paper."""
     z, weight, bias = view.emb_PD[i].double(), view.head_weight_CD.double(), view.head_bias_C.double()
     logits = weight @ z + bias
     p_C = logits.softmax(0)
@@ -451,9 +453,9 @@ def test_cal_agrees_with_a_slow_reference(small, s, neighbours, monkeypatch):
         ("1____0", {2}),  # the middle; of an even number, the left one
         ("1___0_1", {5}),  # the shortest stretch
         ("1_0___1_1", {1}),
-        ("1_1_0_0", {3}),  # between equals there is nothing to find
+        ("1_1_0_0", {3}),  # between images of one class there is no boundary
         ("1_0_1", {1, 3}),
-        ("__10__", {1, 4}),  # no stretch left: next to where they meet
+        ("__10__", {1, 4}),  # no stretch left: next to where a 1 meets a 0
         ("_1_10___", {2, 5}),
         ("_1110_", {5}),
         ("_110000_", {0}),
@@ -468,7 +470,7 @@ def test_where_bisection_asks_next(line, answers):
 
 
 def slow_bisect(known):
-    """All answers that are right, by looking at every pair and every unknown."""
+    """All correct answers, found by looking at every pair and every unknown."""
     places = [i for i, value in enumerate(known) if value >= 0]
     pairs = [(a, b) for a, b in zip(places, places[1:], strict=False) if known[a] != known[b]]
     unknown = [i for i, value in enumerate(known) if value < 0]
@@ -495,7 +497,7 @@ def test_bisection_agrees_with_a_slow_search():
 
 @pytest.mark.parametrize("c", [2, 4])
 def test_galaxy_agrees_with_a_slow_reference(c):
-    """Replays the choice: each pick has to be one that the rule allows for some class's line."""
+    """Replay the choice: the rule has to allow each pick for some class's line."""
     view = make_view(p=25, labelled=8, c=c, seed=1)
     probs = torch.cat([view.log_probs_PSC[:, 0], view.labelled_log_probs_LC]).double().exp().tolist()
     known = [None] * 25 + view.labelled_labels_L.tolist()
@@ -510,8 +512,11 @@ def test_galaxy_agrees_with_a_slow_reference(c):
 
 
 def test_galaxy_finds_the_boundary_of_a_rare_class_where_the_net_is_far_from_it():
-    """One in a hundred is rare, and the net deems none of them likely: it asks between the labelled rare ones and the
-    labelled others, where margin asks for the images the net is least certain of."""
+    """One image in a hundred is of the rare class, and the net predicts none of them.
+
+    GALAXY queries between the labelled images of the rare class and the labelled others. Margin queries the images that
+    the net is least certain of.
+    """
     p_P = torch.linspace(0.001, 0.4, 400)  # the probability of the rare class
     log_probs = torch.stack([p_P, 1 - p_P], 1).log()
     labelled = log_probs[[100, 110]]

@@ -45,7 +45,7 @@ def test_with_two_classes_the_three_uncertainty_scores_buy_the_same_images(tmp_p
 
 
 class StrictOracle(Oracle):
-    """Raises when a label is read in any other way than by buying it; knows what was asked for."""
+    """Raise if a label is read in any way but `label`; remember what was acquired."""
 
     def __init__(self, oracle: Oracle) -> None:
         self.__dict__ |= {k: v for k, v in oracle.__dict__.items() if k != "_labels_N"}
@@ -197,7 +197,7 @@ def test_the_run_folder_says_what_was_run(tmp_path):
 
 
 def test_a_strategy_that_fails_its_contract_is_named_with_its_round(tmp_path):
-    with pytest.raises(UserError, match="strategy broken, round 0: it has to return .* and returned NoneType"):
+    with pytest.raises(UserError, match="strategy broken, round 0: it has to return .* but returned NoneType"):
         run_here(tmp_path, "strategy.name=broken", "strategy._target_=builtins.print")
     with pytest.raises(UserError, match="entropy cannot be loaded .*unexpected keyword argument 'tempo'"):
         run_here(tmp_path, "strategy=entropy", "+strategy.tempo=2")

@@ -101,7 +101,7 @@ def test_the_three_agree_on_a_large_pool_down_to_the_most_certain_image():
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(2, 6), st.lists(logit_gaps, min_size=12, max_size=60), st.integers(0, 2**32))
 def test_with_two_classes_and_several_passes_they_pick_the_same_as_well(s, gaps, seed):
-    """The pool holds every image twice, the second time with its passes the other way round: exact ties."""
+    """The pool holds every image twice, the second time with its passes reversed: exact ties."""
     gap_PS = torch.tensor(gaps[: len(gaps) // s * s], dtype=torch.float32).view(-1, s)
     gap_PS = torch.cat([gap_PS, gap_PS.flip(1)])
     log_probs = torch.stack([gap_PS, torch.zeros_like(gap_PS)], 2).log_softmax(-1)
@@ -171,7 +171,7 @@ def test_random_is_uniform_and_differs_between_seeds_and_rounds(strategy):
 
 
 def test_the_random_control_has_nothing_of_the_random_arm_but_its_stream():
-    """8 of 40 from each: 1.6 in common by chance, as two independent draws have."""
+    """Each draws 8 of 40. Two independent draws have 1.6 images in common by chance."""
     view, streams = PoolView(40, 2), range(2000)
     ours, control = [[s(view, 8, seeded(i)) for i in streams] for s in (random_sampling, random_control)]
     common = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(ours, control, strict=True)]
@@ -182,11 +182,11 @@ def test_the_random_control_has_nothing_of_the_random_arm_but_its_stream():
 @pytest.mark.parametrize(
     "answer, complaint",
     [
-        (torch.arange(3).int(), "an int64 tensor of 3 positions, and returned torch.int32"),
-        (torch.arange(2), r"3 positions, and returned torch.int64 \[2\]"),
+        (torch.arange(3).int(), "an int64 tensor of 3 positions, but returned torch.int32"),
+        (torch.arange(2), r"3 positions, but returned torch.int64 \[2\]"),
         (torch.arange(3)[:, None], r"returned torch.int64 \[3, 1\]"),
         ([0, 1, 2], "returned list"),
-        (torch.tensor([1, 4, 1]), "2 different positions, and 3 are wanted"),
+        (torch.tensor([1, 4, 1]), "2 different positions instead of 3"),
         (torch.tensor([0, 1, 9]), "outside the pool of 9"),
         (torch.tensor([-1, 0, 1]), "outside the pool of 9"),
         (torch.tensor([torch.nan] * 9), "9 of 9 scores are NaN"),
@@ -228,7 +228,7 @@ def test_a_mistake_in_a_strategys_own_code_is_told_with_its_place_or_its_remedy(
         UserError, match=r"AttributeError: 'int' object has no attribute 'nothing' \(test_strategies\.py"
     ):
         select(Strategy(of_no_field, "mine"), view, 3, seeded(), 0)
-    with pytest.raises(UserError, match=r"trained from other weights\)\.$"):  # ours: the sentence says it all
+    with pytest.raises(UserError, match=r"trained from other weights\)\.$"):  # its text needs no line
         select(Strategy(bald, "bald"), view, 3, seeded(), 0)
 
 
@@ -245,7 +245,7 @@ def endless(n):
     return endless(n + 1)
 
 
-# What a strategy of the user's own does, and what is said of it beside strategy, round and line.
+# What a user's strategy does, and what the message says about it beside strategy, round and line.
 FAILURES = {
     lambda view, k, rng: sys.exit(): r"it asks to end the process, as sys\.exit\(\) does",
     lambda view, k, rng: sys.exit(143): r"it asks to end the process",  # SIGTERM's code, but nobody sent it
@@ -299,13 +299,13 @@ def test_a_failure_of_our_own_code_is_told_with_our_line():
 
 @pytest.mark.parametrize("answer", [torch.empty(3, dtype=torch.int64, device="meta"), torch.arange(3).to_sparse()])
 def test_positions_have_to_be_in_plain_memory(answer):
-    with pytest.raises(UserError, match=r"an int64 tensor of 3 positions, and returned torch\.int64 \[3\] \(torch\."):
+    with pytest.raises(UserError, match=r"an int64 tensor of 3 positions, but returned torch\.int64 \[3\] \(torch\."):
         select(Strategy(lambda view, k, rng: answer, "mine"), PoolView(9, 2), 3, seeded(), 4)
 
 
 @pytest.fixture
 def ends_at_sigterm():
-    """As a run has it: the handler raises where the signal meets it."""
+    """SIGTERM raises where it arrives, as in a run."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     yield
     signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""Scores over several passes or members; what the strategies of one pass promise is in test_strategies.py."""
+"""Scores over several passes or members; scores over one pass are tested in test_strategies.py."""
 
 from dataclasses import replace
 from functools import partial
@@ -70,7 +70,7 @@ EVEN = torch.full((4, 3), 1 / 3, dtype=torch.float64).log()
         (variation_ratios_score, [0, 0.5, 0.5, 0.5, 2 / 3]),
         (vote_entropy_score, [0, 1.5 * log(2), 1.5 * log(2), log(2), log(3)]),
         (mean_std_score, [0, 0.4553418, 0.4553418, (0.2 + 0.1 + 0.1) / 3, 0]),
-        # What averages the passes averages probabilities, not logits: those would make SPLIT undefined.
+        # Scores that average the passes average probabilities. Averaged logits would be undefined for SPLIT.
         (least_confidence_score, [0, 0.5, 0.5, 0.6, 2 / 3]),
         (margin_score, [0, 0.75, 0.75, 0.9, 1]),
         (entropy_score, [0, 1.5 * log(2), 1.5 * log(2), 1.0888999, log(3)]),
@@ -134,7 +134,7 @@ def test_equal_splits_of_votes_tie_whichever_the_classes_and_ties_are_drawn(name
     seven = torch.eye(5)[[0] * 8 + [1] * 5 + [2] * 4 + [3] * 2 + [4]].log()
     pool = torch.stack([seven[torch.randperm(20, generator=generator)][:, torch.randperm(5, generator=generator)]
                         for _ in range(40)])  # fmt: skip
-    if name != "mean_std":  # its sums over classes run in another order
+    if name != "mean_std":  # its sums over classes have another order
         assert len(SCORES[name](pool).unique()) == 1
     else:
         pool = seven.expand(40, 20, 5)
@@ -156,7 +156,7 @@ AVERAGING = {
 
 
 def with_embeddings(view):
-    """The same for all images, and one labelled image."""
+    """A view with the same embedding for all images, and one labelled image."""
     emb = torch.ones(view.n_pool, 2)
     certain = torch.tensor([[0.9] + [0.1 / (view.n_classes - 1)] * (view.n_classes - 1)]).log()
     return replace(
@@ -165,7 +165,7 @@ def with_embeddings(view):
 
 
 def pool_of(passes, n=24):
-    """The same passes in many orders. Their mean is one number, and in float64 its last digit hangs on the order."""
+    """The same passes in many orders. Their mean is the same, but its last digit in float64 depends on the order."""
     return torch.stack([passes[torch.randperm(len(passes), generator=seeded(i))] for i in range(n)])
 
 

@@ -1,8 +1,8 @@
 """The contract of a strategy: a function (view, k, rng) -> positions of the k pool images to label, in order.
 
 P pool images, L labelled, S stochastic passes or committee members (1 if neither), C classes, D embedding width,
-F width of the fixed features. It sees tensors alone, on the CPU; what it needs beyond predictions it declares with
-@needs.
+F width of the fixed features.
+A strategy sees only tensors, on the CPU. It declares with @needs what it uses beyond predictions.
 """
 
 import inspect
@@ -19,31 +19,31 @@ from al_bench.signals import stop_behind
 from al_bench.text import in_a_line
 
 SETTINGS = ("name", "passes", "members", "candidates")  # keys of a strategy's yaml that the loop reads
-ONE_PREDICTION = (  # what is wrong where there is only one
+ONE_PREDICTION = (  # why a strategy refuses a single prediction
     "compares several predictions of an image. Set strategy.passes=20 (dropout) or strategy.members=5 (nets trained "
     "from other weights)"
 )
-CHUNK = 2**22  # numbers a chunk works on at once; a test makes it small
+CHUNK = 2**22  # numbers that a chunk works on at once; tests make it smaller
 
 
 @dataclass(frozen=True)
 class PoolView:
-    """What a strategy may look at. A field it did not ask for is None. Predictions and embeddings may be float16."""
+    """What a strategy may look at. A field it did not declare is None. Predictions and embeddings may be float16."""
 
     n_pool: int
     n_classes: int
     log_probs_PSC: Tensor | None = None
-    emb_PD: Tensor | None = None  # what the last linear layer sees
+    emb_PD: Tensor | None = None  # input of the last linear layer
     labelled_emb_LD: Tensor | None = None
-    labelled_labels_L: Tensor | None = None  # int64, always there; L may be 0
-    labelled_log_probs_LC: Tensor | None = None  # averaged over the passes and members that predict the pool
-    features_PF: Tensor | None = None  # of the extractor `features`, unit length
+    labelled_labels_L: Tensor | None = None  # int64, always given; L may be 0
+    labelled_log_probs_LC: Tensor | None = None  # mean over the passes and members that predict the pool
+    features_PF: Tensor | None = None  # fixed features of the extractor `features`, unit length
     labelled_features_LF: Tensor | None = None
     head_weight_CD: Tensor | None = None  # logits = emb_PD @ head_weight_CD.T + head_bias_C
     head_bias_C: Tensor | None = None
 
 
-FIELDS_OF = {  # what each need brings; labelled_labels_L is always there
+FIELDS_OF = {  # the fields that each need fills; labelled_labels_L is always given
     "predictions": ["log_probs_PSC"],
     "embeddings": ["emb_PD", "labelled_emb_LD"],
     "labelled": ["labelled_log_probs_LC"],
@@ -54,7 +54,7 @@ FIELDS_OF = {  # what each need brings; labelled_labels_L is always there
 
 @dataclass(frozen=True)
 class Size:
-    """What a strategy's memory depends on; k images are to be chosen."""
+    """The sizes that a strategy's memory depends on. k: images to choose."""
 
     P: int
     L: int
@@ -73,7 +73,7 @@ class Needs:
     features: bool = False  # fixed features of pool and labelled images
     head: bool = False  # weight and bias of the last linear layer
     passes: bool = False  # at least two passes or members
-    memory: Callable[[Size], float] | None = None  # bytes it works with beyond its view; None: next to nothing
+    memory: Callable[[Size], float] | None = None  # bytes it uses beyond its view; None: negligible
 
 
 StrategyFunction = Callable[[PoolView, int, torch.Generator], Tensor]
@@ -104,7 +104,7 @@ def needs(
     passes: bool = False,
     memory: Callable[[Size], float] | None = None,
 ) -> Callable[[StrategyFunction], StrategyFunction]:
-    """Declares what a strategy's view holds. A function without this decorator is given predictions alone."""
+    """Declare what a strategy's view holds. A function without this decorator gets predictions only."""
 
     def declare(function: StrategyFunction) -> StrategyFunction:
         function.needs = Needs(predictions, embeddings, labelled, features, head, passes, memory)  # type: ignore[attr-defined]
@@ -114,10 +114,10 @@ def needs(
 
 
 def load(settings: dict[str, Any]) -> Strategy:
-    """The strategy of a yaml's settings: the function that _target_ names, and its options.
+    """Build the strategy of a yaml's settings: import the function that _target_ names, and bind its options.
 
-    Every key that is not in SETTINGS is an option. Raises UserError where the function cannot be imported or called
-    with these options, or where the settings contradict what it needs.
+    Every key that is not in SETTINGS is an option. Raises UserError if the function cannot be imported or called with
+    these options, or if the settings contradict its needs.
     """
     name = settings["name"]
     node = {key: value for key, value in settings.items() if key not in SETTINGS} | {"_partial_": True}
@@ -142,7 +142,7 @@ def load(settings: dict[str, Any]) -> Strategy:
 
 
 def check_options(function: Callable[..., Tensor]) -> None:
-    """Raises TypeError where an option of a strategy's partial is missing, unknown, or no bool where one is due."""
+    """Raises TypeError if an option of a partial is missing or unknown, or if a bool gets another value."""
     signature = inspect.signature(function.func)
     signature.bind(None, 1, None, **function.keywords)
     for option, parameter in signature.parameters.items():
@@ -152,11 +152,11 @@ def check_options(function: Callable[..., Tensor]) -> None:
 
 
 def needs_of(function: StrategyFunction) -> Needs:
-    return getattr(getattr(function, "func", function), "needs", Needs())  # func: of a partial
+    return getattr(getattr(function, "func", function), "needs", Needs())  # a partial holds it in func
 
 
 def top_k(score_P: Tensor, k: int, rng: torch.Generator) -> Tensor:
-    """Positions of the k highest scores, equal ones drawn at random, never in file order. NaN raises ValueError."""
+    """Positions of the k highest scores. Ties are broken at random, never by file order. NaN raises ValueError."""
     if score_P.isnan().any():
         raise ValueError(f"{int(score_P.isnan().sum())} of {len(score_P)} scores are NaN")
     order_P = torch.randperm(len(score_P), generator=rng)
@@ -164,18 +164,18 @@ def top_k(score_P: Tensor, k: int, rng: torch.Generator) -> Tensor:
 
 
 def by_chunks(f: Callable[..., Tensor], *tensors: Tensor, width: int | None = None) -> Tensor:
-    """f over the rows of tensors that all have P rows, a few rows at a time, so that what f makes stays small.
+    """Apply f to tensors that all have P rows, a few rows at a time, so that its temporary arrays stay small.
 
-    width: numbers f works on for a row; None: as many as the first tensor's row has.
+    width: numbers that f works on for a row; None: as many as a row of the first tensor has.
     """
     rows = max(1, CHUNK // max(1, width or tensors[0][0:1].numel()))
     return joined((f(*parts) for parts in zip(*(t.split(rows) for t in tensors), strict=True)), len(tensors[0]))
 
 
 def joined(parts: Iterable[Tensor], n: int) -> Tensor:
-    """The rows of the parts, n in all, in an array made at the first part.
+    """Concatenate the parts, n rows in all, into one array that is allocated at the first part.
 
-    Small results that are kept between large temporary arrays would keep the memory of those from being used again.
+    Small results kept between large temporary arrays would keep the memory of those arrays from being reused.
     """
     out, start = None, 0
     for part in parts:

@@ -1,7 +1,7 @@
-"""Bayesian strategies: the passes are nets drawn from a posterior, and a label is worth what it tells about them.
+"""Bayesian strategies: the passes are nets drawn from a posterior, and a label is worth what it tells about the net.
 
-P pool images, S stochastic passes or committee members, C classes, T target images, N a few images, M configurations:
-the ways in which the images picked so far may turn out to be labelled. All information is in nats.
+P pool images, S stochastic passes or committee members, C classes, T target images, N a few images.
+M configurations: possible labellings of the images picked so far. Information is in nats.
 """
 
 from math import inf, log
@@ -15,17 +15,19 @@ from al_bench.strategies import PoolView, by_chunks, needs, top_k
 from al_bench.strategies.greedy import lazy_greedy
 from al_bench.strategies.uncertainty import entropy_of, pass_probs
 
-ROUNDING = 1e-12  # nats; what differs by less, after sums of float64 and inputs of float32, is taken to be equal
+ROUNDING = 1e-12  # nats; smaller differences count as rounding of float32 inputs and float64 sums
 
 
 def without_rounding(information: Tensor) -> Tensor:
-    """In steps of 1e-12, and never negative: passes that agree tie at 0, and equal images tie wherever they lie."""
+    """Round to steps of 1e-12 and clamp at 0. Passes that agree tie at 0, and equal images tie wherever they lie."""
     return (information / ROUNDING).round().clamp_min(0) * ROUNDING
 
 
 def bald_score(log_probs_PSC: Tensor) -> Tensor:
-    """BALD (Houlsby et al., 2011): entropy of the mean prediction minus the passes' mean entropy, which is the
-    information the label holds about the net. ValueError for one pass, which holds none."""
+    """BALD (Houlsby et al., 2011): entropy of the mean prediction minus mean entropy of the passes.
+
+    This is the information that the label holds about the net. Raises ValueError for a single pass, which holds none.
+    """
     if log_probs_PSC.shape[1] < 2:
         raise ValueError(f"bald_score {strategies.ONE_PREDICTION}")
     probs_PSC = pass_probs(log_probs_PSC)
@@ -38,7 +40,7 @@ def bald(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
 
 
 def gumbel_score(score_P: Tensor, how: str, beta: float, rng: torch.Generator) -> Tensor:
-    """What stochastic_batch takes the k highest of: the k of a draw without replacement (Gumbel top-k)."""
+    """Noisy scores [P] for stochastic_batch. Their k highest are a draw of k without replacement (Gumbel top-k)."""
     noise_P = -torch.empty(len(score_P), dtype=torch.float64).exponential_(generator=rng).log()
     if how == "softmax":
         return beta * score_P + noise_P
@@ -47,18 +49,18 @@ def gumbel_score(score_P: Tensor, how: str, beta: float, rng: torch.Generator) -
         rank_P[top_k(score_P, len(score_P), rng)] = torch.arange(1.0, len(score_P) + 1, dtype=torch.float64)
         return noise_P - beta * rank_P.log()
     if (score_P < 0).any():
-        raise ValueError("how=power takes the logarithm of scores, and some are negative; how=softrank takes any")
+        raise ValueError("how=power takes the logarithm of scores, but some are negative; how=softrank takes any")
     return beta * score_P.log() + noise_P
 
 
 def stochastic_batch(
     view: PoolView, k: int, rng: torch.Generator, *, score: str, how: str = "power", beta: float = 1.0
 ) -> Tensor:
-    """Draws k images without replacement, likelier with a higher score (Kirsch et al., 2023, section 3).
+    """Draw k images without replacement, likelier the higher their score (Kirsch et al., 2023, section 3).
 
-    The chance of a draw is in proportion to score ** beta (power), exp(beta * score) (softmax) or rank ** -beta
-    (softrank; the highest score has rank 1, equal ones a random order). score: dotted path of a function
-    log_probs_PSC -> score_P. Under power an image of score 0 is drawn once all others are.
+    The probability of a draw is proportional to score ** beta (power), exp(beta * score) (softmax) or rank ** -beta
+    (softrank). The highest score has rank 1; equal scores are ranked at random. Under power, an image of score 0 is
+    drawn only after all others. score: dotted path of a function log_probs_PSC -> score_P.
     """
     if how not in ("power", "softmax", "softrank"):
         raise ValueError(f"how={how} is none of power, softmax, softrank")
@@ -71,9 +73,9 @@ def stochastic_batch(
 
 
 def information_given(weight_M: Tensor, posterior_MS: Tensor, log_probs_NSC: Tensor) -> Tensor:
-    """What each image's label would tell about the net once the picked are labelled, I(y; s | labels).
+    """What each image's label would tell about the net once the picked images are labelled: I(y; s | labels) [N].
 
-    weight_M: how likely each configuration of those labels is. posterior_MS: how likely each pass is given it.
+    weight_M: the probability of each configuration. posterior_MS: the probability of each pass given a configuration.
     """
     probs_NSC = pass_probs(log_probs_NSC)
     n, s, c = probs_NSC.shape
@@ -83,7 +85,7 @@ def information_given(weight_M: Tensor, posterior_MS: Tensor, log_probs_NSC: Ten
 
 
 def continued(row_X: Tensor, posterior_MS: Tensor, probs_SC: Tensor) -> Tensor:
-    """Posteriors after one more label, of row m * C + c: configuration m, then class c."""
+    """The posteriors [X, S] after one more label. Row m * C + c is configuration m followed by class c."""
     c = probs_SC.shape[1]
     posterior_XS = posterior_MS[row_X // c] * probs_SC.T[row_X % c]
     return posterior_XS / posterior_XS.sum(dim=1, keepdim=True)
@@ -92,12 +94,14 @@ def continued(row_X: Tensor, posterior_MS: Tensor, probs_SC: Tensor) -> Tensor:
 def continue_configurations(
     weight_M: Tensor, posterior_MS: Tensor, probs_SC: Tensor, most: int, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Every configuration continued by every label of one more image; if these are too many, a sample of them.
+    """Continue every configuration by every label of one more image, or a sample of them if they are too many.
 
-    A configuration adds to no gain more than its worth, its weight times the entropy of its posterior: where the labels
-    have settled which pass is right, no further one tells anything. So rows are sampled in proportion to their worth,
-    by one draw and equal steps along its cumulative sum, and weighted to make up for it. `most` shrinks with the root
-    of the information that is still open, for the gains and so their errors shrink as well.
+    Returns weight_M and posterior_MS of the new configurations.
+
+    A configuration adds at most its worth to any gain. Its worth is its weight times the entropy of its posterior: once
+    the labels have settled which pass is right, a further label tells nothing. So configurations are sampled in
+    proportion to their worth, by one draw and equal steps along the cumulative sum, and reweighted accordingly. `most`
+    shrinks with the square root of the information still open, because the gains and their errors shrink as well.
     """
     weight_X = (weight_M[:, None] * (posterior_MS @ probs_SC)).flatten()
     row_X = (weight_X > 1e-15).nonzero().squeeze(1)
@@ -122,16 +126,19 @@ CONFIGURATIONS = 2_000
 def batchbald(view: PoolView, k: int, rng: torch.Generator, *, configurations: int = CONFIGURATIONS) -> Tensor:
     """BatchBALD (Kirsch et al., 2019, algorithm 1): greedily the batch whose labels together tell most about the net.
 
-    An image's gain is I(y; net | labels of the picked), the paper's joint entropies less what all candidates share,
-    averaged over the configurations of those labels: over all that are possible while these are few, then over a
-    sample. We differ from section 3.3 in how: gains are looked at lazily, for they only shrink; the sample grows out of
-    the last one, prefers configurations that leave the net open, and serves both entropies, so no gain is negative.
-    2,000 configurations err less than 10,000 plain draws. A sampled gain can rise, and its earlier value then bounds it
-    no more. In 48 runs with 100 or 2,000 configurations (400 and 4,000 images, 10 to choose) each batch was the one of
-    working out every gain at every pick. With 20 and 4 some batches differed, by no more than those of two seeds do.
+    An image's gain is I(y; net | labels of the picked images). It is the paper's joint entropy without the terms that
+    all candidates share. It is averaged over the configurations of those labels: over all possible ones while they are
+    few, then over a sample.
 
-    Once the labels of the picked would tell the S passes apart, log S nats in all, every gain is 0 and the rest is
-    random: a large batch wants many passes. The passes have to share their dropout masks over the pool.
+    The computation differs from section 3.3 of the paper:
+    - Gains are computed lazily, because they only shrink. A sampled gain can rise, and then its earlier value is no
+      bound. In 48 runs with 100 or 2,000 configurations (400 and 4,000 images, 10 to choose) each batch was the same
+      as with every gain computed at every pick. With 20 and 4 some batches differed, no more than those of two seeds.
+    - Each sample grows out of the last one, prefers configurations that leave the net open, and serves both entropies.
+      So no gain is negative. 2,000 configurations have a smaller error than 10,000 plain draws.
+
+    Once the labels of the picked images would tell the S passes apart, log S nats in all, every gain is 0 and the rest
+    is random. So a large batch needs many passes. The passes have to share their dropout masks over the pool.
     """
     if configurations < 1:
         raise ValueError(f"configurations is {configurations} and has to be at least 1")
@@ -154,8 +161,11 @@ def batchbald(view: PoolView, k: int, rng: torch.Generator, *, configurations: i
 
 
 def epig_score(log_probs_NSC: Tensor, target_log_probs_TSC: Tensor) -> Tensor:
-    """EPIG (Bickford Smith et al., 2023): the mean over targets of I(y; y*), what an image's label tells about
-    a target's. Their joint probability is the passes' mean of the product of the two."""
+    """EPIG (Bickford Smith et al., 2023): the mean over targets of I(y; y*).
+
+    I(y; y*) is what an image's label tells about a target's label. Their joint probability is the mean over passes of
+    the product of the two probabilities.
+    """
     probs_NSC = pass_probs(log_probs_NSC)
     n, s, c = probs_NSC.shape
     total_N = len(target_log_probs_TSC) * entropy_of(probs_NSC.mean(dim=1))
@@ -168,13 +178,14 @@ def epig_score(log_probs_NSC: Tensor, target_log_probs_TSC: Tensor) -> Tensor:
 
 @needs(passes=True, memory=lambda n: 8 * 6 * max(strategies.CHUNK, n.C**2))
 def epig(view: PoolView, k: int, rng: torch.Generator, *, targets: int = 200) -> Tensor:
-    """The k images of the highest EPIG. The targets, which stand for the images that the net is to be good at, are
-    drawn from the pool itself: the test set stays unseen. Scores are not estimated jointly for the batch.
+    """The k images of the highest EPIG. Scores are not estimated jointly for the batch.
 
-    The paper's targets are samples of the inputs that the net is made for, apart from the pool. Here a candidate may be
-    one of its own targets, and then gains what one label of an image tells of a second label of it. That is one target
-    of 200 in a large pool. A pool of no more images than targets is all targets: of 20 images each is a twentieth of
-    its own score, which leans towards BALD.
+    The targets stand for the images that the net is to be good at. They are drawn from the pool itself, so that the
+    test set stays unseen. In the paper they are samples of the inputs that the net is made for, apart from the pool.
+
+    Here a candidate may be one of its own targets. Its score then includes what one label of an image tells about a
+    second label of the same image. In a large pool that is one target of 200. A pool with no more images than targets
+    consists of targets only: among 20 images each makes up a twentieth of its own score, which leans towards BALD.
     """
     if targets < 1:
         raise ValueError(f"targets is {targets} and has to be at least 1")

@@ -1,6 +1,6 @@
-"""Embeddings that lie far from 0, taken less their mean: the distances stay what they are, and keep their digits.
+"""Subtract the mean from embeddings that lie far from 0: distances stay the same and keep their digits.
 
-A distance by |x|^2 + |y|^2 - 2 <x, y> has an error in proportion to |x|^2, however near to each other x and y lie.
+A distance computed as |x|^2 + |y|^2 - 2 <x, y> has an error proportional to |x|^2, however close x and y are.
 N rows of any kind, D embedding width.
 """
 
@@ -10,14 +10,14 @@ from math import ceil
 import torch
 from torch import Tensor
 
-# The squared length of the mean, in mean squared distances of the rows to it: from where to where it is taken away.
+# The mean is subtracted if its squared length lies between these multiples of the rows' mean squared distance to it.
 FAR = 10
-EQUAL = 1e12  # rows that agree to six digits differ by the rounding of the net: they stay equal, and are drawn from
-SAMPLE = 1000  # rows that the mean is taken of: it has to lie in their midst, and need not be exact
+EQUAL = 1e12  # rows that agree to six digits differ only by the net's rounding: they stay equal, so that they tie
+SAMPLE = 1000  # rows that the mean is computed from: it has to lie among them, and need not be exact
 
 
 class Centred:
-    """Rows of a tensor less `mean_D`, in float32. They are worked out when asked for: a pool is not copied."""
+    """Rows of a tensor minus `mean_D`, in float32. They are computed on request, so that a pool is not copied."""
 
     def __init__(self, x_ND: Tensor, mean_D: Tensor) -> None:
         self.x_ND, self.mean_D, self.shape = x_ND, mean_D, x_ND.shape
@@ -36,7 +36,7 @@ Points = Tensor | Centred  # both know len, shape, split, and [slice or position
 
 
 def mean_if_far(*parts: Points) -> Tensor | None:
-    """The mean [D] of the parts' rows together. None where it is near 0 for how they spread, or where they do not."""
+    """The mean [D] of all rows of the parts; None if it is near 0 for their spread, or if they hardly spread."""
     every = ceil(sum(map(len, parts)) / SAMPLE)
     some_ND = torch.cat([part[::every] for part in parts if len(part)]).double()
     mean_D = some_ND.mean(dim=0)
@@ -45,6 +45,6 @@ def mean_if_far(*parts: Points) -> Tensor | None:
 
 
 def centred(*parts: Points) -> tuple[Points, ...]:
-    """The parts less the mean of all their rows. The parts themselves where mean_if_far is None: no number changes."""
+    """The parts minus the mean of all their rows; the parts themselves, unchanged, if mean_if_far is None."""
     mean_D = mean_if_far(*parts)
     return parts if mean_D is None else tuple(Centred(part, mean_D) for part in parts)

@@ -1,11 +1,11 @@
-"""Coverage: label the images that stand for most of the pool, by their distance in the space of fixed features.
+"""Coverage: label the images that represent most of the pool, by distances in the space of fixed features.
 
 P pool images, L labelled, F width of the fixed features, N and X rows of any kind, B candidates.
-All four choose greedily what adds most to sum_n weight_n * max over chosen and labelled x of K(n, x), for a kernel K
-between 0 and 1: the gain of x is sum_n weight_n * max(0, K(n, x) - covered_n). What counts is how far the covered point
-n is covered already, not the candidate. The sum runs over the pool; the labelled points are covered by themselves.
-Such a sum is monotone and submodular. With balls as the kernel each image is covered once and for all, so that keeping
-every gain exact costs all picks together no more than the gains before the first; with a Gaussian, lazy_greedy.
+All four strategies greedily maximise sum_n weight_n * max over chosen and labelled x of K(n, x), for a kernel K between
+0 and 1. The gain of x is sum_n weight_n * max(0, K(n, x) - covered_n). It depends on how far the points n around x are
+covered already, not on how far x is. The sum runs over the pool; labelled points are covered by themselves.
+The sum is monotone and submodular. With balls as the kernel an image is covered once and for all. So keeping every gain
+exact costs all picks together no more than the gains before the first pick. With a Gaussian kernel lazy_greedy is used.
 """
 
 from collections.abc import Callable
@@ -32,10 +32,10 @@ from al_bench.strategies.diversity import (
 from al_bench.strategies.greedy import lazy_greedy, random_argmax, rounded
 from al_bench.strategies.uncertainty import margin_score, mean_log_probs
 
-Kernel = Callable[[Tensor], Tensor]  # of squared distances, which it may overwrite
+Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities; it may overwrite its input
 
-PROBES = 500  # images that prob_cover's radius is estimated on
-RESOLUTION = 0.05  # to which dcom looks for its radii, as in the paper
+PROBES = 500  # images that prob_cover's radius is estimated from
+RESOLUTION = 0.05  # of the radii that dcom searches for, as in the paper
 
 
 def ball(delta: float) -> Kernel:
@@ -43,12 +43,12 @@ def ball(delta: float) -> Kernel:
 
 
 def gaussian(sigma: float) -> Kernel:
-    """exp(-d^2 / sigma^2), without the 2 of a normal density, as in both papers by Bae et al."""
+    """exp(-d^2 / sigma^2), without the factor 2 of a normal density, as in both papers by Bae et al."""
     return lambda sq_dist: sq_dist.mul_(-1 / sigma**2).exp_()
 
 
 def first_gains(x_PF: Points, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor) -> Tensor:
-    """The gains of all P candidates. K(n, x) = K(x, n), so each block of the kernel is worked out once for both."""
+    """The gains of all P candidates. K(n, x) = K(x, n), so each block of the kernel is computed only once."""
     gain_P, begun = torch.zeros(len(x_PF), dtype=torch.float64), bool(covered_P.any())
     for a in blocks(len(x_PF)):
         for b in blocks(len(x_PF)):
@@ -64,7 +64,7 @@ def first_gains(x_PF: Points, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, 
 def gains_of(
     positions: Tensor, x_PF: Points, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor
 ) -> Tensor:
-    """The gains of some candidates."""
+    """The gains of the candidates at these positions."""
     gain_B = torch.zeros(len(positions), dtype=torch.float64)
     for b in blocks(len(positions)):
         x_BF, norm_B = x_PF[positions[b]], norm_P[positions[b]]
@@ -75,7 +75,7 @@ def gains_of(
 
 
 def cover(x_PF: Points, kernel: Kernel, weight_P: Tensor, covered_P: Tensor, k: int, rng: torch.Generator) -> Tensor:
-    """Greedy maximisation of the weighted coverage above. When nothing gains, a random choice among the rest."""
+    """Greedily maximise the weighted coverage; returns k positions. If nothing gains, the choice is random."""
     norm_P, covered_P = sq_norms(x_PF), covered_P.clone()
 
     def gains(positions: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def cover(x_PF: Points, kernel: Kernel, weight_P: Tensor, covered_P: Tensor, k: 
 
 
 def neighbours(x_PF: Points, norm_P: Tensor, of: Tensor, delta: float) -> Tensor:
-    """How many of the images `of` each image has within delta."""
+    """For each pool image, how many of the images `of` lie within delta of it."""
     count_P = torch.zeros(len(x_PF), dtype=torch.float64)
     for n in blocks(len(of)):
         for p in blocks(len(x_PF)):
@@ -100,12 +100,12 @@ def neighbours(x_PF: Points, norm_P: Tensor, of: Tensor, delta: float) -> Tensor
 def cover_balls(
     x_PF: Points, delta: float, covered_P: Tensor, k: int, rng: torch.Generator, rank: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """One by one the image of the highest rank(degree_P), the degree being how many uncovered images lie within delta.
+    """Positions of k images: one by one the image of the highest rank(degree_P).
 
-    Those are covered from then on.
+    The degree of an image is the number of uncovered images within delta of it. A pick covers these.
     """
     norm_P, covered_P = sq_norms(x_PF), covered_P.clone()
-    # A ball covers or does not, so what is covered can as well weigh nothing: that is quicker.
+    # A ball covers an image or not, so covered images can get weight 0, which is faster.
     degree_P = first_gains(x_PF, norm_P, ball(delta), 1 - covered_P, torch.zeros(len(x_PF)))
     picked: list[int] = []
     ahead: dict[int, Tensor] = {}
@@ -127,9 +127,9 @@ def cover_balls(
 def balls_ahead(
     x_PF: Points, norm_P: Tensor, delta: float, covered_P: Tensor, rank_P: Tensor, i: int
 ) -> dict[int, Tensor]:
-    """Which images lie within delta of i and of those of the highest ranks, and of what these cover where that is few.
+    """Images [P] within delta, by position: of i, of the highest ranks, and of what these cover if it is few.
 
-    The next picks are mostly among them, and many at once cost far less than one by one.
+    The next picks are mostly among them. Computing many at once costs far less than one by one.
     """
 
     def balls(of: Tensor) -> dict[int, Tensor]:
@@ -140,14 +140,14 @@ def balls_ahead(
     width = min(len(x_PF), AHEAD, room)
     found = balls(torch.cat([torch.tensor([i]), rank_P.topk(width).indices])[:width])
     covers = (torch.stack(list(found.values())).any(0) & (covered_P == 0)).nonzero()[:, 0]
-    return found | (balls(covers) if 0 < len(covers) <= 4 * room else {})  # a byte each, not four
+    return found | (balls(covers) if 0 < len(covers) <= 4 * room else {})  # bool: a byte each, not four
 
 
 def pure_radius(x_PF: Points, n_classes: int, purity: float, rng: torch.Generator) -> float:
-    """The largest radius at which at least a share `purity` of the balls hold one pseudo-label only.
+    """The largest radius at which at least a share `purity` of the balls hold a single pseudo-label.
 
-    The pseudo-labels are k-means clusters. The ball around an image is pure up to its distance to the nearest image of
-    another cluster, so the radius is a quantile of those distances; here of at most PROBES images drawn at random.
+    The pseudo-labels are k-means clusters. The ball around an image is pure up to the distance to the nearest image of
+    another cluster. So the radius is a quantile of these distances, here of at most PROBES images drawn at random.
     """
     if not 0 < purity <= 1:
         raise ValueError(f"purity is {purity} and has to be above 0 and at most 1")
@@ -185,10 +185,11 @@ def radius_memory(n: Size) -> float:
 def prob_cover(
     view: PoolView, k: int, rng: torch.Generator, *, delta: float | None = None, purity: float = 0.95
 ) -> Tensor:
-    """Most images within delta of a chosen or labelled one (Yehuda et al., 2022, Algorithm 1).
+    """Cover as many images as possible by balls of radius delta (Yehuda et al., 2022, Algorithm 1).
 
-    delta None: pure_radius, on the pool of this round with as many clusters as classes; the paper fixes one delta for
-    each data set on all its images. When all is covered: a random choice among the rest.
+    The balls lie around chosen and labelled images. delta None: pure_radius of this round's pool, with as many clusters
+    as classes. The paper fixes one delta for each data set, from all its images. Once all images are covered, the
+    choice is random.
     """
     view = with_centred_features(view)
     delta = radius(view, delta, purity, rng)
@@ -198,9 +199,9 @@ def prob_cover(
 
 @needs(predictions=False, features=True)
 def max_herding(view: PoolView, k: int, rng: torch.Generator, *, sigma: float = 1.0) -> Tensor:
-    """Largest mean similarity of the pool to its most similar labelled image (Bae, Noh & Sutherland, 2024).
+    """MaxHerding (Bae, Noh & Sutherland, 2024): maximise the pool's mean similarity to its most similar labelled image.
 
-    The kernel is Gaussian on the features of unit length.
+    The kernel is a Gaussian on features of unit length.
     """
     if sigma <= 0:
         raise ValueError(f"sigma is {sigma} and has to be above 0")
@@ -210,12 +211,12 @@ def max_herding(view: PoolView, k: int, rng: torch.Generator, *, sigma: float = 
 
 
 def least_distance(x_LF: Points) -> float:
-    """The smallest distance above 0 between two rows, 1.0 where there is none."""
+    """The smallest distance above 0 between two rows; 1.0 if there is none."""
     norm_L, least = sq_norms(x_LF) if len(x_LF) else None, inf
     for a in blocks(len(x_LF)):
         for b in blocks(len(x_LF)):
             dist_AB = sq_distances(x_LF[a], x_LF[b], norm_L[a], norm_L[b])
-            # Rounding leaves copies at a millionth of their squared length or less: see sq_norms.
+            # Copies lie at up to a millionth of their squared length, by rounding: see sq_norms.
             least = min(least, float(dist_AB.masked_fill_(dist_AB <= 1e-5 * norm_L.max(), inf).min()))
     return 1.0 if least == inf else least**0.5
 
@@ -229,12 +230,14 @@ def uncertainty_herding(
     uncertainty: str = "al_bench.strategies.uncertainty.margin_score",
     temperature: float = 1.0,
 ) -> Tensor:
-    """MaxHerding where each image counts by its uncertainty (Bae, Oliveira & Sutherland, 2025: UHerding).
+    """MaxHerding with each image weighted by its uncertainty (Bae, Oliveira & Sutherland, 2025: UHerding).
 
-    sigma is the smallest distance between two labelled images, as in the paper: it shrinks as they grow more, and the
-    choice turns from covering the pool to its most uncertain images. Copies do not count; 1.0 below two distinct
-    labelled images. temperature divides the logits. The paper fits it each round, for the least calibration error on
-    labelled images held out of a training of their own; a strategy trains nothing, so here it is a constant.
+    sigma is the smallest distance between two labelled images, as in the paper. It shrinks as labels are added, and the
+    choice moves from covering the pool to its most uncertain images. Copies do not count. With fewer than two distinct
+    labelled images sigma is 1.0.
+
+    temperature divides the logits. The paper fits it each round, to the least calibration error on labelled images that
+    are held out of a separate training. A strategy trains nothing, so here it is a constant.
     """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature} and has to be above 0")
@@ -249,12 +252,12 @@ def uncertainty_herding(
 
 
 def competence(coverage: float, steepness: float = 30.0, centre: float = 0.9) -> float:
-    """S(L), from 0 where the labelled balls cover little to 1 where they cover everything: a logistic curve."""
+    """S(L), a logistic curve: near 0 if the labelled balls cover little, 1 if they cover everything."""
     return (1 + exp(-steepness * (1 - centre))) / (1 + exp(-steepness * (coverage - centre)))
 
 
 def pure_radii(dist_LN: Tensor, class_L: Tensor, class_N: Tensor, threshold: float, max_delta: float) -> Tensor:
-    """The radius up to which the class of each centre has a share of at least threshold in its ball, by bisection."""
+    """For each centre the radius up to which its class has at least a share `threshold` of its ball, by bisection."""
     low_L, high_L = torch.zeros(len(dist_LN)), torch.full((len(dist_LN),), max_delta)
     same_LN = class_L[:, None] == class_N
     while (high_L - low_L).max() > RESOLUTION:
@@ -266,7 +269,7 @@ def pure_radii(dist_LN: Tensor, class_L: Tensor, class_N: Tensor, threshold: flo
 
 
 def labelled_balls(view: PoolView, delta: float, max_delta: float) -> tuple[Tensor, Tensor]:
-    """The radius of each labelled image, and which pool images their balls cover (0 or 1)."""
+    """The radius of each labelled image [L], and which pool images their balls cover [P], 0 or 1."""
     x_LF, x_PF, class_L = view.labelled_features_LF, view.features_PF, view.labelled_labels_L
     radius_L, covered_P = torch.full((len(x_LF),), delta), torch.zeros(len(x_PF))
     if not len(x_LF):
@@ -300,17 +303,20 @@ def dcom(
 ) -> Tensor:
     """Coverage while the net knows little, margin once it knows much (Mishal & Weinshall, 2024: DCoM).
 
-    Each labelled image has a ball of its own radius, as large as the net's predictions in it agree with its label to
-    a share of 0.2 * coverage + 0.4. What these balls cover gives the competence S. Then, one by one, the image of the
-    highest S * margin + (1 - S) * degree, each between 0 and 1, degree being how many uncovered images lie within the
-    mean radius; those are covered from then on. Without labels the radius is delta, S about 0 and this is prob_cover.
+    Each labelled image has a ball of its own radius: the largest at which a share of 0.2 * coverage + 0.4 of the
+    predictions in it agree with its label. What the balls cover gives the competence S. Images are picked one by one by
+    the highest S * margin + (1 - S) * degree, both between 0 and 1. The degree is the number of uncovered images within
+    the mean radius; a pick covers these. Without labels the radius is delta, S is about 0, and this is prob_cover.
+    delta None: as in prob_cover.
 
-    Where we differ: the paper keeps each image's radius from the round after it was labelled; we work all of them out
-    anew, from this round's net, and take the coverage in the threshold from balls of radius delta. Labelled images
-    count in a ball with their labels. delta None: as in prob_cover. The margin is scaled to 0..1 once, over the pool
-    alone, and the degree by its largest value. The authors' code scales the margin over pool and labelled images, then
-    sets it to 0 for the labelled and for each pick, and at every pick scales margin and degree anew from their least to
-    their largest value over all these images.
+    Differences from the paper: it keeps each image's radius from the round after it was labelled. We compute all radii
+    anew from this round's net, and take the coverage in the threshold from balls of radius delta. Labelled images count
+    in a ball with their labels.
+
+    Differences from the authors' code: we scale the margin to 0..1 once, over the pool alone, and divide the degree by
+    its largest value. They scale the margin over pool and labelled images, then set it to 0 for the labelled images and
+    for each pick. At every pick they scale margin and degree again, from the least to the largest value over all these
+    images.
     """
     if not 0 < max_delta <= 2:
         raise ValueError(f"max_delta={max_delta} has to be above 0 and at most 2, the diameter of the unit ball")

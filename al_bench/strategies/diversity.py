@@ -1,8 +1,8 @@
-"""Diversity: label images that differ from each other and from those already labelled, whatever the net predicts.
+"""Diversity: label images that differ from each other and from the labelled ones, whatever the net predicts.
 
 P pool images, L labelled, D embedding width, F width of the fixed features, K clusters, N and M rows of any kind.
-Distances are Euclidean, worked out as |x|^2 + |y|^2 - 2 <x, y> in blocks of rows, never for all pairs at once.
-Rows that lie far from 0 are taken less their mean first (centred.py).
+Distances are Euclidean, computed as |x|^2 + |y|^2 - 2 <x, y> in blocks of rows, never for all pairs at once.
+If the rows lie far from 0, their mean is subtracted first (centred.py).
 """
 
 import warnings
@@ -24,11 +24,11 @@ from al_bench.strategies.greedy import draw, random_argmax, rounded
 Rows = Callable[[Tensor], Tensor]  # positions -> a float32 copy of those rows
 
 NEIGHBOURS, SMALL, MOST_CLUSTERS = 20, 5, 500  # TypiClust's
-AHEAD = 64  # rows of distances k_center works out together
+AHEAD = 64  # rows of distances that k_center computes together
 
 
 def sq_norms(x_ND: Points) -> Tensor:
-    """Squared lengths less a millionth, so that equal rows are at distance exactly 0 in spite of rounding."""
+    """Squared lengths minus a millionth of them, so that equal rows have distance exactly 0 in spite of rounding."""
     return by_chunks(lambda x: x.float().square().sum(1) * (1 - 1e-6), x_ND)
 
 
@@ -39,7 +39,7 @@ def sq_distances(x_ND: Tensor, y_MD: Tensor, norm_N: Tensor, norm_M: Tensor) -> 
 
 
 def blocks(n: int) -> Iterator[slice]:
-    """Slices of n rows of which any two make a block of at most CHUNK distances."""
+    """Slices of n rows, such that any two of them make a block of at most CHUNK distances."""
     side = max(1, isqrt(strategies.CHUNK))
     return (slice(i, min(i + side, n)) for i in range(0, n, side))
 
@@ -50,7 +50,7 @@ def to_all(y_MD: Tensor, norm_M: Tensor, x_PD: Points, norm_P: Tensor) -> Tensor
 
 
 def nearest(x_ND: Points, y_MD: Points) -> tuple[Tensor, Tensor]:
-    """Of each row of x the squared distance to the nearest row of y, and which that is (inf and 0 where y is empty)."""
+    """For each row of x the squared distance to the nearest row of y, and that row's index; inf and 0 if y is empty."""
     dist_N, index_N = torch.full((len(x_ND),), inf), torch.zeros(len(x_ND), dtype=torch.int64)
     norm_N, norm_M = sq_norms(x_ND), sq_norms(y_MD) if len(y_MD) else None
     for m in blocks(len(y_MD)):
@@ -64,11 +64,11 @@ def nearest(x_ND: Points, y_MD: Points) -> tuple[Tensor, Tensor]:
 
 @needs(predictions=False, embeddings=True)
 def k_center(view: PoolView, k: int, rng: torch.Generator, *, unit: bool = False) -> Tensor:
-    """Again and again the image farthest from its nearest centre (Sener & Savarese, 2018, Algorithm 1).
+    """Repeatedly pick the image farthest from its nearest centre (Sener & Savarese, 2018, Algorithm 1).
 
-    The labelled images are the first centres; without any, the first pick is random. The paper's costlier robust
-    version, a mixed integer programme that may leave outliers uncovered, is not built. The paper takes embeddings as
-    they are; unit: at length 1, so that a long one is not far from all others.
+    The labelled images are the first centres. Without any, the first pick is random. The paper's costlier robust
+    version, a mixed integer programme that may leave outliers uncovered, is not implemented.
+    unit: scale embeddings to length 1, so that a long one is not far from all others. The paper takes them as they are.
     """
     x_PD, labelled_LD = view.emb_PD, view.labelled_emb_LD
     if unit:
@@ -84,7 +84,7 @@ def k_center(view: PoolView, k: int, rng: torch.Generator, *, unit: bool = False
         if len(picked) == k:
             return torch.tensor(picked)
         if i not in ahead:
-            # The next picks are mostly among those farthest now, and many at once cost far less than one by one.
+            # The next picks are mostly among those farthest now. Many at once cost far less than one by one.
             some = torch.cat([torch.tensor([i]), dist_P.topk(width).indices])[:width]
             ahead = dict(zip(some.tolist(), to_all(x_PD[some], norm_P[some], x_PD, norm_P), strict=True))
         dist_P = torch.minimum(dist_P, ahead[i])
@@ -92,7 +92,7 @@ def k_center(view: PoolView, k: int, rng: torch.Generator, *, unit: bool = False
 
 
 def gather(parts: tuple[Points, ...], rows: Tensor) -> Tensor:
-    """Rows, in ascending order, of the parts laid end to end; a copy in float32."""
+    """A float32 copy of some rows of the concatenated parts. `rows` is in ascending order."""
     found, start = [], 0
     for x in parts:
         found.append(x[rows[(rows >= start) & (rows < start + len(x))] - start].float())
@@ -101,32 +101,32 @@ def gather(parts: tuple[Points, ...], rows: Tensor) -> Tensor:
 
 
 def fitted_rows(n: int, width: int, n_clusters: int) -> int:
-    """Rows k-means is fitted on: all of 50,000 x 768, and a random part of what is larger."""
+    """How many rows k-means is fitted on: all of 50,000 x 768, fewer than all of larger arrays."""
     return min(n, max(20 * n_clusters, 16 * strategies.CHUNK // max(1, width)))
 
 
 def seed_rows(x_ND: Tensor, weight_N: Tensor, k: int, rng: torch.Generator) -> Tensor:
-    """k-means++ (Arthur & Vassilvitskii, 2007): each row drawn by its weight times its squared distance to those drawn.
+    """k-means++ (Arthur & Vassilvitskii, 2007): draw rows by weight times squared distance to the nearest drawn row.
 
-    Beside scikit-learn's, which tries several rows a draw in float64, it takes a tenth of the time.
+    It takes a tenth of the time of scikit-learn's, which tries several rows for each draw, in float64.
     """
     norm_N, dist_N = sq_norms(x_ND), torch.full((len(x_ND),), inf)
     picked = [draw(weight_N, [], rng)]
     while len(picked) < k:
         last = picked[-1:]
         dist_N = torch.minimum(dist_N, to_all(x_ND[last], norm_N[last], x_ND, norm_N)[0])
-        picked.append(draw(weight_N * dist_N, [], rng))  # where all that is left is a copy, any row will do
+        picked.append(draw(weight_N * dist_N, [], rng))  # if only copies are left, any row will do
     return x_ND[picked]
 
 
 def fit_centres(
     rows: Rows, n: int, width: int, n_clusters: int, rng: torch.Generator, weight_N: Tensor | None = None
 ) -> Tensor:
-    """Centres [K, D] of weighted k-means over n rows; fitted on a random part of them where they are many.
+    """Centres [K, D] of weighted k-means over n rows, fitted on a random part of them if they are many.
 
-    Up to 50 clusters by Lloyd's algorithm. Above 50, as in TypiClust's code, by mini-batches:
-    scikit-learn's, of 1,024 rows. Either starts from k-means++ over 3 * max(1024, K) random rows. By mini-batches the
-    centres are rougher, and some may be nearest to no row. Other papers than TypiClust's name plain k-means.
+    Up to 50 clusters are fitted by Lloyd's algorithm, more by scikit-learn's mini-batches of 1,024 rows, as in
+    TypiClust's code. Other papers name plain k-means. Both start from k-means++ over 3 * max(1024, K) random rows.
+    Centres of mini-batches are rougher, and some may be nearest to no row.
     """
     part = torch.randperm(n, generator=rng)[: fitted_rows(n, width, n_clusters)]
     weight_N = torch.ones(n) if weight_N is None else weight_N.float()
@@ -138,30 +138,33 @@ def fit_centres(
     }
     model = KMeans(n_clusters, copy_x=False, **options) if n_clusters <= 50 else MiniBatchKMeans(n_clusters, **options)
     part = part.sort().values
-    # Several OpenMP threads would add up in another order each time.
+    # Several OpenMP threads would sum in a different order each time.
     with warnings.catch_warnings(), threadpool_limits(1, "openmp"):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: no harm here
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: harmless here
         model.fit(rows(part).numpy(), sample_weight=weight_N[part].numpy())
     return torch.from_numpy(model.cluster_centers_).float()
 
 
 def cluster(parts: tuple[Points, ...], n_clusters: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """k-means centres [K, D] of the parts' rows together, and the nearest centre of each row. Some may have none."""
+    """k-means centres [K, D] of all rows of the parts, and each row's nearest centre [N]. Centres may have no row."""
     n = sum(len(x) for x in parts)
     centre_KD = fit_centres(lambda at: gather(parts, at), n, parts[0].shape[1], min(n_clusters, n), rng)
     return centre_KD, torch.cat([nearest(x, centre_KD)[1] for x in parts if len(x)])
 
 
 def distances_to(rows: Rows, at_N: Tensor, centre_KD: Tensor) -> Tensor:
-    """Distances [N, K]. The two images of a cluster are equally far from its centre: float32 would choose for them."""
+    """Distances [N, K], in float64 and rounded.
+
+    The two images of a cluster of two are equally far from its centre; the rounding of float32 would break that tie.
+    """
     x_ND = rows(at_N).double()
     return rounded(torch.cdist(x_ND, centre_KD.double()))
 
 
 def nearest_to_centres(rows: Rows, n: int, centre_KD: Tensor, rng: torch.Generator) -> Tensor:
-    """Of n images the nearest to each centre, in the order of the centres; where it is taken, the nearest that is not.
+    """For each centre, in order, the nearest of n images; if that one is taken, the nearest that is not.
 
-    In a random order of the images, so that among equal distances none is preferred.
+    The images are compared in random order, so that ties are broken at random.
     """
     width, order_M = sum(centre_KD.shape), torch.randperm(n, generator=rng)
     near_K, at_K = torch.full((len(centre_KD),), inf, dtype=torch.float64), torch.zeros(len(centre_KD)).long()
@@ -181,15 +184,15 @@ def nearest_to_centres(rows: Rows, n: int, centre_KD: Tensor, rng: torch.Generat
 
 
 def fit_memory(n: int, width: int, n_clusters: int) -> float:
-    return 8 * fitted_rows(n, width, n_clusters) * width  # the copied rows, and as much again inside scikit-learn
+    return 8 * fitted_rows(n, width, n_clusters) * width  # bytes: the copied rows, and as much inside scikit-learn
 
 
 @needs(predictions=False, embeddings=True, memory=lambda n: fit_memory(n.P, n.D, n.k))
 def k_means(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
-    """The real image nearest to each of k k-means centres (Bodo et al., 2011; Zhdanov, 2019, without his weights).
+    """The image nearest to each of k k-means centres (Bodo et al., 2011; Zhdanov, 2019, without his weights).
 
-    From the largest cluster to the smallest, so that the first picks stand for most images; where a centre's nearest
-    image is taken it gets the nearest that is not. For k above 50 k-means runs by mini-batches: see fit_centres.
+    Clusters are visited from the largest to the smallest, so that the first picks represent most images. If a centre's
+    nearest image is taken, the nearest free one is used. For k above 50 k-means runs by mini-batches: see fit_centres.
     """
     emb = centred(view.emb_PD)
     centre_KD, cluster_P = cluster(emb, k, rng)
@@ -198,9 +201,9 @@ def k_means(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
 
 
 def typicality(parts: tuple[Points, ...], members: Tensor) -> Tensor:
-    """Inverse mean distance to the 20 nearest other members, or to all where there are fewer.
+    """Inverse mean distance of each member to the 20 nearest other members, or to all if there are fewer.
 
-    Infinite where all of those are copies, and for a single member.
+    It is infinite if these are all copies, and for a single member.
     """
     n_near, found = min(NEIGHBOURS, len(members) - 1), []
     if not n_near:
@@ -211,7 +214,7 @@ def typicality(parts: tuple[Points, ...], members: Tensor) -> Tensor:
             y_MD = gather(parts, members[m])
             dist_NM = sq_distances(x_ND, y_MD, sq_norms(x_ND), sq_norms(y_MD))
             if m == n:
-                dist_NM.fill_diagonal_(inf)  # nobody is his own neighbour
+                dist_NM.fill_diagonal_(inf)  # an image is not its own neighbour
             near = torch.cat([near, dist_NM], 1)
             near = near.topk(min(n_near, near.shape[1]), largest=False).values
         found.append(1 / near.sqrt().mean(dim=1))
@@ -219,7 +222,7 @@ def typicality(parts: tuple[Points, ...], members: Tensor) -> Tensor:
 
 
 def typical_order(parts: tuple[Points, ...], cluster_N: Tensor, c: int, rng: torch.Generator) -> list[int]:
-    """The pool's members of cluster c, the least typical first; positions in the pool."""
+    """Positions in the pool of the pool images in cluster c, the least typical first."""
     members = (cluster_N == c).nonzero()[:, 0]
     order = members[top_k(typicality(parts, members), len(members), rng)] - len(parts[0])
     return order[order >= 0].flip(0).tolist()
@@ -229,15 +232,17 @@ def typical_order(parts: tuple[Points, ...], cluster_N: Tensor, c: int, rng: tor
 def typiclust(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
     """Typical images of the largest clusters without labels (Hacohen, Dekel & Weinshall, 2022, Algorithm 1, TPC_RP).
 
-    k-means into min(L + k, 500) clusters of pool and labelled images together. Then, one by one, from the largest of
-    the clusters with the fewest labelled members (those just picked among them) its most typical image. Clusters below
-    5 images wait until the others are used up. A labelled image counts as a neighbour: being typical is a property of
-    the data, not of what is left of it.
+    k-means divides pool and labelled images together into min(L + k, 500) clusters. Each pick considers the clusters
+    with the fewest labelled members, where earlier picks count as labelled. It takes the most typical image of the
+    largest of them. Clusters below 5 images wait until the others are used up. A labelled image counts as a neighbour,
+    because typicality is a property of the data, not of what is left of it.
 
-    The authors' code differs in this. It leaves out clusters of 5 images or fewer for good. It sorts the clusters once,
-    by labelled members and size, and goes through them in turn. Neighbours are the unlabelled members of the cluster
-    that are not picked yet, anew at each pick, 20 or half of them if these are fewer, where we take 20 or all. It
-    averages squared distances, where we average distances, as the paper does.
+    The authors' code differs:
+    - It leaves out clusters of 5 images or fewer for good.
+    - It sorts the clusters once, by labelled members and size, and goes through them in turn.
+    - Neighbours are the unlabelled members of the cluster that are not picked yet, found anew at each pick. It takes
+      20, or half of them if these are fewer. We take 20 or all.
+    - It averages squared distances. We average distances, as the paper does.
     """
     parts = centred(view.labelled_features_LF, view.features_PF)
     n_labelled = len(parts[0])

@@ -1,9 +1,9 @@
-"""Gradient-based selection: label the images that would move the last linear layer most, and not all the same way.
+"""Gradient-based selection: label the images that would change the last linear layer most, and in different ways.
 
 P pool images, L labelled, S stochastic passes or committee members (1 if neither), C classes, D embedding width.
-The gradient of the cross-entropy with respect to the last layer's weights is an outer product a (x) h: a_C, the
-gradient with respect to the logits, and h_D, the embedding. It has C*D entries an image and is never built. The bias is
-left out throughout, as in BADGE.
+The gradient of the cross-entropy with respect to the last layer's weights is an outer product a (x) h. a_C is the
+gradient with respect to the logits, and h_D is the embedding. The product has C*D entries for each image and is never
+built. The bias is ignored throughout, as in BADGE.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,12 +18,12 @@ from al_bench.strategies.centred import Centred, Points, centred
 from al_bench.strategies.greedy import draw, random_argmax
 from al_bench.strategies.uncertainty import unlikely_probs
 
-KEPT = 2**26  # numbers a strategy keeps between picks; what is larger is worked out anew at each
-ROUNDING = 1e-6  # of the squared norms: a squared distance below it is float32's rounding
+KEPT = 2**26  # numbers that a strategy keeps between picks; larger arrays are computed again at each pick
+ROUNDING = 1e-6  # of the squared norms: smaller squared distances are rounding of float32
 
 
-def kept(f: Callable[[Tensor], Tensor], log_probs_PSC: Tensor) -> Callable[[], Iterable[Tensor]]:
-    """f of the rows, chunk by chunk, as often as asked: kept where small, worked out anew where it is not."""
+def cached_chunks(f: Callable[[Tensor], Tensor], log_probs_PSC: Tensor) -> Callable[[], Iterable[Tensor]]:
+    """A function that gives f of the rows, chunk by chunk. The results are kept if small, else computed anew."""
     _, S, C = log_probs_PSC.shape
     parts = log_probs_PSC.split(max(1, strategies.CHUNK // (S * C)))
     if len(log_probs_PSC) * C > KEPT:
@@ -33,12 +33,12 @@ def kept(f: Callable[[Tensor], Tensor], log_probs_PSC: Tensor) -> Callable[[], I
 
 
 def logit_gradient(log_probs_PSC: Tensor) -> Tensor:
-    """a_PC = p - onehot(argmax p): the gradient with respect to the logits, were the likeliest class the true one.
+    """a_PC = p - onehot(argmax p): the gradient with respect to the logits if the likeliest class is the true one.
 
-    Passes are averaged as probabilities. p - 1 is written as minus the others' sum, which keeps its digits where p is
-    nearly 1.
+    Probabilities are averaged over the passes. p - 1 is computed as minus the sum of the others, which keeps its digits
+    if p is nearly 1.
     """
-    # In float64 the mean does not hang on the order of the passes; of one pass it is the same.
+    # In float64 the mean does not depend on the order of the passes. For one pass it is the same as in float32.
     probs_PC = log_probs_PSC.float().exp().mean(dim=1, dtype=torch.float64).float()
     likeliest_P1 = probs_PC.argmax(dim=1, keepdim=True)
     probs_PC.scatter_(1, likeliest_P1, 0)
@@ -50,14 +50,14 @@ def times(rows_PD: Tensor, right_DK: Tensor) -> Tensor:
     left_KD = right_DK.T.contiguous()
     if rows_PD.dtype == left_KD.dtype:
         return (left_KD @ rows_PD.T).T
-    # So few rows at once that their copy stays in the processor's cache: many times faster than one large copy.
+    # A few rows at a time, so that their copy stays in the processor's cache: many times faster than one large copy.
     parts = rows_PD.split(max(1, strategies.CHUNK // (8 * rows_PD.shape[1])))
     copy_ND = torch.empty(parts[0].shape, dtype=left_KD.dtype)
     return torch.cat([left_KD @ copy_ND[: len(part)].copy_(part).T for part in parts], dim=1).T
 
 
 def product(rows_PD: Points) -> Callable[[Tensor], Tensor]:
-    """v_D -> rows_PD @ v_D, from a copy laid out by columns where that is small: it is read in half the time."""
+    """A function v_D -> rows_PD @ v_D. A small array is copied by columns, because that is read in half the time."""
     if prod(rows_PD.shape) > KEPT and isinstance(rows_PD, Centred):
         return lambda v_D: by_chunks(lambda x_ND: x_ND @ v_D, rows_PD)
     if prod(rows_PD.shape) > KEPT:
@@ -70,9 +70,12 @@ def sq_length(rows_PD: Tensor) -> Tensor:
     return rows_PD.double().square().sum(dim=1)
 
 
-def left_out(parts: Iterable[Tensor], a_C: Tensor, i: int, mean_D: Tensor, mean_times_P: Tensor) -> Tensor:
-    """What |g - g'|^2 has more than |a (x) h - a' (x) h'|^2 where g = a (x) (m + h): with b = a - a' it is
-    |b|^2 |m|^2 + 2 <b, a> <m, h> - 2 <b, a'> <m, h'>. The image i has a' and h'; mean_times_P is <m, h>."""
+def mean_terms(parts: Iterable[Tensor], a_C: Tensor, i: int, mean_D: Tensor, mean_times_P: Tensor) -> Tensor:
+    """The terms of |g - g'|^2 that depend on the mean m, where g = a (x) (m + h): what |a (x) h - a' (x) h'|^2 lacks.
+
+    With b = a - a' they are |b|^2 |m|^2 + 2 <b, a> <m, h> - 2 <b, a'> <m, h'>. Image i has a' and h'. mean_times_P is
+    <m, h>.
+    """
 
     def products(part: Tensor) -> Tensor:
         b = (part - a_C).double()
@@ -86,14 +89,14 @@ def left_out(parts: Iterable[Tensor], a_C: Tensor, i: int, mean_D: Tensor, mean_
 def badge(view: PoolView, k: int, rng: torch.Generator, *, first: str = "longest") -> Tensor:
     """BADGE (Ash et al., 2020, Algorithm 1): k-means++ seeding over the gradients a (x) h of the predicted class.
 
-    O(P(C + D)) a pick, for |g - g'|^2 = |a|^2 |h|^2 + |a'|^2 |h'|^2 - 2 <a, a'> <h, h'>. Where the embeddings lie far
-    from 0, h is taken less their mean m here, and left_out adds what depends on m.
-    first: the "longest" gradient is the first centre, as in the authors' code; the paper's k-means++ draws it at
-    "random". Where all that is left lies on a centre, the choice is random.
+    A pick costs O(P(C + D)), because |g - g'|^2 = |a|^2 |h|^2 + |a'|^2 |h'|^2 - 2 <a, a'> <h, h'>. If the embeddings
+    lie far from 0, their mean m is subtracted from h, and mean_terms adds what depends on m.
+    first: "longest" starts from the longest gradient, as the authors' code does. "random" draws the first centre, as
+    the paper's k-means++ does. If all remaining gradients lie on a centre, the choice is random.
     """
     if first not in ("longest", "random"):
         raise ValueError(f"first has to be longest or random, not {first}")
-    (emb_PD,), a = centred(view.emb_PD), kept(logit_gradient, view.log_probs_PSC)
+    (emb_PD,), a = centred(view.emb_PD), cached_chunks(logit_gradient, view.log_probs_PSC)
     emb_times, width = product(emb_PD), 8 * emb_PD.shape[1]
     sq_a_P = joined((sq_length(part) for part in a()), view.n_pool)
     sq_norm_P = sq_a_P * by_chunks(sq_length, view.emb_PD, width=width)
@@ -110,7 +113,7 @@ def badge(view: PoolView, k: int, rng: torch.Generator, *, first: str = "longest
         sums_P = sq_norm_P + sq_norm_P[i]
         new_P = sums_P - 2 * inner_P
         if isinstance(emb_PD, Centred):
-            new_P += left_out(a(), a_C, i, emb_PD.mean_D, mean_times_P)
+            new_P += mean_terms(a(), a_C, i, emb_PD.mean_D, mean_times_P)
         sq_dist_P = torch.minimum(sq_dist_P, new_P.where(new_P > ROUNDING * sums_P, 0))
         picked.append(draw(sq_dist_P, picked, rng))
     return torch.tensor(picked)
@@ -123,7 +126,7 @@ def fisher_scale(log_probs_PSC: Tensor) -> Tensor:
 
 
 def mean_fisher(emb_PD: Tensor, scale_P: Tensor) -> Tensor:
-    """The mean of v v^T with v = scale * embedding, in float64; 0 where there is no image."""
+    """The mean of v v^T with v = scale * embedding, in float64; 0 if there is no image."""
     D = emb_PD.shape[1]
     fisher_DD = torch.zeros(D, D, dtype=torch.float64)
     rows = max(1, strategies.CHUNK // (8 * D))
@@ -134,7 +137,7 @@ def mean_fisher(emb_PD: Tensor, scale_P: Tensor) -> Tensor:
 
 
 class Fisher:
-    """What BAIT's greedy needs of N images while its matrix M changes by one image at a time.
+    """What BAIT's greedy search needs to know about N images while its matrix M changes by one image at a time.
 
     An image's vector is v = scale * embedding. inv_DD is the inverse of M; add and remove change it in place.
     """
@@ -154,7 +157,7 @@ class Fisher:
         self._update(i, -1)
 
     def _update(self, i: int, sign: int) -> None:
-        """By the formula of Sherman & Morrison (1950)."""
+        """Update by the formula of Sherman & Morrison (1950)."""
         v_D = self.emb_ND[i].double() * self.scale_N[i]
         u_D = self.inv_DD @ v_D
         step = sign / (1 + sign * (v_D @ u_D))
@@ -181,11 +184,12 @@ def bait(
 ) -> Tensor:
     """BAIT (Ash et al., 2021, Algorithm 1) with the binary likelihood of Huseljic et al. (2024).
 
-    It keeps tr(M^-1 F) small, F the pool's mean Fisher information and M = regularisation * I + the labelled images'
-    mean + the sum over the chosen: greedily forward to oversample * k images, then backward to k.
-    BAIT's Fisher information of the last layer is C*D x C*D with rank C an image. Here it is that of "is it the
-    likeliest class or not": D x D and rank one, v v^T with v = sqrt(p (1 - p)) h. O(PD) a pick, in float64.
-    No labelled images: M starts at regularisation * I.
+    It minimises tr(M^-1 F) greedily: forward to oversample * k images, then backward to k. F is the pool's mean Fisher
+    information. M is regularisation * I + the labelled images' mean + the sum over the chosen images. Without labelled
+    images M starts at regularisation * I.
+    BAIT's Fisher information of the last layer is C*D x C*D, of rank C for each image. Here it is that of the question
+    "is it the likeliest class or not": D x D and of rank one, v v^T with v = sqrt(p (1 - p)) h. A pick costs O(PD), in
+    float64.
     """
     if regularisation <= 0 or oversample < 1:
         raise ValueError("regularisation has to be above 0 and oversample at least 1")
@@ -201,7 +205,7 @@ def bait(
 
 
 def forward(pool: Fisher, n: int, rng: torch.Generator) -> Tensor:
-    """n positions; each adds the image that lowers tr(M^-1 F) most, by r / (1 + q)."""
+    """n positions. Each pick adds the image that lowers tr(M^-1 F) most, by r / (1 + q)."""
     picked: list[int] = []
     while len(picked) < n:
         gain_P = pool.r_N / (1 + pool.q_N)
@@ -212,7 +216,7 @@ def forward(pool: Fisher, n: int, rng: torch.Generator) -> Tensor:
 
 
 def backward(chosen: Fisher, k: int, rng: torch.Generator) -> Tensor:
-    """Which k of the N chosen stay, in their order: those leave that raise tr(M^-1 F) least, by r / (1 - q)."""
+    """Which k of the N chosen stay, in order. Each step drops the one that raises tr(M^-1 F) least, by r / (1 - q)."""
     stays_N = torch.ones(len(chosen.q_N), dtype=torch.bool)
     for _ in range(len(chosen.q_N) - k):
         i = random_argmax((-chosen.r_N / (1 - chosen.q_N)).where(stays_N, -torch.inf), rng)
@@ -222,11 +226,14 @@ def backward(chosen: Fisher, k: int, rng: torch.Generator) -> Tensor:
 
 
 def gradient_length_score(log_probs_PSC: Tensor, emb_PD: Tensor) -> Tensor:
-    """|h| * sum over classes of p_c |p - onehot_c|: the last layer's gradient, expected over the predicted labels."""
+    """|h| * sum over classes c of p_c |p - onehot_c|.
+
+    This is the length of the last layer's gradient, in expectation over the predicted labels.
+    """
     others_PC = unlikely_probs(log_probs_PSC)
     rest_P, sq_rest_P = others_PC.sum(dim=1), others_PC.square().sum(dim=1)
     sq_probs_P1 = (sq_rest_P + (1 - rest_P).square())[:, None]
-    # |p - onehot_c|^2 = |p|^2 - 2 p_c + 1, but for the likeliest class, where it would lose all its digits.
+    # |p - onehot_c|^2 = |p|^2 - 2 p_c + 1, except for the likeliest class, where this would lose all its digits.
     others_P = (others_PC * (sq_probs_P1 - 2 * others_PC + 1).sqrt()).sum(dim=1)
     likeliest_P = (1 - rest_P) * (sq_rest_P + rest_P.square()).sqrt()
     return sq_length(emb_PD).sqrt() * (others_P + likeliest_P)
@@ -234,6 +241,6 @@ def gradient_length_score(log_probs_PSC: Tensor, emb_PD: Tensor) -> Tensor:
 
 @needs(embeddings=True)
 def expected_gradient_length(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
-    """EGL (Settles et al., 2008), of the last layer alone: the whole net's would take C backward passes an image."""
+    """EGL (Settles et al., 2008) of the last layer only. The whole net's would take C backward passes an image."""
     width = view.log_probs_PSC[0].numel() + view.emb_PD.shape[1]
     return top_k(by_chunks(gradient_length_score, view.log_probs_PSC, view.emb_PD, width=width), k, rng)

@@ -1,4 +1,4 @@
-"""Calling a strategy and checking what goes in and comes out; `select` is what the loop calls.
+"""Call a strategy, and check its input and its result. The loop calls `select`.
 
 P pool images, L labelled, S stochastic passes or committee members, C classes, D embedding width, F width of the fixed
 features.
@@ -18,18 +18,18 @@ from al_bench.errors import UserError
 from al_bench.signals import stop_behind
 from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size, Strategy, StrategyFunction
 
-LONGEST = 400  # characters of an error's text that a message repeats
+LONGEST = 400  # characters of an error's text that a message repeats at most
 
 
 def select(strategy: Strategy, view: PoolView, k: int, rng: torch.Generator, round: int) -> Tensor:
-    """The k positions of the pool that the strategy chooses, int64 [k], all different, in its order.
+    """The k pool positions that the strategy chooses, in its order: int64 [k], all different.
 
-    Raises UserError, with the strategy's name, the round and the cause, where the view is unusable, the strategy fails,
-    or what it returns is anything else.
+    Raises UserError with the strategy's name, the round and the cause if the view is unusable, the strategy fails, or
+    it returns anything else.
     """
     where = f"strategy {strategy.name}, round {round}"
     if k > view.n_pool:
-        raise UserError(f"{where}: {k} images are asked for, and the pool has {view.n_pool}.")
+        raise UserError(f"{where}: {k} images are to be chosen, but the pool has only {view.n_pool}.")
     if k == 0:
         return torch.empty(0, dtype=torch.int64)
     check_view(view, where)
@@ -47,16 +47,16 @@ def select(strategy: Strategy, view: PoolView, k: int, rng: torch.Generator, rou
 
 
 def check_positions(positions: Any, n_pool: int, k: int, where: str) -> None:
-    if (got := kind_of(positions)) != f"torch.int64 [{k}]":
-        raise UserError(f"{where}: it has to return an int64 tensor of {k} positions, and returned {got}.")
+    if (got := type_and_shape(positions)) != f"torch.int64 [{k}]":
+        raise UserError(f"{where}: it has to return an int64 tensor of {k} positions, but returned {got}.")
     if not 0 <= int(positions.min()) <= int(positions.max()) < n_pool:
         raise UserError(f"{where}: it returned a position outside the pool of {n_pool}.")
     if (n := len(positions.unique())) < k:
-        raise UserError(f"{where}: it returned {n} different positions, and {k} are wanted.")
+        raise UserError(f"{where}: it returned {n} different positions instead of {k}.")
 
 
-def kind_of(positions: Any) -> str:
-    """What a strategy returned: type and shape of a tensor, and where it is if that is not the CPU's plain memory."""
+def type_and_shape(positions: Any) -> str:
+    """Type and shape of what a strategy returned, with layout and device if it is no plain tensor on the CPU."""
     if not isinstance(positions, Tensor):
         return type(positions).__name__
     plain = positions.device.type == "cpu" and positions.layout is torch.strided
@@ -64,10 +64,10 @@ def kind_of(positions: Any) -> str:
 
 
 def why_it_failed(error: BaseException, function: StrategyFunction, view: PoolView) -> str:
-    """What a strategy raised, as a sentence with the line of the user's file."""
+    """A sentence on what a strategy raised, with the line of the user's file."""
     if isinstance(error, AttributeError | TypeError) and "NoneType" in str(error):
-        if undeclared := looked_at_in_vain(view, error):
-            need, name = undeclared
+        if missing := undeclared_field(view, error):
+            need, name = missing
             return f"it uses view.{name} without declaring it: put @needs({need}=True) above it."
     line = line_of(error, function)
     if isinstance(error, SystemExit):
@@ -76,14 +76,14 @@ def why_it_failed(error: BaseException, function: StrategyFunction, view: PoolVi
 
 
 def reason_of(error: BaseException) -> str:
-    """The text of an error on one line. A ValueError's text is a sentence, any other has its type before it."""
+    """The text of an error on one line. A ValueError's text stands alone; other errors have their type in front."""
     reason = " ".join("".join(traceback.format_exception_only(error)).split()).rstrip(".")
     reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}..."
     return reason.removeprefix("ValueError: ")
 
 
-def looked_at_in_vain(view: PoolView, error: BaseException) -> tuple[str, str] | None:
-    """(need, field) of a field that is None, and that the functions name in which the error came up."""
+def undeclared_field(view: PoolView, error: BaseException) -> tuple[str, str] | None:
+    """(need, field) of the first field that is None and that a function in the traceback uses; None if none is."""
     named = {name for frame, _ in traceback.walk_tb(error.__traceback__) for name in frame.f_code.co_names}
     absent = [
         (need, name)
@@ -95,10 +95,10 @@ def looked_at_in_vain(view: PoolView, error: BaseException) -> tuple[str, str] |
 
 
 def line_of(error: BaseException, function: StrategyFunction) -> str:
-    """The last line of the user's own code that led to an error, as " (mine.py, line 7)"; "" where none did.
+    """The last line of the user's own code that led to an error, as " (mine.py, line 7)"; "" if there is none.
 
-    The user's own: the strategy's package, and any file outside the libraries. Where our strategy fails by itself, its
-    line. A ValueError of ours needs none: its sentence says it all.
+    The user's own code is the strategy's package and every file outside the libraries. If a strategy of al_bench fails
+    by itself, its line is given. A ValueError of al_bench needs no line, because its text explains it.
     """
     ours, theirs = package_of(select), package_of(function)
     libraries = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
@@ -112,17 +112,17 @@ def line_of(error: BaseException, function: StrategyFunction) -> str:
 
 
 def package_of(function: StrategyFunction) -> str:
-    return (getattr(getattr(function, "func", function), "__module__", None) or "").split(".")[0]  # func: of a partial
+    return (getattr(getattr(function, "func", function), "__module__", None) or "").split(".")[0]
 
 
 def check_view(view: PoolView, where: str) -> None:
-    """Raises UserError where the model's numbers are unusable or do not fit each other."""
+    """Raises UserError if the model's numbers are unusable or their shapes do not fit together."""
     for field in fields(view):
         values = getattr(view, field.name)
         if not isinstance(values, Tensor) or not values.is_floating_point() or not len(values):
             continue
         low, high = values.aminmax()  # NaN if any value is
-        # A probability of exactly 0 has the logarithm -inf and is no fault.
+        # -inf is valid in a log-probability: the probability is exactly 0.
         if not high < torch.inf or not (low > -torch.inf or "log_probs" in field.name):
             raise UserError(
                 f"{where}: the model's {field.name} holds NaN or infinite values. "
@@ -136,9 +136,7 @@ def check_view(view: PoolView, where: str) -> None:
         found = list(values.shape)
         if len(found) != len(shape) or any(sizes.setdefault(s, n) != n for s, n in zip(shape, found, strict=True)):
             wanted = ", ".join(str(sizes.get(s, s)) for s in shape)
-            raise UserError(
-                f"{where}: {field.name} has the shape {found}, and [{wanted}] is wanted ({', '.join(shape)})."
-            )
+            raise UserError(f"{where}: {field.name} has the shape {found} instead of [{wanted}] ({', '.join(shape)}).")
 
 
 def size_of(view: PoolView, k: int) -> Size:
@@ -157,7 +155,7 @@ def size_of(view: PoolView, k: int) -> Size:
 
 
 def check_memory(needs: Needs, view: PoolView, k: int, where: str) -> None:
-    """Raises UserError where the strategy's own estimate is above the free memory, with a pool size that would fit."""
+    """Raises UserError if the strategy's estimate exceeds the free memory. The message names a pool size that fits."""
     estimate = needs.memory
     if estimate is None:
         return
@@ -169,6 +167,6 @@ def check_memory(needs: Needs, view: PoolView, k: int, where: str) -> None:
         fits //= 2
     way_out = f"Set strategy.candidates={fits}, a random part of the pool" if fits > k else "Lower budget.query"
     raise UserError(
-        f"{where}: it would need about {wanted / 1e9:.1f} GB for a pool of {size.P:,} images, and {free / 1e9:.1f} GB "
+        f"{where}: it would need about {wanted / 1e9:.1f} GB for a pool of {size.P:,} images, but {free / 1e9:.1f} GB "
         f"are free. {way_out}."
     )

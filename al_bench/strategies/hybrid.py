@@ -1,4 +1,4 @@
-"""Uncertain and different at once: strategies that look at the predictions and at where the images lie.
+"""Uncertainty and diversity at once: strategies that use the predictions and how the images differ.
 
 P pool images, L labelled, S stochastic passes or committee members (1 if neither), C classes, D embedding width,
 K cluster centres, A anchors, M images among which a strategy chooses, N rows of any kind.
@@ -14,7 +14,7 @@ from torch import Tensor
 from al_bench.strategies import PoolView, by_chunks, joined, needs, top_k
 from al_bench.strategies.centred import SAMPLE, centred, mean_if_far
 from al_bench.strategies.diversity import cluster, fit_centres, fit_memory, nearest_to_centres, sq_distances, sq_norms
-from al_bench.strategies.gradient import KEPT, kept, logit_gradient
+from al_bench.strategies.gradient import KEPT, cached_chunks, logit_gradient
 from al_bench.strategies.greedy import draw, random_argmax, rounded
 from al_bench.strategies.uncertainty import entropy_score, margin_score, mean_log_probs
 
@@ -22,7 +22,7 @@ from al_bench.strategies.uncertainty import entropy_score, margin_score, mean_lo
 def cluster_picks(
     emb_PD: Tensor, among_M: Tensor, weight_M: Tensor, k: int, rng: torch.Generator, unit: bool = False
 ) -> Tensor:
-    """k of the images `among`: the nearest to each of k weighted k-means centres. unit: of embeddings of length 1."""
+    """Of the images `among_M` the nearest to each of k weighted k-means centres. unit: scale embeddings to length 1."""
 
     def rows(at: Tensor) -> Tensor:
         x_ND = emb_PD[among_M[at]].float()
@@ -36,14 +36,14 @@ def cluster_picks(
 
 @needs(embeddings=True, memory=lambda n: fit_memory(n.P, n.D, n.k) + 80 * n.P)
 def clue(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
-    """CLUE (Prabhu et al., 2021, Eq. 4): k-means weighted with the entropy, and the nearest image to each centre.
+    """CLUE (Prabhu et al., 2021, Eq. 4): k-means weighted by entropy, and the nearest image to each centre.
 
-    The softmax has temperature 1. An image whose entropy is 0 weighs nothing and is not chosen either, unless fewer
-    than k have more: then those are taken and the rest at random. The paper names plain k-means; for k above 50 it runs
-    by mini-batches here: see fit_centres.
+    The softmax has temperature 1. An image of entropy 0 has weight 0 and is not chosen, unless fewer than k images have
+    a higher entropy. Then those are taken, and the rest is random. The paper names plain k-means. For k above 50 it
+    runs by mini-batches here: see fit_centres.
     """
     entropy_P = by_chunks(entropy_score, view.log_probs_PSC)
-    # Relative, for k-means counts in float32.
+    # Relative to the largest, because k-means computes in float32.
     weight_P = (entropy_P / entropy_P.max().clamp_min(1e-300)).float()
     among_M = weight_P.nonzero()[:, 0]
     if len(among_M) <= k:
@@ -52,14 +52,16 @@ def clue(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
 
 
 def agglomerate(x_MD: Tensor, n_clusters: int) -> Tensor:
-    """The cluster of each image by agglomeration with average linkage; M^2 / 2 distances."""
+    """The cluster of each image [M] by agglomeration with average linkage. It computes M^2 / 2 distances."""
     tree = linkage(torch.pdist(x_MD.float()).double().numpy(), "average")
     return torch.from_numpy(fcluster(tree, n_clusters, "maxclust") - 1).long()
 
 
 def round_robin(cluster_M: Tensor, k: int, rng: torch.Generator) -> Tensor:
-    """k of the images: one of each cluster, from the smallest cluster to the largest, then another of each. At random
-    within a cluster and among clusters of a size."""
+    """k of the images: one of each cluster, from the smallest cluster to the largest, then another of each, and so on.
+
+    The order is random within a cluster and among clusters of equal size.
+    """
     size_K = cluster_M.bincount()
     K, turn_K = len(size_K), top_k(-size_K, len(size_K), rng).argsort()
     shuffled_M = torch.randperm(len(cluster_M), generator=rng)
@@ -73,12 +75,14 @@ def round_robin(cluster_M: Tensor, k: int, rng: torch.Generator) -> Tensor:
 def cluster_margin(
     view: PoolView, k: int, rng: torch.Generator, *, factor: int = 10, cluster_size: int = 10, limit: int = 5000
 ) -> Tensor:
-    """Cluster-Margin (Citovsky et al., 2021, Algorithm 2): of the factor * k images with the least margin, one from
-    each cluster in turn, the smallest clusters first.
+    """Cluster-Margin (Citovsky et al., 2021, Algorithm 2): uncertain images from different clusters.
 
-    The paper clusters the whole pool once, agglomeratively with average linkage, which takes a distance for every two
-    images. Here the candidates alone are clustered, in every round, so that cluster_size of them share a cluster on
-    average; by k-means where they are more than limit. As in the paper an image is drawn at random from its cluster.
+    The candidates are the factor * k images with the least margin. One is taken from each cluster in turn, the smallest
+    clusters first. As in the paper, it is drawn at random from its cluster.
+
+    The paper clusters the whole pool once, agglomeratively with average linkage, which takes a distance for every pair
+    of images. Here only the candidates are clustered, in every round, cluster_size of them to a cluster on average. If
+    there are more than `limit` candidates, k-means is used.
     """
     if factor < 1 or cluster_size < 1:
         raise ValueError("factor and cluster_size have to be at least 1")
@@ -99,15 +103,15 @@ def mean_probs(log_probs_PSC: Tensor) -> Tensor:
 
 @needs(memory=lambda n: 4 * min(n.P * n.C, KEPT) + 80 * n.P)
 def falcun(view: PoolView, k: int, rng: torch.Generator, *, gamma: float = 10.0) -> Tensor:
-    """FALCUN (Gilhuber et al., 2024): draws by (uncertainty + diversity)^gamma, both in the space of probabilities.
+    """FALCUN (Gilhuber et al., 2024): draw images by (uncertainty + diversity)^gamma, both in probability space.
 
-    Uncertainty is 1 - margin (Eq. 1). Diversity starts as the uncertainty (Eq. 3) and is then the L1 distance to the
-    nearest pick (Eqs. 2, 4), scaled to 0..1 over the pool after each. gamma: at 0 the draw is random, and the larger it
-    is the surer is the best image.
+    Uncertainty is 1 - margin (Eq. 1). Diversity starts as the uncertainty (Eq. 3). After each pick it is the L1
+    distance to the nearest pick (Eqs. 2, 4), scaled to 0..1 over the pool. With gamma = 0 the draw is uniform. The
+    larger gamma is, the likelier is the best image.
     """
     if gamma < 0:
         raise ValueError(f"gamma has to be at least 0, not {gamma}")
-    probs = kept(mean_probs, view.log_probs_PSC)
+    probs = cached_chunks(mean_probs, view.log_probs_PSC)
     uncertain_P = by_chunks(margin_score, view.log_probs_PSC)
     diverse_P, picked = uncertain_P.clone(), []
     while True:
@@ -125,7 +129,7 @@ def falcun(view: PoolView, k: int, rng: torch.Generator, *, gamma: float = 10.0)
 def class_changes(
     emb_PD: Tensor, weight_CD: Tensor, bias_C: Tensor, masks: int, dropout: float, rng: torch.Generator
 ) -> Tensor:
-    """In how many of `masks` passes with dropout on the embedding the predicted class is not that without."""
+    """In how many of `masks` passes with dropout on the embedding the predicted class changes [P]."""
 
     def predicted(x_ND: Tensor) -> Tensor:
         return torch.addmm(bias_C.float(), x_ND.float(), weight_CD.float().T).argmax(dim=1)
@@ -140,11 +144,12 @@ def class_changes(
 
 @needs(predictions=False, embeddings=True, head=True, memory=lambda n: fit_memory(n.P, n.D, n.k) + 80 * n.P)
 def drop_query(view: PoolView, k: int, rng: torch.Generator, *, masks: int = 3, dropout: float = 0.75) -> Tensor:
-    """DropQuery (Gupte et al., 2024): k-means among the images whose class changes in more than half of the passes
-    with dropout on the embedding, a mask for each image and pass; the nearest image to each centre.
+    """DropQuery (Gupte et al., 2024): k-means among the images whose class changes under dropout.
 
-    Where k or fewer change that often, those with the most changes are taken, equal ones at random. The paper names
-    plain k-means; for k above 50 it runs by mini-batches here: see fit_centres.
+    Dropout acts on the embedding, with a mask for each image and pass. Candidates change class in more than half of the
+    passes. The image nearest to each centre is chosen. If there are k candidates or fewer, the images with the most
+    changes are taken, ties at random. The paper names plain k-means. For k above 50 it runs by mini-batches here: see
+    fit_centres.
     """
     if masks < 1 or not 0 <= dropout < 1:
         raise ValueError("masks has to be at least 1, and dropout at least 0 and below 1")
@@ -156,12 +161,12 @@ def drop_query(view: PoolView, k: int, rng: torch.Generator, *, masks: int = 3, 
 
 
 def flip_score(emb_PD: Tensor, weight_CD: Tensor, bias_C: Tensor, anchor_AD: Tensor) -> Tensor:
-    """The least eps at which mixing in some anchor changes the predicted class; inf where none does.
+    """The least eps at which mixing in some anchor changes the predicted class [P]; inf if none does.
 
-    The closed form (Parvaneh et al., 2022, Eq. 5), alpha = eps / sqrt(D) |z* - z| g / |g| elementwise over z* - z,
-    moves z by eps / sqrt(D) |z* - z| along the loss's gradient g = W^T (p - onehot): the anchor z* sets only how far.
-    The embeddings with one predicted class are a convex set, so the farthest anchor changes what any other changes, and
-    at which eps follows from how fast each logit rises on the way.
+    The closed form (Parvaneh et al., 2022, Eq. 5) is alpha = eps / sqrt(D) |z* - z| g / |g| elementwise over z* - z. It
+    moves z by eps / sqrt(D) |z* - z| along the loss's gradient g = W^T (p - onehot). So the anchor z* sets only how
+    far. The embeddings with one predicted class form a convex set. So the farthest anchor changes the class if any
+    anchor does, and eps follows from how fast each logit rises on the way.
     """
     W_CD, anchor_AD = weight_CD.double(), anchor_AD.double()
     gram_CC = W_CD @ W_CD.T
@@ -189,13 +194,14 @@ def flip_score(emb_PD: Tensor, weight_CD: Tensor, bias_C: Tensor, anchor_AD: Ten
     memory=lambda n: fit_memory(n.P, n.D, n.k) + 80 * n.P + 24 * n.C * (n.C + n.D),
 )
 def alfa_mix(view: PoolView, k: int, rng: torch.Generator, *, step: float = 0.03125) -> Tensor:
-    """ALFA-Mix (Parvaneh et al., 2022) with alpha in closed form: k-means among the images whose class changes when the
-    mean embedding of a labelled class is mixed in a little; the nearest image to each centre.
+    """ALFA-Mix (Parvaneh et al., 2022), alpha in closed form: k-means among images whose class changes by mixing.
 
-    As in the authors' code eps grows by step, to 1 at most, until more than k images change, and the embeddings are
-    scaled to length 1 before k-means. Where k or fewer change at 1 those are taken, and the rest at random; without
-    labelled images all. A class without labels has no anchor (in the authors' code, the mean of all). The paper names
-    plain k-means; for k above 50 it runs by mini-batches here: see fit_centres.
+    A little of an anchor, the mean embedding of a labelled class, is mixed in. Of the images whose class changes, the
+    nearest to each centre is chosen. As in the authors' code, eps grows by `step`, to 1 at most, until more than k
+    images change, and embeddings are scaled to length 1 before k-means. If k or fewer change at 1, those are taken and
+    the rest is random. Without labelled images all picks are random. A class without labels has no anchor; in the
+    authors' code its anchor is the mean of all. The paper names plain k-means. For k above 50 it runs by mini-batches
+    here: see fit_centres.
     """
     if not 0 < step <= 1:
         raise ValueError(f"step is {step} and has to be above 0 and at most 1")
@@ -216,7 +222,7 @@ def alfa_mix(view: PoolView, k: int, rng: torch.Generator, *, step: float = 0.03
 def contrast_score(view: PoolView, neighbours: int) -> Tensor:
     """Mean KL(neighbour's prediction || own prediction) over the nearest labelled images (Margatina et al., 2021).
 
-    Infinite where a neighbour deems possible what the image rules out.
+    It is infinite if a neighbour gives a probability above 0 to a class to which the image gives 0.
     """
     emb_PD, labelled_LD = centred(view.emb_PD, view.labelled_emb_LD)
     near_emb_LD, norm_L = labelled_LD[:].float(), sq_norms(labelled_LD)
@@ -236,7 +242,7 @@ def contrast_score(view: PoolView, neighbours: int) -> Tensor:
 
 @needs(embeddings=True, labelled=True, memory=lambda n: 4 * n.L * n.D + 24 * n.L * n.C)
 def cal(view: PoolView, k: int, rng: torch.Generator, *, neighbours: int = 10) -> Tensor:
-    """CAL (Margatina et al., 2021, Algorithm 1): images that the net predicts unlike their nearest labelled images.
+    """CAL (Margatina et al., 2021, Algorithm 1): images whose predictions differ from their labelled neighbours'.
 
     Without labelled images the choice is random.
     """
@@ -248,10 +254,10 @@ def cal(view: PoolView, k: int, rng: torch.Generator, *, neighbours: int = 10) -
 
 
 def bisect(known_N: Tensor, rng: torch.Generator) -> int:
-    """Where on a line to ask next. known_N: 1 of the class, 0 of another, -1 not known, in the order of the line.
+    """The position on a line to query next. known_N: 1 in the class, 0 in another, -1 unknown, in the line's order.
 
-    The middle of the shortest stretch of unknowns between a 1 and a 0; where no stretch is left, the unknown nearest
-    to where a 1 meets a 0; where none meet, any unknown. Equal ones at random.
+    It is the middle of the shortest stretch of unknowns between a 1 and a 0. If no stretch is left, it is the unknown
+    nearest to where a 1 meets a 0. If none meet, it is any unknown. Ties are broken at random.
     """
     unknown = (known_N < 0).nonzero()[:, 0]
     at = (known_N >= 0).nonzero()[:, 0]
@@ -271,7 +277,7 @@ def bisect(known_N: Tensor, rng: torch.Generator) -> int:
 
 
 def pass_means(probs_NSX: Tensor) -> Tensor:
-    """Means over the passes in float64. Several are rounded, for the order of the passes is no reason to choose."""
+    """Means over the passes in float64. Several are rounded, so that their order decides nothing."""
     mean_NX = probs_NSX.mean(dim=1)
     return mean_NX if probs_NSX.shape[1] == 1 else rounded(mean_NX, 40)
 
@@ -284,19 +290,23 @@ def best_two(log_probs_NSC: Tensor) -> Tensor:
 
 @needs(labelled=True, memory=lambda n: 120 * (n.P + n.L))
 def galaxy(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
-    """GALAXY (Zhang et al., 2022): for a class, pool and labelled images stand in line by the margin
-    p_c - max p_other, and the next pick bisects the shortest stretch between one of the class and one that is not.
+    """GALAXY (Zhang et al., 2022): bisect towards the boundary of a class. Made for rare classes.
 
-    Made for rare classes. The class is drawn at random for each pick, as in the authors' code; with two classes there
-    is one line. The paper learns each pick's label before the next. In a batch no label is known, so a pick counts as
-    what the net predicts, which bisects towards the net's own boundary. Classes without labelled images on both sides,
-    and so all of them where there are no labels, begin with random picks.
+    For each class, pool and labelled images form a line, ordered by the margin p_c - max p_other. A pick bisects the
+    shortest stretch between an image of the class and one of another class. The class is drawn at random for each pick,
+    as in the authors' code. With two classes there is one line.
 
-    Where we differ further. The paper's margin is p_c - max p, which is 0 for all images that the net takes for the
-    class; confidence, p_c, orders these. Ours orders them by p_c - second p. Of equally short stretches the authors'
-    code takes the first, from the likeliest image of the class on; we draw. Where no stretch is left, it goes to the
-    unknown image nearest to where an image of another class stands directly before one of the class; we go to the one
-    nearest to any two known neighbours in line of which one is of the class.
+    The paper learns each pick's label before the next pick. In a batch no label is known, so a pick counts as its
+    predicted class, which bisects towards the net's own boundary. Classes without labelled images on both sides begin
+    with random picks. Without labels these are all classes.
+
+    Further differences:
+    - The paper's margin is p_c - max p. It is 0 for all images predicted as the class, and the confidence p_c orders
+      these. Ours orders them by p_c - second p.
+    - Of equally short stretches the authors' code takes the first, from the likeliest image of the class on. We draw.
+    - If no stretch is left, their code takes the unknown image nearest to where an image of another class stands
+      directly before one of the class. We take the one nearest to any two known neighbours in the line of which one is
+      of the class.
     """
     parts = view.log_probs_PSC, view.labelled_log_probs_LC[:, None]
     first_N, second_N, likeliest_N = torch.cat([by_chunks(best_two, x) for x in parts if len(x)]).unbind(dim=1)
