@@ -1,4 +1,4 @@
-"""Functions that the configuration names by a dotted path. Nothing here imports torch."""
+"""Import functions that the configuration names by a dotted path. This module does not import torch."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -13,7 +13,7 @@ from al_bench.text import in_a_line
 def function(key: str, path: str) -> Callable[..., Any]:
     """The function or class at a dotted path, such as my_module.my_function. key: the setting that names it.
 
-    Raises UserError where nothing callable can be imported from there.
+    Raises UserError if nothing callable can be imported from there.
     """
     try:
         found = _locate(path)
@@ -32,6 +32,6 @@ def _locate(path: str) -> Any:
     for name in names:
         is_package = hasattr(found, "__path__")
         if is_package and not hasattr(found, name) and find_spec(f"{found.__name__}.{name}"):
-            import_module(f"{found.__name__}.{name}")  # which makes it an attribute of its package
+            import_module(f"{found.__name__}.{name}")  # importing it makes it an attribute of its package
         found = getattr(found, name)
     return found

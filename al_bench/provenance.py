@@ -1,4 +1,4 @@
-"""When, where and by which versions something was run. Nothing here imports torch."""
+"""When, where and by which versions something was run. This module does not import torch."""
 
 import ast
 import functools
@@ -33,16 +33,16 @@ def circumstances() -> dict[str, Any]:
 
 
 def n_cores() -> int:
-    """The cores that this process may use: fewer than the machine has where its affinity says so."""
+    """The number of cores that this process may use. Its affinity may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def code_version(settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The modules that the settings of a strategy or a net lead to, each with the checksum of its file, and one of all.
+    """The checksums of the modules that the settings of a strategy or a net lead to, and one checksum of all.
 
     Every text among the settings that is a dotted path leads to the module that holds what it names. The modules of
-    al_bench.strategies that these import count as well, directly or through each other. Whole files are compared: a
-    changed comment, or another function of the same file, is another version. None where no text is a dotted path.
+    al_bench.strategies that these import, directly or indirectly, count as well. Whole files are compared: a changed
+    comment, or a change of another function in the file, makes another version. None if no text is a dotted path.
     """
     texts = (value for value in _leaves(settings) if isinstance(value, str))
     modules = dict(filter(None, map(_module_of, texts)))
@@ -59,7 +59,7 @@ def code_version(settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def file_version(path: str) -> str | None:
-    """sha256:<hex> of a file's content; None where it cannot be read."""
+    """sha256:<hex> of a file's content; None if it cannot be read."""
     file = Path(path).expanduser()
     try:
         facts = file.stat()
@@ -70,7 +70,7 @@ def file_version(path: str) -> str | None:
 
 @functools.lru_cache
 def _file_version(file: Path, state: tuple[int, ...]) -> str:
-    """state: a changed file has another, and is read again."""
+    """Cached by `state`: a changed file has another state and is read again."""
     with open(file, "rb") as content:
         return f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
 
@@ -84,7 +84,7 @@ def _leaves(settings: Any) -> Iterator[Any]:
 
 
 def _module_of(path: str) -> tuple[str, Path] | None:
-    """The module that a dotted path leads into, and its file. Imports nothing. None for what is no dotted path."""
+    """The module that a dotted path leads into, and its file; None for other texts. It imports nothing."""
     top, *names = path.split(".")
     try:
         spec = importlib.util.find_spec(top) if names else None
@@ -95,12 +95,12 @@ def _module_of(path: str) -> tuple[str, Path] | None:
             return (top, file) if file.suffix == ".py" and file.is_file() else None
         found = (_below(top, Path(folder), names) for folder in spec.submodule_search_locations)
         return next(filter(None, found), None)
-    except (ImportError, ValueError, OSError):  # no module's name, or no file's
+    except (ImportError, ValueError, OSError):  # not the name of a module, or not of a file
         return None
 
 
 def _below(package: str, folder: Path, names: list[str]) -> tuple[str, Path] | None:
-    """The same of the names after a package's, which lies in this folder."""
+    """The same for the names that follow the name of a package. The package lies in this folder."""
     first, *rest = names
     if (folder / f"{first}.py").is_file():
         return (f"{package}.{first}", folder / f"{first}.py") if rest else None
@@ -109,7 +109,7 @@ def _below(package: str, folder: Path, names: list[str]) -> tuple[str, Path] | N
     return (package, folder / "__init__.py") if (folder / "__init__.py").is_file() else None
 
 
-@functools.cache  # as it was when this process first asked: what it imported does not change either
+@functools.cache  # cached: what the process has imported does not change either
 def _source(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
@@ -141,15 +141,17 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this package lies in, None for an installed wheel; with a + where al_bench/ or conf/,
-    on which a run depends, differ from it."""
+    """The commit of the checkout that holds this package; None for an installed wheel.
+
+    A + is added if al_bench/ or conf/, on which a run depends, differ from the commit.
+    """
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
 
     def git(*words: str) -> str:
-        asked = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
-        return asked.stdout.strip()
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+        return done.stdout.strip()
 
     try:
         commit = git("rev-parse", "HEAD")

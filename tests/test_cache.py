@@ -158,7 +158,7 @@ def test_a_folder_that_cannot_be_written_is_said_so(folder, tmp_path):
     (tmp_path / "closed").mkdir(0o500)
     user = os.geteuid()
     if "closed" in folder:
-        os.seteuid(user or 65534)  # to the superuser every folder is open
+        os.seteuid(user or 65534)  # the superuser may write in every folder
     try:
         with pytest.raises(UserError, match=f"cache folder .*{folder} cannot be written.*cache_dir="):
             cached(tmp_path / folder, fill)
@@ -192,7 +192,7 @@ def test_a_second_user_reads_what_the_first_made(mode, logged):
 def test_what_another_process_is_writing_is_no_damage(tmp_path, logged):
     cached(tmp_path, fill)
     path = next(tmp_path.glob("*.json"))
-    path.rename(tmp_path / "aside")  # as between the two files that it writes
+    path.rename(tmp_path / "aside")  # as between the two files that are written
     with ThreadPoolExecutor(1) as other:
         with filelock.FileLock(next(tmp_path.glob("*.lock"))):
             reading = other.submit(cached, tmp_path, not_again)

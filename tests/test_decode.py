@@ -44,7 +44,7 @@ def write(folder, files):
 
 
 def zipped(path, files, compression=zipfile.ZIP_STORED, **claims):
-    """A zip of the files; `claims` is what its table of contents says of the first one, true or not."""
+    """A zip of the files. `claims`: what its table of contents says about the first file, true or not."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
@@ -59,7 +59,7 @@ def decoded(root, tmp_path, size=8, on_bad=STOP, **options):
 
 
 def png_of_side(side):
-    """A sound header, and no pixels."""
+    """A PNG with a sound header and no pixels."""
     png = b"\x89PNG\r\n\x1a\n"
     for body in (b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0), b"IDAT", b"IEND"):
         png += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
@@ -106,7 +106,7 @@ def test_every_kind_of_image_becomes_the_rgb_a_viewer_shows(image, options, expe
 def test_a_photograph_taken_sideways_is_turned_upright(tmp_path):
     stored, exif = Image.new("RGB", (16, 8), "blue"), Image.Exif()
     stored.paste("red", (0, 0, 8, 8))
-    exif[0x0112] = 6  # orientation: what is stored on the left belongs on top
+    exif[0x0112] = 6  # orientation: the left of the stored image is the top
     images, _ = decoded(write(tmp_path / "in", {"a.jpg": encoded(stored, "jpeg", exif=exif, subsampling=0)}), tmp_path)
     np.testing.assert_allclose(images[0, 0], [[255, 0, 0]] * 8, atol=6)
     np.testing.assert_allclose(images[0, 7], [[0, 0, 255]] * 8, atol=6)
@@ -126,7 +126,7 @@ def test_resizing_matches_values_computed_by_hand_and_torchs(antialias, expected
     noise_1CHW = torch.from_numpy(NOISE).permute(2, 0, 1)[None].float()
     torchs = F.interpolate(noise_1CHW, (64, 64), mode="bilinear", antialias=antialias)[0].permute(1, 2, 0).numpy()
     difference = resize(Image.fromarray(NOISE), 64, antialias) - torchs
-    assert abs(difference).max() <= 1 and abs(difference.mean()) < 0.05  # rounded, not cut off
+    assert abs(difference).max() <= 1 and abs(difference.mean()) < 0.05  # rounded, not truncated
 
 
 def test_broken_files_stop_and_are_named_twenty_of_them(tmp_path):
@@ -152,7 +152,7 @@ def test_skipping_leaves_out_broken_files_and_says_which_also_from_the_cache(tmp
     for _ in range(2):
         images, notes = decoded(folder, tmp_path, on_bad=SKIP)
         assert images[:, 0, 0, 0].tolist() == [1, 2, 3] and notes["skipped"] == sorted(BAD)
-    with pytest.raises(UserError):  # what was cached without them does not pass for the whole
+    with pytest.raises(UserError):  # the cached array without the bad files is not taken for the whole one
         decoded(folder, tmp_path)
     with pytest.raises(UserError, match="5 of the files"):  # nothing would be left
         decoded(write(tmp_path / "bad", BAD), tmp_path, on_bad=SKIP)
@@ -205,7 +205,7 @@ def test_a_zip_inside_a_zip_is_read_like_the_inner_one(compression, tmp_path):
     [
         ({"flag_bits": 1}, "encrypted", "encrypted"),
         ({"CRC": 12345}, "Bad CRC-32", "Bad CRC-32"),
-        ({"file_size": 1 << 60}, "too large", "less space"),
+        ({"file_size": 1 << 60}, "too large", "more than is free"),
     ],
 )
 def test_a_damaged_member_of_an_archive_is_named(claims, of_image, of_archive, tmp_path):

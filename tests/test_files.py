@@ -62,7 +62,7 @@ def test_a_root_that_is_a_pipe_a_device_or_a_dead_link_is_refused_at_once(tmp_pa
 def test_a_folder_that_is_linked_into_itself_is_refused_by_name(place, target, tmp_path):
     folder = write(tmp_path / "in", greys("a/b/0 b/1"))
     (folder / place).symlink_to(folder / target if target != "/" else "/")
-    with pytest.raises(UserError, match=f"{place} is a link to a folder that it lies in"):
+    with pytest.raises(UserError, match=f"{place} is a link to a folder that contains it"):
         files_in(str(folder))
 
 
@@ -79,7 +79,7 @@ def test_other_pixels_of_one_name_size_and_time_are_decoded(names, tmp_path):
 
 
 def test_a_copy_that_brings_its_times_along_is_decoded_again(tmp_path):
-    """rsync -a, cp -p and unpacking keep old times, so a replaced image may have the time of the former."""
+    """rsync -a, cp -p and unpacking keep old times, so a replaced image may have the time of the old one."""
     folder = write(tmp_path / "in", {"a.bmp": encoded(flat("L", 1), "bmp")})
     backup = write(tmp_path / "backup", {"a.bmp": encoded(flat("L", 200), "bmp")})
     os.utime(folder / "a.bmp", (5, 5))
@@ -157,7 +157,7 @@ def test_a_table_beside_the_runs_says_which_image_an_index_is(tmp_path, one_thre
     head, *rows = rows_of(listing_of(one))
     assert head == ["index", "file", "class"] and [int(row[0]) for row in rows] == list(range(22))
     by_name = {row[1]: row[2] for row in rows}
-    assert by_name == {one_line(name): name.split("/")[0] for name in names}  # not what noise made of it
+    assert by_name == {one_line(name): name.split("/")[0] for name in names}  # not the noisy label
     copies = run_here(tmp_path, *data, *QUICK, "stressor.copies=2", "stressor.noise=0.2")
     _, *rows = rows_of(listing_of(copies))
     assert len(rows) == 4 + 2 * 18 and all(row[2] == by_name[row[1]] for row in rows)

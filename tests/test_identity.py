@@ -62,7 +62,7 @@ def on_weights(pets: Path, file: Path, *overrides: str) -> tuple[str, ...]:
 
 
 def cut_to(store: RunStore, n: int) -> None:
-    """Leave the run as a kill after n rounds would."""
+    """Leave the run as a kill after n rounds leaves it."""
     lines = store.rounds_path.read_bytes().splitlines(keepends=True)
     store.rounds_path.write_bytes(b"".join(lines[:n]))
     store.note(state="running")

@@ -24,7 +24,7 @@ def chunk(kind, body):
 
 
 def with_chunk(png, kind, body):
-    """Behind the header, where PNG wants what is about all pixels."""
+    """A PNG with a chunk behind its header, where PNG expects what concerns all pixels."""
     return png[:33] + chunk(kind, body) + png[33:]
 
 
@@ -65,7 +65,7 @@ QUARTERS = [0, 0.25, 0.5, 1]
         (with_chunk(deep("png", np.uint16, *TWELVE), b"sBIT", b"\x0c"), {}, SCALED),
         (deep("png", np.uint16, *TWELVE), {"white": 4095.0}, SCALED),
         (deep("tiff", np.uint16, *TWELVE), {"white": 4095.0}, SCALED),
-        # 16 bits remain 16 bits: as published, or where a file's words are about what it holds
+        # 16 bits remain 16 bits: as published, or if a file's tags only describe its values
         (deep("png", np.uint16, 0, 256, 257, 65535), {}, [0, 0, 1, 255]),
         (deep("tiff", np.uint16, 0, 256, 30_000, 65535, tiffinfo={281: 4095}), {}, [0, 0, 116, 255]),
         (deep("tiff", np.uint16, 0, 256, 257, 20_000, tiffinfo={281: 20_000}), {}, [0, 0, 1, 77]),
@@ -114,20 +114,20 @@ def test_data_that_may_be_of_fewer_than_sixteen_bits_are_told(content, bits, tmp
         return loaded(write(tmp_path / folder, files), tmp_path, "image_folder", **options)[0].warnings
 
     (dark,) = [w for w in warnings("in") if "come out dark" in w]
-    assert f"they hold {bits} bits, say so: dataset.white={2**bits - 1}" in dark
+    assert f"they hold {bits} bits, set dataset.white={2**bits - 1}" in dark
     assert not any("dark" in w for w in warnings("in", white=65535.0))
     content = deep("png", np.uint16, 0, 9, 99, 16_384)
     assert not any("dark" in w for w in warnings("sixteen"))
 
 
 def test_colour_of_twelve_bits_in_sixteen_is_refused_where_it_is_said_to_be(tmp_path):
-    with pytest.raises(UserError, match="image: colour of 16 bits .* not 4095; convert it to 8 bits"):
+    with pytest.raises(UserError, match="image: 16-bit colour .* not 4095; convert it to 8 bits"):
         first_row(rgb_16(*TWELVE), tmp_path, white=4095.0)
     assert first_row(rgb_16(0, 256, 512, 65535), tmp_path, white=65535.0)[0] == [0, 1, 2, 255]
 
 
 def sideways(exif, **options):
-    """Red on the left of what is stored, blue on the right."""
+    """An image stored with red on the left and blue on the right."""
     stored = Image.new("RGB", (16, 8), "blue")
     stored.paste("red", (0, 0, 8, 8))
     return encoded(stored, "jpeg", subsampling=0, exif=b"Exif\0\0" + exif if exif else b"", **options)
@@ -150,7 +150,7 @@ FRACTION = struct.pack("<I", 8 + 2 + 2 * 12 + 4)
         (sideways(exif((0x010E, 10, FRACTION), TURNED)), True),
         (sideways(exif((0x010F, 11, struct.pack("<f", 1.5)), TURNED)), True),  # or as a float
         (sideways(exif(TURNED, (0x0128, 2, b"cm\0\0"))), True),  # a number as a text
-        (sideways(exif((0x8769, 4, LONG), TURNED)), True),  # what belongs to it lies outside the file
+        (sideways(exif((0x8769, 4, LONG), TURNED)), True),  # its value lies outside the file
         (sideways(exif((0x010F, 2, b"\xff\xfe\xfd\0"), TURNED)), True),
         (sideways(exif(TURNED, kind=b"ZZZZ")), False),
         (sideways(exif((0x0112, 3, struct.pack("<HH", 99, 0)))), False),
@@ -228,7 +228,7 @@ print(images.shape[0], peak() - before)
 
 
 def test_large_images_are_decoded_one_at_a_time_in_bounded_memory(tmp_path):
-    """Grey with alpha, which Pillow holds in four bytes a pixel: each took five times that, on every thread."""
+    """Pillow holds grey with alpha in four bytes a pixel. Each image took five times that, on every thread."""
     rows = zlib.compressobj(1)
     pixels = b"".join(rows.compress(bytes(SIDE * 2 + 1)) for _ in range(SIDE)) + rows.flush()
     header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 4, 0, 0, 0)

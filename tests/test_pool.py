@@ -32,10 +32,10 @@ def test_the_articles_split_of_cats_and_dogs():
     test_idx, start, oracle = started(labels, ARTICLE)
     parts = [test_idx, start.validation_V, start.labelled_L, start.unlabelled_P]
     assert [len(part) for part in parts] == [2500, 2475, 5000, 15_025]
-    assert torch.equal(torch.cat(parts).sort().values, torch.arange(25_000))  # disjoint, and together everything
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(25_000))  # disjoint and complete
     assert torch.equal(start.labels_L, labels[start.labelled_L])
     assert torch.equal(start.validation_labels_V, labels[start.validation_V])
-    assert oracle.n_bought == 5000 + 2475
+    assert oracle.n_acquired == 5000 + 2475
 
 
 def test_one_seed_gives_one_split_and_another_seed_another():
@@ -52,39 +52,39 @@ def test_one_seed_gives_one_split_and_another_seed_another():
 def test_the_full_budget_labels_everything_but_validation():
     budget = BudgetConfig(initial=None, query=1, rounds=0, validation=10)
     _, start, oracle = started(torch.arange(100) % 2, budget)
-    assert len(start.labelled_L) == 80 and len(start.unlabelled_P) == 0 and oracle.n_bought == 90
+    assert len(start.labelled_L) == 80 and len(start.unlabelled_P) == 0 and oracle.n_acquired == 90
     balanced = replace(budget, start=InitialDraw.balanced)
     assert torch.equal(started(torch.arange(100) % 2, balanced)[1].labelled_L, start.labelled_L)  # nothing to choose
 
 
 def test_a_balanced_draw_takes_as_many_of_each_class_as_it_can():
     assert counts_of_balanced_draw([50, 9, 20], 12) == [4, 4, 4]
-    assert counts_of_balanced_draw([50, 2, 20], 12) == [5, 2, 5]  # the others make up for a small class
+    assert counts_of_balanced_draw([50, 2, 20], 12) == [5, 2, 5]  # the other classes make up for a small one
     assert counts_of_balanced_draw([3, 3, 3], 9) == [3, 3, 3]
     uneven = [counts_of_balanced_draw([50, 9, 20], 10, seed) for seed in range(20)]
     assert {tuple(sorted(counts)) for counts in uneven} == {(3, 3, 4)}
-    assert {counts.index(4) for counts in uneven} == {0, 1, 2}  # the odd one falls to a class at random
+    assert {counts.index(4) for counts in uneven} == {0, 1, 2}  # the surplus falls to a random class
 
 
 def test_the_oracle_sells_no_test_label_and_counts_each_purchase_once():
-    oracle = Oracle(torch.tensor([0, 1, 1, 0]), buyable_idx=torch.tensor([0, 1, 2]))
-    assert oracle.label(torch.tensor([2, 0])).tolist() == [1, 0] and oracle.n_bought == 2
-    assert oracle.label(torch.tensor([0, 1])).tolist() == [0, 1] and oracle.n_bought == 3
+    oracle = Oracle(torch.tensor([0, 1, 1, 0]), train_idx=torch.tensor([0, 1, 2]))
+    assert oracle.label(torch.tensor([2, 0])).tolist() == [1, 0] and oracle.n_acquired == 2
+    assert oracle.label(torch.tensor([0, 1])).tolist() == [0, 1] and oracle.n_acquired == 3
     with pytest.raises(ValueError, match="not in the training split"):
         oracle.label(torch.tensor([1, 3]))
-    assert oracle.n_bought == 3
+    assert oracle.n_acquired == 3
 
 
-def test_acquired_images_leave_the_pool_in_the_order_they_were_bought():
+def test_acquired_images_leave_the_pool_in_the_order_of_acquisition():
     labels = torch.arange(20) % 2
     _, start, oracle = started(labels, BudgetConfig(initial=3, query=1, rounds=1, validation=0))
-    bought = start.to_indices(torch.tensor([5, 0]))
-    after = start.acquire(bought, oracle)
-    assert bought.tolist() == [start.unlabelled_P[5], start.unlabelled_P[0]]
-    assert after.labelled_L.tolist() == [*start.labelled_L.tolist(), *bought.tolist()]
-    assert torch.equal(after.labels_L, labels[after.labelled_L]) and oracle.n_bought == 5
-    assert after.unlabelled_P.tolist() == [i for i in start.unlabelled_P.tolist() if i not in bought]
-    for wrong in (bought, start.labelled_L[:1], after.unlabelled_P[[1, 1]]):  # bought before, twice at once
+    acquired = start.to_indices(torch.tensor([5, 0]))
+    after = start.acquire(acquired, oracle)
+    assert acquired.tolist() == [start.unlabelled_P[5], start.unlabelled_P[0]]
+    assert after.labelled_L.tolist() == [*start.labelled_L.tolist(), *acquired.tolist()]
+    assert torch.equal(after.labels_L, labels[after.labelled_L]) and oracle.n_acquired == 5
+    assert after.unlabelled_P.tolist() == [i for i in start.unlabelled_P.tolist() if i not in acquired]
+    for wrong in (acquired, start.labelled_L[:1], after.unlabelled_P[[1, 1]]):  # acquired before, initial, twice
         with pytest.raises(UserError, match="not in the pool"):
             after.acquire(wrong, oracle)
 

@@ -18,7 +18,7 @@ from al_bench.errors import UserError
 
 
 def greys(names):
-    """Images by name, each with a value of its own: 0, 1, 2..."""
+    """Images by name, each with its own grey value: 0, 1, 2..."""
     return {name: grey(value) for value, name in enumerate(names.split())}
 
 
@@ -252,7 +252,7 @@ RAW = {
 @pytest.mark.parametrize("unpacked", [set(), {"train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"}, set(RAW)])
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
 def test_mnist_is_read_from_gz_files_where_the_unpacked_ones_are_missing(name, unpacked, tmp_path, monkeypatch):
-    """And from a place, and beside a cache, where nothing can be written."""
+    """Data and cache may lie where nothing can be written."""
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
     files = {file if file in unpacked else f"{file}.gz": content for file, content in RAW.items()}
     raw = write(tmp_path / name / "raw", {f: gzip.compress(c) if f.endswith(".gz") else c for f, c in files.items()})
@@ -282,7 +282,9 @@ def test_a_damaged_gz_file_is_named(damaged, tmp_path, monkeypatch):
 def test_data_that_are_absent_or_broken_and_cannot_be_fetched_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
     for files in ({}, {f"MNIST/raw/{Path(name).stem}": b"cut short" for name, _ in MNIST.resources}):
-        with pytest.raises(UserError, match=f"mnist is not whole in dataset.root={tmp_path}, and could not be fetched"):
+        with pytest.raises(
+            UserError, match=f"mnist is not complete in dataset.root={tmp_path}, and could not be downloaded"
+        ):
             loaded(write(tmp_path, files), tmp_path, "mnist")
 
 
@@ -302,7 +304,7 @@ def write_cifar(kind, labels, root, monkeypatch):
     monkeypatch.setattr(kind, "meta", {"filename": "meta", "key": "names", "md5": None})
     files = {"meta": {"names": ["a", "b", "c"]}}
     for name, rows in PARTS.items():
-        monkeypatch.setattr(kind, f"{name}_list", [[name, None]])  # None in place of the checksum
+        monkeypatch.setattr(kind, f"{name}_list", [[name, None]])  # None instead of a checksum
         files[name] = {"data": PIXELS[rows].transpose(0, 3, 1, 2).reshape(-1, 3072), labels: LABELS[rows].tolist()}
     write(root / kind.base_folder, {name: pickle.dumps(content) for name, content in files.items()})
 
@@ -374,10 +376,10 @@ def no_source(c, model_size, cache_dir):
 @pytest.mark.parametrize(
     "name, why",
     [
-        (floats, r"dataset mine: images are float64 \[8, 4, 4, 1\], and uint8 \[N, size, size, channels\] is wanted"),
-        (oblongs, r"images are uint8 \[8, 4, 5, 1\]"),
-        (too_few, r"labels are int64 \[7\], and one whole number for each of 8 images is wanted"),
-        (nameless, "labels go from 0 to 7, and 2 classes have names: 0 to 1 are wanted"),
+        (floats, r"dataset mine: images have to be uint8 \[N, size, size, channels\], but are float64 \[8, 4, 4, 1\]"),
+        (oblongs, r"but are uint8 \[8, 4, 5, 1\]"),
+        (too_few, r"labels have to be one whole number for each of 8 images, but are int64 \[7\]"),
+        (nameless, "labels have to lie between 0 and 1, for 2 class names, but go from 0 to 7"),
         (
             takes_nothing,
             r"dataset mine: test_sources.takes_nothing failed \(TypeError: .* takes 0 positional",

@@ -75,7 +75,7 @@ def test_the_given_share_of_labels_is_wrong_and_every_other_class_equally_likely
     assert torch.equal(noisy_labels(before, 0.3, 0).labels_N, noisy.labels_N)
     assert not torch.equal(noisy_labels(before, 0.3, 1).labels_N, noisy.labels_N)
     more = noisy_labels(before, 0.5, 0).labels_N[before.train_idx]
-    assert torch.equal(more[wrong], given[wrong])  # a higher rate adds errors to those that are there
+    assert torch.equal(more[wrong], given[wrong])  # a higher rate keeps the errors of a lower one and adds more
 
 
 def test_an_oracle_that_errs_gives_the_same_answer_twice_and_test_labels_are_right():
@@ -104,7 +104,7 @@ def test_a_number_of_images_is_drawn_by_the_seed_and_each_copied():
     one, same, other = [redundant(before, 20, 3, seed) for seed in (0, 0, 1)]
     assert torch.equal(one.copied_N, same.copied_N) and not torch.equal(one.copied_N, other.copied_N)
     assert (one.copied_N[4:].bincount()[4:].unique()).tolist() == [0, 3] and len(one.train_idx) == 60
-    few = redundant(before, 20, 1, seed=0)  # no copy, no new array: only fewer images
+    few = redundant(before, 20, 1, seed=0)  # without copies there are only fewer images, and no new array
     assert few.copied_N is None and torch.equal(few.train_idx, one.copied_N[4:].unique())
     with pytest.raises(UserError, match="stressor.images=61 is more than the 60 training images"):
         redundant(before, 61, 1, seed=0)
@@ -173,7 +173,7 @@ def test_a_foreign_image_costs_a_label_and_is_not_trained_on():
     after = before.acquire(torch.tensor([3, 2, 0]), oracle).acquire(torch.tensor([6, 5]), oracle)
     assert (after.labelled_L.tolist(), after.labels_L.tolist()) == ([2, 0, 5], [1, 0, 0])
     assert (after.open_set_O.tolist(), after.unlabelled_P.tolist()) == ([3, 6], [1, 4, 7])
-    assert oracle.n_bought == 5
+    assert oracle.n_acquired == 5
     with pytest.raises(UserError, match="not in the pool"):
         after.acquire(torch.tensor([3]), oracle)
 
@@ -186,7 +186,7 @@ def test_foreign_images_in_the_first_sets():
         return pool.start(torch.arange(100), oracle, BudgetConfig(query=1, rounds=0, **budget), seed=0), oracle
 
     first, oracle = start(initial=30, validation=20)
-    assert oracle.n_bought == 50 and len(first.labelled_L) + len(first.open_set_O) == 30
+    assert oracle.n_acquired == 50 and len(first.labelled_L) + len(first.open_set_O) == 30
     assert 0 < len(first.validation_V) < 20 and 0 < len(first.labelled_L) < 30
     assert OPEN_SET not in first.labels_L and OPEN_SET not in first.validation_labels_V
     balanced, _ = start(initial=10, validation=0, start=InitialDraw.balanced)
@@ -194,7 +194,9 @@ def test_foreign_images_in_the_first_sets():
     with pytest.raises(UserError, match="draws 41 images, and 40 belong to a class"):
         start(initial=41, validation=0, start=InitialDraw.balanced)
     for key, other in (("validation", "initial"), ("initial", "validation")):
-        with pytest.raises(UserError, match=f"budget.{key}=1: all of these images are foreign. Raise it."):
+        with pytest.raises(
+            UserError, match=rf"budget.{key}=1: all of these images are open-set \(stressor.foreign\). Raise it."
+        ):
             for seed in range(20):  # 0.4 ^ 20: one of them is foreign
                 oracle = Oracle(labels, torch.arange(100))
                 budget = BudgetConfig(query=1, rounds=0, **{key: 1, other: 30})
@@ -207,7 +209,7 @@ def test_stressors_combine_in_a_fixed_order():
     after = stress(s, before, seed=0)
     given, true = after.labels_N[after.train_idx], before.labels_N[after.copied_N[after.train_idx]]
     assert after.class_names == ("0", "1", "2") and len(after.train_idx) == 120 and len(after.test_idx) == 6
-    assert ((given == OPEN_SET) == (true == 3)).all() and (given == OPEN_SET).any()  # no error makes one foreign
+    assert ((given == OPEN_SET) == (true == 3)).all() and (given == OPEN_SET).any()  # noise makes none open-set
     assert (true == 0).sum() > (true == 1).sum() > (true == 2).sum() > 0
     own = given != OPEN_SET
     assert 0.3 < (given != true)[own].float().mean() < 0.7 and set(given[own].tolist()) == {0, 1, 2}

@@ -1,4 +1,4 @@
-"""What the rest of al_bench knows of a data set. N images in all, V for the test, C classes, H x W pixels."""
+"""What the rest of al_bench knows about a data set. N images in all, V test images, C classes, H x W pixels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and the test split. No training label is in it: those are the Oracle's alone."""
+    """Images and the test split. It holds no training label: only the Oracle has those."""
 
     name: str
     images: Tensor  # uint8 [N, channels, H, W], or frozen features float32 [N, D]
-    train_idx: Tensor  # int64: what may be labelled
+    train_idx: Tensor  # int64: the images that may be labelled
     test_idx: Tensor  # int64 [V]
     test_labels_V: Tensor
     class_names: tuple[str, ...]
@@ -21,11 +21,11 @@ class Dataset:
     std: tuple[float, ...] | Tensor
     checksum: str  # of images and labels
     skipped: tuple[str, ...] = ()  # files left out by dataset.on_bad_image=skip
-    warnings: tuple[str, ...] = ()  # what is odd about the data and stops nothing
-    listing: Path | None = None  # the table of which image an index is, for people: nothing reads it
+    warnings: tuple[str, ...] = ()  # what is odd about the data; none of it stops a run
+    listing: Path | None = None  # the table of which image an index is, for people only
 
     def facts(self) -> dict[str, Any]:
-        """What run.json says of the data. images: the path of the listing."""
+        """What run.json says about the data. images: the path of the listing."""
         return {
             "name": self.name,
             "checksum": self.checksum,

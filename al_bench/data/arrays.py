@@ -1,4 +1,4 @@
-"""A data set before its images are decoded, and one made of arrays. N images in all, C classes."""
+"""A data set before its images are decoded, and one made from arrays. N images in all, C classes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from al_bench.errors import UserError
 class Images:
     pixels: np.ndarray  # uint8 [N, H, W, channels]
     checksum: str
-    kept_N: Tensor  # which of the source's images they are
+    kept_N: Tensor  # their positions among the source's images
     skipped: tuple[str, ...] = ()  # file names
-    same: tuple[tuple[int, ...], ...] = ()  # images whose files are equal to the byte
+    same: tuple[tuple[int, ...], ...] = ()  # groups of images whose files are byte-identical
     warnings: tuple[str, ...] = ()
 
 
@@ -33,16 +33,16 @@ class Source:
     test_idx: Tensor | None  # the data's own test split
     read: Callable[[], Images]
     files: tuple[str, ...] = ()  # the name of each image's file, where it has one
-    warnings: tuple[str, ...] = ()  # what is odd about the data and stops nothing
+    warnings: tuple[str, ...] = ()  # what is odd about the data; none of it stops a run
 
 
 def in_memory(
     c: DatasetConfig, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], test_idx: Tensor | None = None
 ) -> Source:
-    """A data set that is in memory. N images, C classes.
+    """Make a Source from arrays in memory. N images, C classes.
 
     images: uint8 [N, height, width, channels], square. labels: whole numbers [N] from 0 to C - 1. test_idx: int64, the
-    images of the test set; None: dataset.test_fraction of all are drawn. Raises UserError where these do not fit.
+    images of the test set; None: dataset.test_fraction of all images is drawn. Raises UserError if these do not fit.
     """
     _refuse_arrays(c, images, labels, class_names)
     for key in ("white", "max_pixels"):
@@ -50,7 +50,7 @@ def in_memory(
             raise UserError(f"dataset.{key} is about image files, and dataset {c.name} has none. Leave it out.")
     if c.image_size and c.image_size != images.shape[1]:
         images = _resized(images, c.image_size, c.antialias)
-    images = np.ascontiguousarray(images)  # a batch is cut in whole rows
+    images = np.ascontiguousarray(images)  # batches are slices of whole rows
     _, height, width, channels = images.shape
     labels_N = torch.from_numpy(labels.astype(np.int64))
 
@@ -64,17 +64,17 @@ def _refuse_arrays(c: DatasetConfig, images: np.ndarray, labels: np.ndarray, cla
     what = f"dataset {c.name}"
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
         raise UserError(
-            f"{what}: images are {images.dtype} {list(images.shape)}, and uint8 [N, size, size, channels] is wanted."
+            f"{what}: images have to be uint8 [N, size, size, channels], but are {images.dtype} {list(images.shape)}."
         )
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
-            f"{what}: labels are {labels.dtype} {list(labels.shape)}, and one whole number for each of "
-            f"{len(images):,} images is wanted."
+            f"{what}: labels have to be one whole number for each of {len(images):,} images, but are {labels.dtype} "
+            f"{list(labels.shape)}."
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
         raise UserError(
-            f"{what}: labels go from {labels.min()} to {labels.max()}, and {len(class_names)} classes have names: "
-            f"0 to {len(class_names) - 1} are wanted."
+            f"{what}: labels have to lie between 0 and {len(class_names) - 1}, for {len(class_names)} class names, but "
+            f"go from {labels.min()} to {labels.max()}."
         )
 
 

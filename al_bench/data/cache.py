@@ -1,4 +1,4 @@
-"""Arrays worth computing once: memory-mapped files named by what went into them, written whole or not at all."""
+"""Cache of arrays: memory-mapped files, named by what they are computed from, written whole or not at all."""
 
 import errno
 import hashlib
@@ -20,11 +20,11 @@ from al_bench.provenance import n_cores
 
 log = logging.getLogger("al_bench")
 
-CHUNK = 1 << 24
+CHUNK = 1 << 24  # bytes of which a checksum is computed at once
 DAY = 24 * 60 * 60  # seconds
 
-# What this process has read and found sound: its checksum, and inode, size and times of change as they were then
-_proved: dict[Path, tuple[str | int, ...]] = {}
+# The files that this process has verified: their checksum, inode, size and times of change at that time
+_known_sound: dict[Path, tuple[str | int, ...]] = {}
 
 Fill = Callable[[np.ndarray], tuple[int, dict[str, Any]]]
 
@@ -32,24 +32,25 @@ Fill = Callable[[np.ndarray], tuple[int, dict[str, Any]]]
 def cached_array(
     cache_dir: str, key: dict[str, Any], shape: tuple[int, ...], dtype: str, fill: Fill
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The array `fill` writes, from the cache if it is there and sound, and the notes fill made, `checksum` among them.
+    """The array that `fill` writes and the notes that it returns; both come from the cache if they are there and sound.
 
-    fill(out) writes rows into `out` and returns how many rows to keep (from the front) and its notes. The array comes
-    back memory-mapped copy-on-write, so nobody can alter the file through it. A file cut short or altered is found by
-    its checksum and made again. Raises UserError where the disk is full or the folder cannot be written.
+    fill(out) writes rows into `out`, and returns how many rows to keep (from the front) and its notes. `checksum` is
+    added to the notes. The array is memory-mapped copy-on-write, so nobody can alter the file through it. A truncated
+    or altered file is detected by its checksum and written again. Raises UserError if the disk is full or the folder
+    cannot be written.
     """
     folder = Path(cache_dir).expanduser()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     data, meta = folder / f"{name}.bin", folder / f"{name}.json"
-    if found := _look(data, meta):  # whoever may only read, another user's cache or a disk, needs no lock
+    if found := _read_unlocked(data, meta):  # no lock: another user's cache may be read-only, and so may a disk
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f"{name}.lock"):  # the other jobs of a sweep wait for the first, then read
-            found = _open(data, meta)
+            found = _read_locked(data, meta)
             if found is None:
-                _make(data, meta, key, shape, np.dtype(dtype), fill)
-                found = _open(data, meta)
+                _write(data, meta, key, shape, np.dtype(dtype), fill)
+                found = _read_locked(data, meta)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -61,12 +62,12 @@ def cached_array(
             ) from None
         raise
     if found is None:
-        raise UserError(f"{data} changes while it is read. Is the disk sound?")
+        raise UserError(f"{data} changed while it was read. Is the disk sound?")
     return found
 
 
 def checksum(array: np.ndarray) -> str:
-    """sha256 over the sha256 of chunks, on as many threads as it may use cores."""
+    """sha256 over the sha256 of each chunk, with one thread for each core that this process may use."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     parts = [flat[i : i + CHUNK] for i in range(0, len(flat), CHUNK)]
     with ThreadPoolExecutor(n_cores()) as threads:
@@ -74,46 +75,46 @@ def checksum(array: np.ndarray) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _look(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """Without a lock another process may be half way through, so nothing is said of what is not sound."""
+def _read_unlocked(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """Read without a lock. Another process may be writing the file, so an unsound one is no reason for a warning."""
     try:
-        return _sound(data, meta)
+        return _verified(data, meta)
     except OSError:
-        return None  # whatever it is, the one with the lock meets it as well
+        return None  # the reader with the lock meets the same error and reports it
 
 
-def _open(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
+def _read_locked(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
     if not data.exists() and not meta.exists():
         return None
-    found = _sound(data, meta)
+    found = _verified(data, meta)
     if found is None:
-        log.warning(f"The cached array {data} was cut short or altered; it is made again.")
+        log.warning(f"The cached array {data} was truncated or altered; it is made again.")
     return found
 
 
-def _sound(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
+def _verified(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
     try:
         facts = json.loads(meta.read_text())
         if facts.pop("seal") == _seal(facts):
             array = np.memmap(data, dtype=facts["dtype"], mode="c", shape=tuple(facts["shape"]))
             info, expected = data.stat(), facts["notes"]["checksum"]
             state = (expected, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-            # The next run of a sweep need not read gigabytes again.
-            if _proved.get(data) == state or (info.st_size == array.nbytes and checksum(array) == expected):
-                _proved[data] = state
+            # A file verified before is not read again: in a sweep that would be gigabytes for each run.
+            if _known_sound.get(data) == state or (info.st_size == array.nbytes and checksum(array) == expected):
+                _known_sound[data] = state
                 return array, facts["notes"]
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # missing, or damaged in some way
+        pass  # missing, or damaged in any way
     return None
 
 
-def _make(data: Path, meta: Path, key: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype, fill: Fill) -> None:
+def _write(data: Path, meta: Path, key: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype, fill: Fill) -> None:
     _remove_leftovers(data)
     part = data.with_name(f"{data.name}.{os.getpid()}.part")
     row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
     try:
         with open(part, "wb") as file:
-            # Claim the space now: writing through a memory map to a full disk kills the process without a word.
+            # Reserve the space now: writing through a memory map to a full disk kills the process without a message.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, shape[0] * row_bytes)
             else:
@@ -137,7 +138,10 @@ def _seal(facts: dict[str, Any]) -> str:
 
 
 def _remove_leftovers(data: Path) -> None:
-    """What killed processes left. Not the young ones: on some clusters a lock holds on one machine only."""
+    """Delete what killed processes left, if it is older than a day.
+
+    A younger file may belong to a running process: on some clusters a lock holds on one machine only.
+    """
     for part in data.parent.glob(f"{data.name}.*.part"):
         if time.time() - part.stat().st_mtime > DAY:
             part.unlink(missing_ok=True)

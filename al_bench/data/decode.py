@@ -1,4 +1,4 @@
-"""Image files of any kind -> one uint8 array [N, size, size, 3], once, in parallel."""
+"""Decode image files of any kind into one uint8 array [N, size, size, 3], once and in parallel."""
 
 import hashlib
 import sys
@@ -19,22 +19,22 @@ from al_bench import signals
 from al_bench.config import DatasetConfig, OnBadImage
 from al_bench.data.cache import cached_array
 from al_bench.data.files import LARGEST_FILE, ImageFiles
-from al_bench.data.photo import Room, hand_back, square, why_bad
+from al_bench.data.photo import SharedLimit, return_freed_memory, square, why_bad
 from al_bench.errors import UserError
 from al_bench.provenance import n_cores
 from al_bench.text import one_line
 
-LISTED = 20
-MOST_PIXELS = 1 << 27  # decoded at once, over all threads; one takes up to eight bytes
-PIXEL_BYTES = 8  # at most, in a file: four channels of 16 bits
+LISTED = 20  # faulty files that a message names
+MOST_PIXELS = 1 << 27  # decoded at once by all threads; each takes up to eight bytes
+PIXEL_BYTES = 8  # the most that a pixel takes in a file: four channels of 16 bits
 
 
 def decode(files: ImageFiles, size: int, c: DatasetConfig, cache_dir: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """uint8 [N, size, size, 3], memory-mapped, and notes of it.
+    """The images as uint8 [N, size, size, 3], memory-mapped, and notes about them.
 
-    Notes: its `checksum`, the names `skipped` (their rows are left out), `same` (lists of rows whose files are equal to
-    the byte), and `peak`, the highest value of all files whose only word on white is that they have 16 bits (None: no
-    such file). Raises UserError that lists the files which are no sound image, unless c.on_bad_image is skip.
+    Notes: `checksum` of the array; `skipped`, the names of the files without a row; `same`, lists of rows whose files
+    are byte-identical; `peak`, the highest value over all files that say nothing about white but that they have 16 bits
+    (None: no such file). Raises UserError with the names of the unsound files, unless c.on_bad_image is skip.
     """
     key = {
         "files": files.fingerprint,
@@ -50,8 +50,8 @@ def decode(files: ImageFiles, size: int, c: DatasetConfig, cache_dir: str) -> tu
     return cached_array(cache_dir, key, (len(files.names), size, size, 3), "uint8", fill)
 
 
-class Seen(NamedTuple):
-    """What decoding a file showed beside its pixels."""
+class Decoded(NamedTuple):
+    """What decoding found about a file, beside its pixels."""
 
     digest: bytes = b""
     peak: int | None = None
@@ -60,9 +60,9 @@ class Seen(NamedTuple):
 
 def _decode_all(files: ImageFiles, size: int, c: DatasetConfig, out: np.ndarray) -> tuple[int, dict[str, Any]]:
     largest = max(LARGEST_FILE, PIXEL_BYTES * (c.max_pixels or 0))
-    contents, pixels, names = Room(LARGEST_FILE), Room(MOST_PIXELS), files.names
+    contents, pixels, names = SharedLimit(LARGEST_FILE), SharedLimit(MOST_PIXELS), files.names
 
-    def one(row: int) -> Seen:
+    def one(row: int) -> Decoded:
         signals.stop_if_asked()
         name, content = names[row], b""
         try:
@@ -71,14 +71,14 @@ def _decode_all(files: ImageFiles, size: int, c: DatasetConfig, out: np.ndarray)
             with contents.taken(files.sizes[name]):
                 content = files.read(name)
                 out[row], peak = square(content, size, c.antialias, c.white, pixels)
-            return Seen(hashlib.blake2b(content, digest_size=16).digest(), peak)
-        except Exception as error:  # a broken file makes a decoder raise anything; whatever it is, the file is named
-            return Seen(fault=why_bad(content, error, Image.MAX_IMAGE_PIXELS))
+            return Decoded(hashlib.blake2b(content, digest_size=16).digest(), peak)
+        except Exception as error:  # a broken file can make a decoder raise anything; the message names the file
+            return Decoded(fault=why_bad(content, error, Image.MAX_IMAGE_PIXELS))
 
     with _pixel_limit(c.max_pixels), ThreadPoolExecutor(n_cores()) as threads:
         rows = threads.map(one, range(len(out)))
         seen = list(track(rows, "Decoding images", total=len(out), disable=not sys.stdout.isatty(), transient=True))
-    hand_back()
+    return_freed_memory()
     bad = {names[row]: s.fault for row, s in enumerate(seen) if s.fault}
     kept = [row for row, s in enumerate(seen) if not s.fault]
     if bad and (c.on_bad_image is OnBadImage.stop or not kept):
@@ -93,7 +93,7 @@ def _decode_all(files: ImageFiles, size: int, c: DatasetConfig, out: np.ndarray)
 
 @contextmanager
 def _pixel_limit(most: int | None) -> Iterator[None]:
-    """Pillow refuses images of more pixels than this, for whole threads: its limit is a global."""
+    """Make Pillow refuse images of more pixels than `most`. Its limit is a global, so it holds for all threads."""
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files

@@ -1,4 +1,4 @@
-"""Image files of a folder or a zip: which there are, in a fixed order, and how to read one."""
+"""List the image files of a folder or a zip in a fixed order, and read them."""
 
 import hashlib
 import os
@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from al_bench.errors import UserError
 from al_bench.text import one_line
 
-LARGEST_FILE = 1 << 28  # bytes; an archive can promise any size
-NAMED = 3  # of the files that a warning is about
+LARGEST_FILE = 1 << 28  # bytes; an archive can claim any size
+NAMED = 3  # files that a warning names
 
 NOT_A_FILE = {
     stat.S_IFIFO: "a pipe",
@@ -38,7 +38,7 @@ class ImageFiles:
     read: Callable[[str], bytes]
     fingerprint: str  # changes with any name and any content
     faults: dict[str, str] = field(default_factory=dict)  # why some of them cannot be read
-    warnings: tuple[str, ...] = ()  # what is odd about them and stops nothing
+    warnings: tuple[str, ...] = ()  # what is odd about them; none of it stops a run
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -46,12 +46,15 @@ class ImageFiles:
 
 
 def files_in(root: str) -> ImageFiles:
-    """Every file of a folder or a zip (or of the train.zip inside a zip), hidden ones left out."""
+    """Every file of a folder or a zip, or of the train.zip inside a zip. Hidden files are left out.
+
+    Raises UserError if root is neither or cannot be read.
+    """
     path, shown = Path(root).expanduser(), f"dataset.root={one_line(root)}"
     try:
         if not path.exists():
             raise UserError(f"{shown}: there is no such file or folder. Give the path of the images.")
-        if not (path.is_dir() or path.is_file()):  # opening a pipe would wait for ever
+        if not (path.is_dir() or path.is_file()):  # opening a pipe would block for ever
             raise UserError(f"{shown} is {NOT_A_FILE[stat.S_IFMT(path.stat().st_mode)]}. Give a folder or a zip.")
         return _folder(path) if path.is_dir() else _archive(path, zipfile.ZipFile(path))
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
@@ -90,15 +93,15 @@ def _folder(path: Path) -> ImageFiles:
             raise ValueError(faults[name])
         return (path / name).read_bytes()
 
-    # Where: another folder may hold files of the same names, sizes and times.
+    # The path is included: another folder may hold files of the same names, sizes and times.
     fingerprint = _digest([str(path.resolve()), *contents])
     return ImageFiles(path, sizes, tuple(sorted(folders)), read, fingerprint, faults)
 
 
 def _look_at(path: str) -> tuple[tuple[int, int, int], str | None]:
-    """Size and times, and why it cannot be read. Reading every byte would take longer than a second start may.
+    """Size and times of a file, and why it cannot be read. Its content is not read: each start would take too long.
 
-    The time of the last change of the inode is among the times: a copy can bring the other time along, this one no.
+    The inode's change time is one of the times: a copy can keep the modification time, but not this one.
     """
     try:
         facts = os.stat(path)
@@ -111,7 +114,7 @@ def _look_at(path: str) -> tuple[tuple[int, int, int], str | None]:
 def _refuse_loop(folder: Path) -> None:
     if folder.is_symlink() and any(above.samefile(folder) for above in folder.parents):
         raise UserError(
-            f"{one_line(str(folder))} is a link to a folder that it lies in, so its images have no end. Remove it."
+            f"{one_line(str(folder))} is a link to a folder that contains it, so its images never end. Remove the link."
         )
 
 
@@ -145,10 +148,10 @@ def _doubled(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
 
 
 def _inner(outer: zipfile.ZipFile, info: zipfile.ZipInfo) -> zipfile.ZipFile:
-    """A zip inside a zip, by way of a nameless file: Kaggle's is too large for the memory of each job of a sweep."""
+    """Open a zip inside a zip from a nameless temporary file: Kaggle's would fill the memory of a sweep's jobs."""
     folder = tempfile.gettempdir()
     if info.file_size > shutil.disk_usage(folder).free:
-        raise ValueError(f"its {info.filename} takes {info.file_size:,} bytes, and {folder} has less space left")
+        raise ValueError(f"its {info.filename} takes {info.file_size:,} bytes, more than is free in {folder}")
     with ExitStack() as where_it_fails, outer.open(info) as packed:
         file = where_it_fails.enter_context(tempfile.TemporaryFile())
         shutil.copyfileobj(packed, file, 1 << 20)
@@ -158,7 +161,7 @@ def _inner(outer: zipfile.ZipFile, info: zipfile.ZipInfo) -> zipfile.ZipFile:
 
 
 def _inside(path: Path, name: str) -> str:
-    """The name as a plain posix path. Raises UserError where it points outside the archive."""
+    """The name as a plain posix path. Raises UserError if it points outside the archive."""
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or parts[0].endswith(":") or (parts[0] == "" and name):
         raise UserError(

@@ -1,4 +1,4 @@
-"""MNIST's files as they are published: packed, in the format IDX (a type, the sizes, then bytes)."""
+"""Read MNIST's files as they are published: gzip-compressed, in the IDX format (a type, the sizes, then bytes)."""
 
 import gzip
 import zlib
@@ -16,9 +16,9 @@ NAMES = {
 
 
 def packed(raw: Path) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    """Images and labels to train on, then those for the test; None where no .gz file is needed, or one is missing.
+    """[(images, labels)] to train on and for the test; None if no .gz file is needed, or if one is missing.
 
-    Raises UserError where a file is damaged.
+    Raises UserError if a file is damaged.
     """
     found = {name: _find(raw / name) for pair in NAMES.values() for name in pair}
     if None in found.values() or not any(path.suffix == ".gz" for path in found.values()):
@@ -26,7 +26,7 @@ def packed(raw: Path) -> list[tuple[np.ndarray, np.ndarray]] | None:
     parts = [(_read(found[images], 3), _read(found[labels], 1)) for images, labels in NAMES.values()]
     for images, labels in parts:
         if len(images) != len(labels):
-            raise UserError(f"{one_line(str(raw))}: {len(images):,} images and {len(labels):,} labels of one part.")
+            raise UserError(f"{one_line(str(raw))}: one part has {len(images):,} images but {len(labels):,} labels.")
     return parts
 
 
@@ -38,10 +38,10 @@ def _read(path: Path, dimensions: int) -> np.ndarray:
     try:
         content = (gzip.decompress if path.suffix == ".gz" else bytes)(path.read_bytes())
         if content[:4] != bytes((0, 0, 8, dimensions)):
-            raise ValueError("it does not begin as such a file does")
+            raise ValueError("its header is not that of such a file")
         sizes = np.frombuffer(content, ">i4", dimensions, offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise UserError(
-            f"{one_line(str(path))} is damaged ({error}), and it could not be fetched. Bring a sound one."
+            f"{one_line(str(path))} is damaged ({error}), and it could not be downloaded. Put a sound one there."
         ) from None

@@ -1,4 +1,4 @@
-"""Which class a file belongs to: the layouts that people have, and what is wrong with the others."""
+"""Which class a file belongs to: the folder layouts that can be read, and what is wrong with others."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "
 
 
 def cat_or_dog(names: Sequence[str]) -> dict[str, str]:
-    """What each photograph is called: Microsoft's `Cat/0.jpg`, or Kaggle's `cat.0.jpg` and all that lies beside it."""
+    """The kind of each photograph, from Microsoft's `Cat/0.jpg`, or Kaggle's `cat.0.jpg` and all files beside it."""
     places = [(name, *name.rpartition("/")[::2]) for name in names]
     pets = {name: home.rpartition("/")[2].lower() for name, home, _ in places if f"/{home}".endswith(("/Cat", "/Dog"))}
     homes = {home for _, home, file in places if file.startswith(("cat.", "dog."))}
@@ -20,7 +20,7 @@ def cat_or_dog(names: Sequence[str]) -> dict[str, str]:
 
 
 def refuse_merging(c: DatasetConfig, kinds: dict[str, str]) -> None:
-    """TensorFlow's train/cats/, validation/cats/: all in one, the given split would be lost without a word."""
+    """Refuse TensorFlow's train/cats/, validation/cats/: merging them would lose the given split in silence."""
     homes = defaultdict(set)
     for name, kind in kinds.items():
         homes[kind].add(name.rpartition("/")[0] + "/")
@@ -45,20 +45,23 @@ def by_class(files: ImageFiles, above: str) -> dict[str, str]:
 
 
 def refuse_unnamed_split(c: DatasetConfig, top: list[str], inside: Iterator[list[str]]) -> None:
-    """train/ and val/, or Train/ and Test/, would be taken for two classes. Looks no further than it has to."""
+    """Refuse train/ and val/, or Train/ and Test/: they would be taken for two classes.
+
+    inside: the sub-folders of each folder in `top`. It is read no further than needed.
+    """
     first = next(inside, [])
     are_doubled = len(first) > 1 and all(folders == first for folders in inside)
     if len(top) > 1 and (are_doubled or {name.lower() for name in top} <= PARTS):
         parts = "/ and ".join(map(one_line, top))
         why = f"hold the same folders ({some(first)})" if are_doubled else "are named like the parts of a split"
         raise UserError(
-            f"dataset.root={c.root}: {parts}/ {why}, so they are no classes. Name the parts of a split train/ and "
+            f"dataset.root={c.root}: {parts}/ {why}, so they are not classes. Name the parts of a split train/ and "
             "test/, with a folder for each class in both."
         )
 
 
 def refuse_unreadable_name(c: DatasetConfig, class_names: tuple[str, ...]) -> None:
-    """Bytes that are no UTF-8: nothing that is written of a run, no table and no picture, could name the class."""
+    """Refuse a name that is not in UTF-8: no record, table or picture of a run could show it."""
     for name in class_names:
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise UserError(
@@ -70,14 +73,14 @@ def refuse_layout(c: DatasetConfig, top: list[str], class_names: tuple[str, ...]
     if not class_names:
         raise UserError(
             f"dataset.root={c.root}: no class folders in {'train/' if 'train' in top else 'it'}. "
-            "It needs one sub-folder a class, with that class's images in it."
+            "It needs one sub-folder for each class, with that class's images in it."
         )
     if not {"train", "test"} <= set(top):
         return
     if others := sorted(set(top) - {"train", "test"}):
         raise UserError(
             f"dataset.root={c.root}: beside train/ and test/ there is {one_line(others[0])}/, which would not "
-            "be read. Move its images into train/ (validation images are drawn from there), or take it away."
+            "be read. Move its images into train/ (validation images are drawn from there), or remove it."
         )
     if not test:
         raise UserError(f"dataset.root={c.root}: test/ holds no class folders with images. Fill it or remove it.")

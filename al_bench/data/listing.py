@@ -1,4 +1,4 @@
-"""Which image an index is: a table for people, beside the runs of a study. No part of the program reads it."""
+"""Which image an index is: a table for people, beside the runs of a study. The program never reads it."""
 
 import csv
 import errno
@@ -15,9 +15,9 @@ log = logging.getLogger("al_bench")
 
 
 def write_listing(folder: Path, files: Sequence[str], classes: Iterable[str]) -> Path | None:
-    """images-<checksum>.csv of one row an image, once for all runs of the same images. None where it cannot be written.
+    """Write images-<checksum>.csv, one row for each image, once for all runs on the same images.
 
-    files: their names, or nothing for data that come without.
+    files: the names of the images' files; empty for data without files. Returns None if it cannot be written.
     """
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
@@ -37,7 +37,7 @@ def write_listing(folder: Path, files: Sequence[str], classes: Iterable[str]) ->
 
 
 def _is_formula(text: str) -> bool:
-    return text.startswith(("=", "+", "-", "@"))  # for a spreadsheet
+    return text.startswith(("=", "+", "-", "@"))  # to a spreadsheet
 
 
 def _as_path(name: str) -> str:

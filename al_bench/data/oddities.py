@@ -1,4 +1,4 @@
-"""What is odd about data and stops nothing: each function returns a sentence for the log and run.json, or nothing."""
+"""Warnings about odd data: each function returns a sentence for the log and run.json, or nothing."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ THUMBNAILS = "@eaDir"  # where a NAS keeps small copies of images
 
 
 def tested_and_trained(same: Sequence[Sequence[int]], used: Split) -> tuple[str, ...]:
-    """Test images that are training images as well: what is measured on them is memory."""
+    """Warn of test images that are training images as well: on them the test measures memory."""
     train, test = ((idx if used.copied_N is None else used.copied_N[idx]) for idx in (used.train_idx, used.test_idx))
     trained = set(train.tolist()) if same else set()
     in_both = [row for group in same if trained.intersection(group) for row in group]
@@ -24,13 +24,16 @@ def tested_and_trained(same: Sequence[Sequence[int]], used: Split) -> tuple[str,
 
 
 def dark(peak: int | None) -> tuple[str, ...]:
-    """A 16-bit file need not say that it holds 12 bits. One dark image looks the same, but not a whole data set."""
+    """Warn of 16-bit images that come out dark. peak: their highest value.
+
+    A 16-bit file need not say that it holds 12 bits. A single dark image looks the same, a whole data set does not.
+    """
     bits = max(9, int(peak or 0).bit_length())
     if peak is None or bits > 14:
         return ()
     return (
-        f"No value of the images of 16 bits is above {peak:,}, where 65,535 is white: they come out dark. If they "
-        f"hold {bits} bits, say so: dataset.white={2**bits - 1} (grey only).",
+        f"No value of the 16-bit images is above {peak:,}, and 65,535 is white, so they come out dark. If they hold "
+        f"{bits} bits, set dataset.white={2**bits - 1} (grey only).",
     )
 
 

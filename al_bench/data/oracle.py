@@ -1,4 +1,4 @@
-"""The label wall: training labels live here and nowhere else."""
+"""The label wall: training labels are held here and nowhere else."""
 
 import torch
 from torch import Tensor
@@ -9,34 +9,35 @@ OPEN_SET = -1  # the answer for an image that belongs to no class of the data se
 
 
 class Oracle:
-    """Gives the labels that are acquired, and counts them.
+    """Reveals the labels that are acquired, and counts them.
 
-    labels_N: int64, the label of each image of the data set, or OPEN_SET. buyable_idx: the images whose labels may be
+    labels_N: int64, the label of each image of the data set, or OPEN_SET. train_idx: the images whose labels may be
     acquired; no test image is among them.
     """
 
-    def __init__(self, labels_N: Tensor, buyable_idx: Tensor) -> None:
+    def __init__(self, labels_N: Tensor, train_idx: Tensor) -> None:
         self._labels_N = labels_N
-        self._buyable_N = torch.zeros(len(labels_N), dtype=torch.bool)
-        self._buyable_N[buyable_idx] = True
-        self._bought_N = torch.zeros(len(labels_N), dtype=torch.bool)
+        self._acquirable_N = torch.zeros(len(labels_N), dtype=torch.bool)
+        self._acquirable_N[train_idx] = True
+        self._acquired_N = torch.zeros(len(labels_N), dtype=torch.bool)
 
     @property
-    def n_bought(self) -> int:
-        return int(self._bought_N.sum())
+    def n_acquired(self) -> int:
+        return int(self._acquired_N.sum())
 
     def label(self, idx_K: Tensor) -> Tensor:
-        """Labels of idx_K, which count as acquired from here on. Raises ValueError outside buyable_idx."""
-        if not self._buyable_N[idx_K].all():
+        """Labels [K] of idx_K, which count as acquired from now on. Raises ValueError for images outside train_idx."""
+        if not self._acquirable_N[idx_K].all():
             raise ValueError("asked for the label of an image that is not in the training split")
-        self._bought_N[idx_K] = True
+        self._acquired_N[idx_K] = True
         return self._labels_N[idx_K]
 
     def draw_balanced(self, candidates: Tensor, k: int, rng: torch.Generator) -> Tensor:
-        """k of the candidates, equally many of each class until one runs out: a curator with examples of every class.
+        """Draw k of the candidates, equally many of each class until one runs out.
 
-        It stands here because it uses labels that have not been acquired. A real pool has no such draw.
-        Raises UserError where fewer than k belong to a class.
+        This is what a curator with examples of every class would choose. A real pool has no such draw. It is a method
+        of the oracle because it uses labels that have not been acquired. Raises UserError if fewer than k of the
+        candidates belong to a class.
         """
         candidates = candidates[self._labels_N[candidates] != OPEN_SET]
         if len(candidates) < k:
@@ -46,8 +47,9 @@ class Oracle:
             )
         shuffled = candidates[torch.randperm(len(candidates), generator=rng)]
         labels = self._labels_N[shuffled]
-        turn = torch.empty_like(labels)  # how many of its class come before it
+        turn = torch.empty_like(labels)  # how many images of the same class come before it
         for c in labels.unique():
             turn[labels == c] = torch.arange(int((labels == c).sum()))
-        rank_C = torch.randperm(int(labels.max()) + 1, generator=rng)  # else the odd ones fall to the largest class
+        # Without a random order of the classes, the surplus would fall to the largest class.
+        rank_C = torch.randperm(int(labels.max()) + 1, generator=rng)
         return shuffled[(turn * len(rank_C) + rank_C[labels]).argsort()[:k]]

@@ -1,4 +1,4 @@
-"""The content of one image file -> upright 8-bit RGB -> a square. Only Pillow's decoders that run in this process."""
+"""Turn the content of an image file into upright 8-bit RGB and then a square, by Pillow's in-process decoders only."""
 
 import ctypes
 import io
@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError, features
 
-# No EPS, which starts Ghostscript, and none that only ask another program. TGA has no signature, so it comes last.
+# Not EPS, which starts Ghostscript, and no format that only calls another program. TGA has no signature: it is last.
 FORMATS = (
     "AVIF", "BMP", "CUR", "DDS", "DIB", "FITS", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MSP", "PCX", "PNG",
     "PPM", "PSD", "QOI", "SGI", "SUN", "TIFF", "WEBP", "XBM", "XPM", "TGA",
 )  # fmt: skip
-NOT_READ = {  # how files start that people have and that none of these decoders reads
+NOT_READ = {  # how files of other common formats start, which none of these decoders reads
     "HEIC": rb".{4}ftyp(.{4}){0,16}?(hei[cxms]|hev[cxms])",
-    "AVIF": rb".{4}ftyp(.{4}){0,16}?avi[fs]",  # an older Pillow, or one built without it
+    "AVIF": rb".{4}ftyp(.{4}){0,16}?avi[fs]",  # an older Pillow, or one built without AVIF
     "JPEG XL": rb"\xff\x0a|\x00\x00\x00\x0cJXL ",
     "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
     "PDF": rb"%PDF",
@@ -42,11 +42,11 @@ ORIENTATION, BITS, SAMPLE_FORMAT, HIGHEST, HIGHEST_SIGNED = 0x0112, 258, 339, 28
 FULL_16 = 65535
 LARGE = 1 << 24  # pixels
 STRIP = 1 << 20  # pixels converted at once: whole copies of a large image would take more memory than the image
-SLACK = 1e-3  # of white: how far the rounding of a float image may lie outside
+SLACK = 1e-3  # share of white by which a float image may lie outside 0 to white, for rounding
 
 
-class Room:
-    """So much of something at once, over all threads. Who asks for more than there is has to be alone."""
+class SharedLimit:
+    """A limit on what all threads use at once. A request above the limit waits until nothing else is in use."""
 
     def __init__(self, size: int) -> None:
         self.size = self.free = size
@@ -67,39 +67,39 @@ class Room:
 
 
 def square(
-    content: bytes, size: int, antialias: bool, white: float | None, room: Room
+    content: bytes, size: int, antialias: bool, white: float | None, limit: SharedLimit
 ) -> tuple[np.ndarray, int | None]:
-    """uint8 [size, size, 3] of a file's content; the rest as of `upright_rgb`. room: of pixels decoded at once."""
+    """uint8 [size, size, 3] of a file's content, and the peak of `upright_rgb`. limit: on pixels decoded at once."""
     image = opened(content)
     n = image.width * image.height
-    with room.taken(n):
+    with limit.taken(n):
         image, peak = upright_rgb(image, content, white)
         pixels = resize(image, size, antialias)
         del image
         if n > LARGE:
-            hand_back()
+            return_freed_memory()
     return pixels, peak
 
 
-def hand_back() -> None:
-    """glibc keeps what is freed, for each thread by itself: after large images that would be their sum."""
+def return_freed_memory() -> None:
+    """glibc keeps freed memory for each thread separately, so that the memory of large images would add up."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 
 def opened(content: bytes) -> Image.Image:
-    """The header is read and no pixel. Raises what Pillow raises."""
-    Image.init()  # a format that this Pillow lacks is left out
+    """Open an image: the header is read, no pixel is decoded. Raises what Pillow raises."""
+    Image.init()  # formats that this Pillow lacks are left out
     return Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def why_bad(content: bytes, error: Exception, most_pixels: int) -> str:
-    """In words for the person whose file it is."""
+    """Why a file cannot be read, for the person whose file it is."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"too many pixels, more than {most_pixels:,}; dataset.max_pixels=... raises the limit"
     is_unknown = isinstance(error, UnidentifiedImageError)
     for name, start in NOT_READ.items():
-        is_asked = is_unknown or name == "HEIC"  # which an AVIF decoder may have tried
+        is_asked = is_unknown or name == "HEIC"  # an AVIF decoder may have tried HEIC
         if is_asked and re.match(start, content[:1024], re.DOTALL) and not (name == "AVIF" and features.check("avif")):
             return f"{name} is not a format that is read; convert it to JPEG or PNG"
     if is_unknown and content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -110,12 +110,12 @@ def why_bad(content: bytes, error: Exception, most_pixels: int) -> str:
 def upright_rgb(image: Image.Image, content: bytes, white: float | None) -> tuple[Image.Image, int | None]:
     """Upright 8-bit RGB: EXIF orientation applied, transparency laid on white, deeper images scaled to 8 bits.
 
-    white: the value that is white in images of more than 8 bits; None: what the file says. Also returns the highest
-    value where nothing but 16 bits a sample says which one is white. Raises ValueError where nothing says it.
+    white: the value that is white in images of more than 8 bits; None: what the file says. Also returns the peak: the
+    highest value if white is known only from 16 bits a sample, else None. Raises ValueError if white is unknown.
     """
     is_deep_colour = image.mode[0] not in "IF" and any(";16" in str(tile[3]) for tile in image.tile)
     image.load()
-    turn = _turn(image)  # after the pixels: some formats have it behind them, and TIFF is turned by then
+    turn = _turn(image)  # after load(): some formats store it behind the pixels, and TIFF is turned by then
     if is_deep_colour:
         peak = _peak_of_colour(image, white)
     elif image.mode[0] in "IF":
@@ -127,16 +127,16 @@ def upright_rgb(image: Image.Image, content: bytes, white: float | None) -> tupl
 
 
 def resize(image: Image.Image, size: int, antialias: bool) -> np.ndarray:
-    """Both sides to `size` (squashed, not cropped), bilinear. Without antialias: the four nearest pixels alone."""
+    """Scale both sides to `size` (squashed, not cropped), bilinearly. Without antialias only four pixels count."""
     if antialias or image.size == (size, size):
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    # Not Image.transform: it cuts the fraction off, and images come out half a grey level darker.
+    # Not Image.transform: it truncates values, and images come out half a grey level darker.
     pixels_1CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     return F.interpolate(pixels_1CHW, (size, size), mode="bilinear")[0].permute(1, 2, 0).numpy()
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """The orientation alone: the rest of EXIF may hold anything, and a photograph without any is sound."""
+    """How to turn the image upright, or None. Other EXIF tags are ignored: a sound photograph may have bad ones."""
     try:
         return TURNS.get(image.getexif().get(ORIENTATION))
     except Exception:  # whatever a damaged header makes Pillow raise
@@ -162,7 +162,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey(image: Image.Image, content: bytes, asked: float | None) -> tuple[Image.Image, int | None]:
-    """An image of 16 or 32 bits, whole numbers or floats, in 8 bits; the peak as of `upright_rgb`."""
+    """Scale an image of 16 or 32 bits, integer or float, to 8 bits; also returns the peak of `upright_rgb`."""
     is_float = image.mode == "F"
     low, high = _range(image)
     white, is_said = (asked, True) if asked else _white(image, content, high)
@@ -178,10 +178,10 @@ def _grey(image: Image.Image, content: bytes, asked: float | None) -> tuple[Imag
 
 
 def _why_unknown(low: float, high: float, white: float | None, slack: float) -> str | None:
-    if not low >= -slack:  # NaN is neither
+    if not low >= -slack:  # also true of NaN
         return "and black is 0; convert it to 8 bits"
     if white is None:
-        return "and nothing says which one is white; dataset.white=... does"
+        return "and nothing says which one is white; set dataset.white=..."
     return f"and white is {white:g}; raise dataset.white" if high > white + slack else None
 
 
@@ -192,15 +192,15 @@ def _range(image: Image.Image) -> tuple[float, float]:
 
 
 def _white(image: Image.Image, content: bytes, high: float) -> tuple[float | None, bool]:
-    """The value that is white, if it can be known, and whether anything but the number of bits says so."""
+    """The value that is white (None: unknown), and whether anything but 16 bits a sample says so."""
     if image.mode == "F":
         return (1.0 if high <= 1 + SLACK else None), True
     tags = getattr(image, "tag_v2", None)
     if tags is None:
-        is_16 = image.mode != "I" or image.format in ("PNG", "PPM")  # which some versions of Pillow widen
+        is_16 = image.mode != "I" or image.format in ("PNG", "PPM")  # some versions of Pillow widen these to 32 bits
         bits = _significant_bits(image, content) if image.format == "PNG" else 16
         return (float(2**bits - 1) if is_16 else None), bits < 16
-    if said := _said_by(tags, high):
+    if said := _white_in_tags(tags, high):
         return said, True
     if tags.get(SAMPLE_FORMAT, (1,))[0] != 1 or tags.get(BITS, (1,))[0] > 16:  # signed, or 32 bits
         return None, True
@@ -208,17 +208,17 @@ def _white(image: Image.Image, content: bytes, high: float) -> tuple[float | Non
     return float(2**bits - 1), bits < 16
 
 
-def _said_by(tags: dict, high: float) -> float | None:
-    """What TIFF's tags say of the highest value, where they mean a number of bits: some note what an image holds."""
+def _white_in_tags(tags: dict, high: float) -> float | None:
+    """The highest possible value by TIFF's tags; None if not 2^bits - 1: some files note the highest actual value."""
     said = [float(value) for tag in (HIGHEST, HIGHEST_SIGNED) for value in np.ravel(tags.get(tag, ()))[:1]]
     depths = [value for value in said if value in {float(2**bits - 1) for bits in range(9, 16)}]
     return min(depths) if depths and high <= min(depths) else None
 
 
 def _significant_bits(image: Image.Image, png: bytes) -> int:
-    """Fewer than 16 where sBIT says so and the values were never scaled to the full 16 bits, as PNG asks.
+    """The bits of sBIT if the values were not scaled to the full 16 bits, which PNG asks for; else 16.
 
-    A scaled value that is no larger than sBIT's highest ends in zeros.
+    A scaled value that does not exceed sBIT's highest value ends in zero bits.
     """
     at = 8
     while (kind := png[at + 4 : at + 8]) not in (b"sBIT", b"IDAT", b""):
@@ -231,14 +231,14 @@ def _significant_bits(image: Image.Image, png: bytes) -> int:
 
 
 def _peak_of_colour(image: Image.Image, asked: float | None) -> int | None:
-    """Of 16-bit colour Pillow gives the upper eight bits alone, so it cannot be scaled."""
+    """The peak of `upright_rgb` for 16-bit colour. Pillow gives only its upper eight bits, so it cannot be scaled."""
     if asked == FULL_16:
         return None
     colours = [band for band, name in zip(image.split(), image.getbands(), strict=True) if name != "A"]
     peak = 256 * max(band.getextrema()[1] for band in colours) + 255
-    said = _said_by(getattr(image, "tag_v2", {}), peak)
+    said = _white_in_tags(getattr(image, "tag_v2", {}), peak)
     if asked or said:
         raise ValueError(
-            f"colour of 16 bits a channel is read where {FULL_16} is white, not {asked or said:g}; convert it to 8 bits"
+            f"16-bit colour is read only if {FULL_16} is white, not {asked or said:g}; convert it to 8 bits"
         )
     return peak

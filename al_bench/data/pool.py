@@ -1,4 +1,4 @@
-"""What is labelled and what is not. L labelled, P pool, V validation, K acquired, O open-set: all dataset indices."""
+"""Which images are labelled. L labelled, P pool, V validation, K acquired, O open-set: all dataset indices."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ class Pool:
     unlabelled_P: Tensor  # ascending
     validation_V: Tensor
     validation_labels_V: Tensor
-    open_set_O: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # acquired, and of no class
+    open_set_O: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # acquired, but of no class
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Sizes and checksums of the labelled and the validation set at the start of a run, for run.json."""
@@ -33,18 +33,18 @@ class Pool:
         }
 
     def to_indices(self, positions_K: Tensor) -> Tensor:
-        """Positions in the pool, as a strategy returns them, turned into dataset indices, as the record holds them."""
+        """Turn positions in the pool, which a strategy returns, into dataset indices, which the record holds."""
         return self.unlabelled_P[positions_K]
 
     def acquire(self, idx_K: Tensor, oracle: Oracle) -> "Pool":
-        """The pool after the labels of idx_K are acquired. Open-set images leave the pool, and are not trained on.
+        """The pool after the labels of idx_K are acquired. Open-set images leave the pool but are not trained on.
 
-        Raises UserError where one of idx_K is not in the pool.
+        Raises UserError if one of idx_K is not in the pool.
         """
         taken_P = torch.isin(self.unlabelled_P, idx_K)
         if int(taken_P.sum()) != len(idx_K):
             raise UserError(
-                "The record buys images that are not in the pool: it belongs to other data or another split."
+                "The record acquires images that are not in the pool: it belongs to other data or another split."
             )
         labels_K = oracle.label(idx_K)
         useful_K = labels_K != OPEN_SET
@@ -64,10 +64,11 @@ def start(
     seed: int,
     cold_start: Callable[[Tensor, int, torch.Generator], Tensor] | None = None,
 ) -> Pool:
-    """Validation first, then the initial set, each from its own stream. budget.initial=null: everything.
+    """The pool before round 0. Validation images are drawn first, then the initial set, from separate streams.
 
-    cold_start(indices, how many, rng) -> indices: chooses the initial set without labels. Validation images that turn
-    out to be open-set count as acquired and are left out. Raises UserError where nothing of either set can be used.
+    budget.initial=null labels everything. cold_start(indices, how many, rng) -> indices chooses the initial set without
+    labels. Validation images that turn out to be open-set count as acquired and are left out. Raises UserError if no
+    image of the validation set or of the initial set can be used.
     """
     check_budget(len(train_idx), budget)
     order = train_idx[torch.randperm(len(train_idx), generator=rng.stream(seed, "validation"))]
@@ -91,12 +92,12 @@ def start(
         ("initial", initial, pool.labelled_L),
     ):
         if wanted and not len(kept):
-            raise UserError(f"budget.{key}={wanted:,}: all of these images are foreign. Raise it.")
+            raise UserError(f"budget.{key}={wanted:,}: all of these images are open-set (stressor.foreign). Raise it.")
     return pool
 
 
 def check_budget(n_train: int, budget: BudgetConfig) -> None:
-    """Raises UserError where the training split has fewer images than the budget asks for."""
+    """Raises UserError if the training split has fewer images than the budget asks for."""
     left = n_train - budget.validation - (budget.initial or 1)
     if left < 0:
         raise UserError(

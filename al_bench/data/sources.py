@@ -1,7 +1,7 @@
-"""Where images come from: one function a source, each returns a Source; `load` turns it into (Dataset, Oracle).
+"""Where images come from: one function for each source returns a Source; `load` turns it into (Dataset, Oracle).
 
 A function of the user's has the same signature: (c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source.
-arrays.in_memory makes a Source.
+arrays.in_memory makes a Source from arrays.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ from al_bench.text import one_line
 
 log = logging.getLogger("al_bench")
 
-PHOTO_SIZE = 64  # pixels, where neither dataset.image_size nor the model asks for a size
+PHOTO_SIZE = 64  # pixels, if neither dataset.image_size nor the model asks for a size
 
 
 def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
-    """model_size: the input size the model prefers; dataset.image_size goes before it."""
-    source = _of(c, model_size, cache_dir)
+    """The Source of a data set, checked. model_size: the model's input size; dataset.image_size takes precedence."""
+    source = _make_source(c, model_size, cache_dir)
     _refuse_empty_class(c, source.labels_N, source.class_names, "image")
     channels = source.image_shape[0]
     if len(c.mean) not in (1, channels):
@@ -54,8 +54,8 @@ def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     return source
 
 
-def _of(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
-    """What dataset._target_ returns. Raises UserError where a user's function fails."""
+def _make_source(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
+    """What dataset._target_ returns. Raises UserError if a user's function fails."""
     make = function("dataset._target_", c._target_)
     if c._target_.startswith("al_bench."):
         return make(c, model_size, cache_dir)
@@ -73,7 +73,7 @@ def load(
     c: DatasetConfig, source: Source, seed: int, stressor: StressorConfig = UNSTRESSED, cache_dir: str = "",
     list_in: Path | None = None,
 ) -> tuple[Dataset, Oracle]:  # fmt: skip
-    """list_in: the folder that gets the table of which image an index is."""
+    """Decode the images and apply the stressors. list_in: the folder for the table of which image an index is."""
     images = source.read()
     used = stressed(c, source, images.kept_N, seed, stressor)
     if images.skipped:
@@ -103,7 +103,7 @@ def load(
 
 
 def _listing(folder: Path, source: Source, kept_N: Tensor, used: Split) -> Path | None:
-    """With the classes that the source names: label noise and open-set classes are the Oracle's matter."""
+    """Write the listing with the source's classes. It shows neither label noise nor which classes are open-set."""
     shown_N = (kept_N if used.copied_N is None else kept_N[used.copied_N]).tolist()
     labels_N = source.labels_N.tolist()
     files = [source.files[i] for i in shown_N] if source.files else []
@@ -111,7 +111,7 @@ def _listing(folder: Path, source: Source, kept_N: Tensor, used: Split) -> Path 
 
 
 def stressed(c: DatasetConfig, source: Source, kept_N: Tensor, seed: int, stressor: StressorConfig) -> Split:
-    """Which image is for what and what the oracle answers, before any image is decoded."""
+    """The split after all stressors and the oracle's answers. No image is decoded."""
     labels_N = source.labels_N[kept_N]
     train_idx, test_idx = split(c, source, kept_N, seed)
     _refuse_empty_class(c, labels_N[train_idx], source.class_names, "training image")
@@ -119,7 +119,7 @@ def stressed(c: DatasetConfig, source: Source, kept_N: Tensor, seed: int, stress
 
 
 def split(c: DatasetConfig, source: Source, kept: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """(train_idx, test_idx): the data's own split, or dataset.test_fraction of it drawn by the seed."""
+    """(train_idx, test_idx): the data's own split, or a random dataset.test_fraction drawn by the seed."""
     if source.test_idx is not None:
         is_test = torch.isin(kept, source.test_idx)
     elif c.test_fraction is None:
@@ -167,11 +167,11 @@ def dogs_vs_cats(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
 
 
 def image_folder(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
-    """One sub-folder a class; with train/ and test/ above them that split is kept. A folder or a zip of one."""
+    """A folder, or a zip of one, with a sub-folder for each class; train/ and test/ above them are the split."""
     files = files_in(str(_root(c)))
     base = ""
     while len(top := layout.subfolders(files, base)) == 1 and layout.subfolders(files, f"{base}{top[0]}/"):
-        base += f"{top[0]}/"  # an archive often has one folder around it all
+        base += f"{top[0]}/"  # an archive often has one folder around everything
     is_split = {"train", "test"} <= set(top)
     home = f"{base}train/" if is_split else base
     lost = {name: why for name, why in files.faults.items() if name.rpartition("/")[0] == home.rstrip("/")}
@@ -238,13 +238,13 @@ def svhn(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
 
 
 def _mnist(c: DatasetConfig, cache_dir: str, name: str) -> Source:
-    """From the .gz files where the unpacked ones are missing."""
+    """MNIST or FashionMNIST, read from the .gz files if the unpacked ones are missing."""
     import torchvision.datasets
 
     whole = {"train": True}, {"train": False}
     try:
         parts = packed(_root(c) / name / "raw")
-    except UserError as damaged:  # or another process is fetching them at this moment, and holds the lock
+    except UserError as damaged:  # or another process is downloading them now and holds the lock
         try:
             return _torchvision(c, cache_dir, name, *whole)
         except UserError:
@@ -260,26 +260,26 @@ def _torchvision(c: DatasetConfig, cache_dir: str, name: str, train: dict, test:
 
     kind, root = getattr(torchvision.datasets, name), str(_root(c))
     parts = None
-    with suppress(Exception):  # not there, or not whole: fetching them will tell
-        # Without the lock, so that data and cache may lie where nothing can be written.
+    with suppress(Exception):  # missing or incomplete: the download below tells
+        # Without the lock, so that data and cache may be read-only.
         parts = [kind(root, **part) for part in (train, test)]
     if parts:
         return _of_parts(c, parts)
     cache = Path(cache_dir).expanduser()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(cache / f"{name}.lock"):  # of a sweep's first jobs only one downloads and unpacks
+        with filelock.FileLock(cache / f"{name}.lock"):  # only one of a sweep's first jobs downloads and unpacks
             parts = [kind(root, download=True, **part) for part in (train, test)]
-    except Exception as error:  # no network, a broken file, a full disk: torchvision does not say what it raises
+    except Exception as error:  # no network, a broken file, a full disk: torchvision does not document what it raises
         raise UserError(
-            f"dataset {c.name} is not whole in dataset.root={root}, and could not be fetched "
-            f"({type(error).__name__}: {error}). Delete what is broken there; without a network, bring the files."
+            f"dataset {c.name} is not complete in dataset.root={root}, and could not be downloaded "
+            f"({type(error).__name__}: {error}). Delete what is broken there. Without a network, copy the files there."
         ) from error
     return _of_parts(c, parts)
 
 
 def _of_parts(c: DatasetConfig, parts: Sequence[Any]) -> Source:
-    """parts: torchvision's, to train on and for the test."""
+    """parts: torchvision's training set and test set."""
     images = np.concatenate([_as_nhwc(part.data) for part in parts])
     labels = np.concatenate([np.asarray(getattr(part, "targets", getattr(part, "labels", None))) for part in parts])
     names = tuple(map(str, getattr(parts[0], "classes", range(10))))

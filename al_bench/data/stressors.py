@@ -1,7 +1,7 @@
 """What makes a data set hard to label: rare classes, wrong labels, near-duplicates, open-set images.
 
-N images of the data set, T of them for training, C classes. Each function takes a Split and returns another one; no
-image is touched before `noisy_copies`. All draws depend on the seed alone, so all strategies of a seed share them.
+N images of the data set, T of them for training, C classes. Each function takes a Split and returns another one. Only
+`noisy_copies` touches images. All draws depend on the seed alone, so all strategies of a seed share them.
 """
 
 from dataclasses import dataclass, replace
@@ -16,24 +16,24 @@ from al_bench.data.cache import cached_array, checksum
 from al_bench.data.oracle import OPEN_SET
 from al_bench.errors import UserError
 
-CHUNK = 1 << 21  # pixel values that get their noise at once
+CHUNK = 1 << 21  # pixel values that get noise at once
 
 UNSTRESSED = StressorConfig()
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which image is used for what. labels_N: true for test images, the oracle's answers for training images."""
+    """Which image is used for what. labels_N: true labels of test images, the oracle's answers for training images."""
 
     labels_N: Tensor  # OPEN_SET for an image that belongs to no class
     class_names: tuple[str, ...]
     train_idx: Tensor
     test_idx: Tensor
-    copied_N: Tensor | None = None  # the source's image that image n shows; None: image n itself
+    copied_N: Tensor | None = None  # which of the source's images image n shows; None: image n itself
 
 
 def stress(s: StressorConfig, split: Split, seed: int) -> Split:
-    """The split after all stressors. Raises UserError where a class would lose its last training image."""
+    """The split after all stressors. Raises UserError if a class would lose its last training image."""
     split = make_open_set(split, s.foreign) if s.foreign else split
     split = long_tail(split, s.imbalance, seed) if s.imbalance > 1 else split
     split = redundant(split, s.images, s.copies, seed)
@@ -42,7 +42,7 @@ def stress(s: StressorConfig, split: Split, seed: int) -> Split:
 
 
 def make_open_set(split: Split, n: int) -> Split:
-    """Make the last n classes open-set: off the class list and the test set, still in the pool."""
+    """Make the last n classes open-set: not in the class list and not in the test set, but still in the pool."""
     n_classes = len(split.class_names) - n
     if n_classes < 2:
         raise UserError(
@@ -56,14 +56,16 @@ def make_open_set(split: Split, n: int) -> Split:
 
 
 def long_tail(split: Split, imbalance: float, seed: int) -> Split:
-    """Class c of C keeps n * imbalance^(-c / (C - 1)) training images (Cui et al., 2019), c in the order of the class
-    list; n is as large as the classes allow. The seed draws which images are kept. All open-set images are kept.
+    """Give the classes a long tail: class c of C keeps n * imbalance^(-c / (C - 1)) training images (Cui et al., 2019).
+
+    c is in the order of the class list. n is as large as the classes allow. The seed draws which images are kept. All
+    open-set images are kept.
     """
     n_classes, labels_T = len(split.class_names), split.labels_N[split.train_idx]
     share_C = imbalance ** (-torch.arange(n_classes, dtype=torch.float64) / (n_classes - 1))
     there = [split.train_idx[labels_T == c] for c in range(n_classes)]
     n = min(len(idx) / share for idx, share in zip(there, share_C.tolist(), strict=True))
-    keep_C = (n * share_C + 1e-6).long().tolist()  # whole numbers may come out a hair too small
+    keep_C = (n * share_C + 1e-6).long().tolist()  # rounding may leave whole numbers slightly too small
     stream = rng.stream(seed, "long_tail")
     kept = [idx[torch.randperm(len(idx), generator=stream)[:k]] for idx, k in zip(there, keep_C, strict=True)]
     others = split.train_idx[labels_T == OPEN_SET]
@@ -71,9 +73,9 @@ def long_tail(split: Split, imbalance: float, seed: int) -> Split:
 
 
 def redundant(split: Split, images: int | None, copies: int, seed: int) -> Split:
-    """`images` of the training images, drawn by the seed (None: all), each `copies` times.
+    """Keep `images` of the training images, drawn by the seed (None: all), and repeat each `copies` times.
 
-    With copies the images are numbered anew: the test's come first, then the copies, those of one image side by side.
+    With copies the images are renumbered: test images come first, then the copies, those of one image side by side.
     """
     base = split.train_idx
     if images is not None:
@@ -91,7 +93,7 @@ def redundant(split: Split, images: int | None, copies: int, seed: int) -> Split
 
 
 def noisy_labels(split: Split, rate: float, seed: int) -> Split:
-    """Each training label is wrong with probability `rate`, independently; all other classes are then equally likely.
+    """Make each training label wrong with probability `rate`, independently. All other classes are equally likely.
 
     An image always gets the same answer. A label that is wrong at one rate is wrong at each higher rate.
     """
@@ -108,8 +110,8 @@ def noisy_copies(
 ) -> tuple[np.ndarray, str]:
     """The images of a redundant split, uint8 [N, H, W, channels], memory-mapped from the cache, and their checksum.
 
-    Every copy has Gaussian noise of its own, the test's images none. sd: for each channel or for all, of images in
-    [0, 1]. Grey values end at 0 and 255, where the noise of Kirsch et al. (2019) goes on below black and above white.
+    Every copy has its own Gaussian noise; test images have none. sd: one for each channel or one for all, for images in
+    [0, 1]. Values are clipped to 0 and 255. In Kirsch et al. (2019) noise may go below black and above white.
     """
     copied_N, n_test = split.copied_N.numpy(), len(split.test_idx)
     key = {
