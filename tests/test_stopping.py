@@ -16,7 +16,7 @@ from al_bench.store import RunStore
 FULL = ("budget=full", "budget.initial=null", "budget.rounds=0")
 
 
-def test_a_pool_without_a_round_limit_is_bought_to_the_last_image(tmp_path):
+def test_a_pool_without_a_round_limit_is_acquired_to_the_last_image(tmp_path):
     store = run_here(tmp_path, "budget.rounds=null", "budget.query=500", "trainer.max_steps=2")
     assert [r.n_labelled for r in store.records()] == [20, 520, 1020, 1438 - 20]
     assert store.info()["stopped"] == "the pool is empty"

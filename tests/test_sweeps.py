@@ -325,7 +325,7 @@ def test_a_plan_that_calls_sys_exit_fails_alone_too(sweeper, capsys, monkeypatch
     jobs = [["plan=true", f"dataset._target_={path}"] for path in ("mine_too.data", "al_bench.data.sources.digits")]
     there, todo, failed = sweep.sort_out(jobs, list(sweeper.composed(jobs)))
     assert (there, todo, failed) == (set(), {}, {"dataset._target_=mine_too.data": "SystemExit(0)."})
-    assert capsys.readouterr().out.count("Labels bought") == 1
+    assert capsys.readouterr().out.count("Labels acquired") == 1
 
 
 def test_a_sweep_whose_driver_is_killed_at_a_random_moment_ends_as_if_it_had_not_been(
