@@ -1,7 +1,7 @@
 """The command: compose the configuration, find the run folder, run what is missing, say how it ended.
 
-A sweep (-m) is sweep.py's: it launches `run` for each run that is not finished. Nothing here imports torch: a finished
-run returns at once.
+A sweep (-m) is handled by sweep.py, which launches `run` for each unfinished run. Nothing here imports torch, so the
+command returns at once if the run is finished.
 """
 
 import importlib
@@ -24,20 +24,20 @@ from al_bench.finished import is_finished
 from al_bench.store import RunStore
 from al_bench.text import Formatter
 
-# Each is a module with a `main`.
+# The module of each command, below al_bench. Its `main` takes the arguments and returns the exit code.
 COMMANDS = {"check": "check.command", "report": "analysis.report", "status": "analysis.status"}
 
 
 def main() -> None:
     try:
-        sys.path.append(os.getcwd())  # a user's own strategies, for the console script as for `python -m`
+        sys.path.append(os.getcwd())  # finds a user's own strategies, as `python -m` does
     except FileNotFoundError:
-        sys.exit("al_bench: the folder this was started in has been deleted. Go into it again, or into another.")
-    if sys.argv[1:2] and sys.argv[1] in COMMANDS:  # no key=value, so none of Hydra's
+        sys.exit("al_bench: The current folder has been deleted. Change to a folder that exists.")
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:  # no key=value, so nothing for Hydra
         sys.exit(command(sys.argv[1], sys.argv[2:]))
     if sys.argv[1:2] and re.fullmatch(r"\w+", sys.argv[1]):
         sys.exit(f"al_bench: {sys.argv[1]} is neither a command ({', '.join(COMMANDS)}) nor a setting (key=value).")
-    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name may hold what the terminal cannot show
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has: terminals cannot show every name
     process.prepare()
     log = logging.getLogger("al_bench")
     log.addHandler(screen := logging.StreamHandler(sys.stdout))
@@ -45,7 +45,7 @@ def main() -> None:
     screen.setFormatter(Formatter())
     log.propagate = False
     traces = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, so that hints can say it in words
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them: hints words them
     try:
         sys.argv[1:] = arguments.in_order(sys.argv[1:])
         arguments.check(sys.argv[1:])
@@ -59,13 +59,13 @@ def main() -> None:
         sys.exit(130)
     except UserError as error:
         sys.exit(f"al_bench: {error}")
-    except Exception as error:  # run has dealt with its own
+    except Exception as error:  # of composing the configuration; `run` catches the errors of a run
         if traces:
             raise
         sys.exit(f"al_bench: {hints.in_words(error, sys.argv[1:])}")
     finally:
-        # A Ctrl-C inside exec("...") (a dataclass's, while importing) marks CPython to end `python -m` by SIGINT,
-        # caught or not and whatever the exit code. The next exec takes the mark away.
+        # Dataclasses call exec("...") while they are imported. A Ctrl-C in it sets a flag in CPython: `python -m` then
+        # ends by SIGINT, whatever the exit code and even if the exception was caught. The next exec clears the flag.
         exec("")
 
 
@@ -79,13 +79,13 @@ def command(name: str, arguments: list[str]) -> int:
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def run(cfg: DictConfig) -> None:
-    """One run. In a sweep, what goes wrong is told and lies in the run's folder, and the other runs go on."""
-    process.prepare()  # in a process that a sweep started, `main` has not run
-    if multiprocessing.get_start_method(allow_none=True) == "loky":  # a worker of joblib's: a DataLoader's cannot start
+    """Do one run. In a sweep an error is printed and kept in the run's folder, and the other runs go on."""
+    process.prepare()  # `main` has not run in a process that a sweep started
+    if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's: no DataLoader can start workers with it
         multiprocessing.set_start_method("fork", force=True)
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
-        one(config.read(cfg))
+        run_one(config.read(cfg))
     except UserError as error:
         if not in_sweep:
             sys.exit(f"al_bench: {error}")
@@ -104,7 +104,8 @@ def run(cfg: DictConfig) -> None:
         print(f"al_bench: {error!r}. The run.log of the run holds the traceback.", file=sys.stderr)
 
 
-def one(c: config.Config) -> None:
+def run_one(c: config.Config) -> None:
+    """Show the plan, or run what is missing. Raises UserError if the folder holds another run."""
     if c.plan:
         from al_bench import plan
 
@@ -117,7 +118,7 @@ def one(c: config.Config) -> None:
     with store.at_work():
         from al_bench import loop
 
-        process.prepare()  # again, since importing Lightning has set its own log levels
+        process.prepare()  # again: importing Lightning sets its own log levels
         loop.run(c, store)
-    if multiprocessing.parent_process():  # one of several workers, whose rounds the screen does not show
+    if multiprocessing.parent_process():  # a worker, whose rounds are not on the screen
         print(f"Finished: {store.folder}")

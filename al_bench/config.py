@@ -29,7 +29,7 @@ class OnBadImage(Enum):
 
 
 class InitialDraw(Enum):
-    """random; balanced by class; or, without any label, a strategy on the fixed features."""
+    """What chooses the initial set: chance, chance balanced by class, or a strategy that sees fixed features alone."""
 
     random = "random"
     balanced = "balanced"
@@ -98,13 +98,13 @@ class DatasetConfig:
     antialias: bool = True
     mean: list[float] = field(default_factory=lambda: [0.0])
     std: list[float] = field(default_factory=lambda: [1.0])
-    max_pixels: int | None = None  # of a file; null: Pillow's limit, 89,478,485
-    white: float | None = None  # its value in images of 16 or 32 bits or floats; null: what the file says
+    max_pixels: int | None = None  # the most in one file; null: Pillow's limit, 89,478,485
+    white: float | None = None  # the value of white in images of 16 or 32 bits or floats; null: as the file says
 
 
 @dataclass
 class StressorConfig:
-    """What makes the data harder than they are; these defaults leave them alone."""
+    """What makes the data harder. The defaults change nothing."""
 
     imbalance: float = 1.0
     label_noise: float = 0.0
@@ -185,13 +185,13 @@ class FeaturesConfig:
 
 @dataclass
 class LoggerConfig:
-    """Where the rounds are shown beside the record; the other keys are W&B's."""
+    """Where the rounds are shown, besides the record. All keys but _target_ are for W&B."""
 
     _target_: str = MISSING
     mode: TrackingMode = TrackingMode.online
     project: str = "al_bench"
     entity: str | None = None
-    images: int = 25  # how many of a round's picked images
+    images: int = 25  # how many of the images acquired in a round are shown
 
 
 @dataclass
@@ -209,7 +209,7 @@ class Config:
     budget: BudgetConfig = MISSING
     features: FeaturesConfig = MISSING
     logger: LoggerConfig = MISSING
-    # Beside these keys a strategy's own options. passes: predictions of the pool with dropout. members: nets that
+    # These keys, and the strategy's own options. passes: predictions of the pool with dropout. members: nets that
     # predict the pool. candidates: pool images, drawn at random, that the strategy chooses from.
     strategy: dict[str, Any] = field(default_factory=lambda: {"passes": None, "members": None, "candidates": None})
 
@@ -224,7 +224,7 @@ def conf_dir() -> Path:
 
 
 def read(cfg: DictConfig) -> Config:
-    """The composed configuration as plain objects. Raises UserError where a value is missing or makes no sense."""
+    """The composed configuration as plain objects. Raises UserError if a value is missing or makes no sense."""
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise UserError(f"{missing[0]} is not set. Set it on the command line: {missing[0]}=...")
@@ -242,7 +242,7 @@ def read(cfg: DictConfig) -> Config:
 
 
 def _mistakes(c: Config) -> Iterator[str]:
-    """A sentence for each pair of values that do not go together. Each number on its own is checked by bounds.py."""
+    """Yield a sentence for each combination of values that cannot work. bounds.py checks each number by itself."""
     yield from _budget_mistakes(c.budget, c.trainer)
     yield from _training_mistakes(c.trainer)
     if not (c.strategy.get("name") and c.strategy.get("_target_")):
@@ -253,19 +253,19 @@ def _mistakes(c: Config) -> Iterator[str]:
         yield "strategy.members trains its nets from fresh weights: set trainer.start=fresh."
     mean, std, noise = c.dataset.mean, c.dataset.std, c.stressor.noise
     if len(mean) != len(std) or not std:
-        yield "dataset.mean and dataset.std: as many of each, and one at least."
+        yield "dataset.mean and dataset.std need equally many values, at least one."
     if c.stressor.copies == 1 and noise != StressorConfig.noise:
-        yield f"stressor.noise={noise} is put on copies of images, and there are none: set stressor.copies=2 or more."
+        yield f"stressor.noise={noise} changes copies of images, and there are none: set stressor.copies=2 or more."
     if c.features.extractor is Extractor.model and c.budget.start not in (InitialDraw.random, InitialDraw.balanced):
-        yield f"budget.start={c.budget.start.name} comes before any model: set features=pca or features=backbone."
+        yield f"budget.start={c.budget.start.name} chooses before any training: set features=pca or features=backbone."
 
 
 def _budget_mistakes(b: BudgetConfig, t: TrainerConfig) -> Iterator[str]:
     if (b.name == "full") != (b.initial is None):
         initial = "null" if b.initial is None else b.initial
         yield (
-            f"budget.initial={initial} with budget.name={b.name or 'null'}: the full data, all labelled at once, are "
-            "budget=full, and nothing else is."
+            f"budget.initial={initial} does not go with budget.name={b.name or 'null'}. Set budget=full, which sets "
+            "both, to train on the full data."
         )
     uses_validation = {
         "budget.stop.at=validation": b.stop.at is StopAt.validation,
@@ -280,15 +280,15 @@ def _budget_mistakes(b: BudgetConfig, t: TrainerConfig) -> Iterator[str]:
 def _training_mistakes(t: TrainerConfig) -> Iterator[str]:
     if t.max_steps is not None and t.max_epochs is not None:
         yield (
-            "trainer.max_steps and trainer.max_epochs are both set, so one would cut the other short. Set the one that "
-            "is not meant to null."
+            "trainer.max_steps and trainer.max_epochs are both set, and each says how long a round trains. Set one of "
+            "them to null."
         )
     if t.max_steps is None and t.max_epochs is None:
-        yield "Set trainer.max_steps or trainer.max_epochs: how long does a round train?"
+        yield "Set trainer.max_steps or trainer.max_epochs, which say how long a round trains."
     if t.later_max_epochs is not None and t.max_epochs is None:
         yield (
-            "trainer.later_max_epochs is trainer.max_epochs of the rounds after the first: set that one too, and "
-            "trainer.max_steps=null."
+            "trainer.later_max_epochs replaces trainer.max_epochs after the first round: set trainer.max_epochs too, "
+            "and trainer.max_steps=null."
         )
 
 
@@ -315,13 +315,13 @@ def keys(schema: type = Config, prefix: str = "") -> list[str]:
 
 
 def near(word: str, known: list[str]) -> str | None:
-    """The nearest of the known words, in a sentence; None where the word is one of them or resembles none."""
+    """A question with the nearest known words. None if the word is one of them or resembles none."""
     found = [] if word in known else difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f"{word!r}: did you mean {' or '.join(found)}?" if found else None
 
 
 def _misfits(cfg: DictConfig, schema: type = Config, prefix: str = "") -> Iterator[str]:
-    """A sentence for each key that the schema lacks, and for each that is gone. Hydra's + and ~ do that to any node."""
+    """Yield a sentence for each key that is unknown or missing. Hydra's + and ~ add and remove keys of any node."""
     there, known = set(map(str, cfg)), {f.name: f.type for f in fields(schema)}
     for key in sorted(f"{prefix}{name}" for name in there - known.keys()):
         hint = near(key, keys()) or "+ adds keys to strategy, model.options and model.optimizer alone."

@@ -1,4 +1,4 @@
-"""What a mistyped command line is told: which groups, options and keys there are; Hydra's refusals in plain words."""
+"""Help for a mistyped command line: the nearest groups, options and keys, and Hydra's errors in plain words."""
 
 import re
 from pathlib import Path
@@ -12,12 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 from al_bench import config
 from al_bench.config import near
 
-OPEN = ("model.optimizer.", "model.options.")  # keys to which + may add others
-FREE = ("hydra", *OPEN)  # keys that may be anything
+OPEN = ("model.optimizer.", "model.options.")  # keys below which + may add others
+FREE = ("hydra", *OPEN)  # keys below which any name may be right
 
 
 def options(own: str | None) -> dict[str, dict[str, Path]]:
-    """The configuration groups, ours and those of a user's own folder: the file of each option."""
+    """The file of each option by group, of al_bench and of the user's own folder."""
     groups: dict[str, dict[str, Path]] = {}
     for folder in filter(None, (config.conf_dir(), own and Path(own))):
         for file in sorted(folder.glob("**/*.yaml")):
@@ -31,7 +31,7 @@ def own_conf_dir(arguments: list[str]) -> str | None:
 
 
 def in_words(error: Exception, arguments: list[str]) -> str:
-    """Why no configuration could be composed: a mistake in the arguments, or in a yaml file."""
+    """Why no configuration could be composed, in plain words, with the nearest names that exist."""
     if isinstance(error, yaml.YAMLError):
         said = f"This yaml file cannot be read: {' '.join(str(error).split())}"
     elif isinstance(error, UnicodeDecodeError):
@@ -46,6 +46,7 @@ def in_words(error: Exception, arguments: list[str]) -> str:
 
 
 def not_utf8(arguments: list[str]) -> Path | str:
+    """The first yaml file that is not UTF-8."""
     for files in options(own_conf_dir(arguments)).values():
         for file in files.values():
             try:
@@ -56,10 +57,10 @@ def not_utf8(arguments: list[str]) -> Path | str:
 
 
 def plain(error: Exception) -> str:
-    """Hydra's words, less those about its own insides and its advice to add a misspelt key by +."""
+    """Hydra's message without its internals, and without its advice to add a misspelt key by +."""
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is error or isinstance(e, OmegaConfBaseException))
     noise = r"\s*(full_key: |reference_type=|object_type=|See https://|To append to your |Or add a second \+).*"
-    keep = re.search(rf"use \+({'|'.join(map(re.escape, (*OPEN, 'hydra.')))})", text)  # there + is how it is done
+    keep = re.search(rf"use \+({'|'.join(map(re.escape, (*OPEN, 'hydra.')))})", text)  # for these keys + is right
     return "\n".join(line for line in text.splitlines() if line.strip() and (keep or not re.fullmatch(noise, line)))
 
 
@@ -68,15 +69,15 @@ def near_misses(arguments: list[str]) -> str:
     groups = options(own_conf_dir(arguments))
     keys = sorted({*groups, *config.keys()})
     typed = [argument.removeprefix("strategy=") for argument in arguments if argument.startswith("strategy=")]
-    chosen = [word for value in typed for word in names(value) if word in groups["strategy"]]
+    chosen = [word for value in typed for word in option_names(value) if word in groups["strategy"]]
     hints = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if argument.startswith(("-", "+", "~")) or not value:
             continue
         if key in groups:
-            hints += [hint for word in names(value) if (hint := near(word, list(groups[key])))]
-            if key == "model" and not groups[key].keys() >= set(names(value)):
+            hints += [hint for word in option_names(value) if (hint := near(word, list(groups[key])))]
+            if key == "model" and not groups[key].keys() >= set(option_names(value)):
                 hints.append("Nets of timm: model=timm model.name=...")
         elif key.startswith("strategy."):
             hints += [hint for name in chosen if (hint := no_option(key, name, groups["strategy"][name]))]
@@ -85,17 +86,17 @@ def near_misses(arguments: list[str]) -> str:
     return "\n".join(hints)
 
 
-def names(value: str) -> list[str]:
-    """The options of a group that a value asks for."""
+def option_names(value: str) -> list[str]:
+    """The options of a group that a value names."""
     return [word for word in re.split(r"[,\s]+", value) if re.fullmatch(r"[\w.]+", word)]
 
 
 def no_option(key: str, strategy: str, file: Path) -> str | None:
-    """Which settings a strategy's file has, where this key is none of them."""
+    """Which settings the strategy has, in words. None if the key is one of them."""
     try:
-        settings = {*config.Config().strategy, *(OmegaConf.load(file) or {})}  # every strategy's, and its own
-    except (yaml.YAMLError, OSError, ValueError):  # which has been told
+        settings = {*config.Config().strategy, *(OmegaConf.load(file) or {})}  # those of every strategy, and its own
+    except (yaml.YAMLError, OSError, ValueError):  # in_words has said so
         return None
-    if key.split(".")[1] in settings or "defaults" in settings:  # those bring more
+    if key.split(".")[1] in settings or "defaults" in settings:  # its defaults bring more settings
         return None
     return f"strategy={strategy} has no {key}: it has {', '.join(sorted(settings - {'name', '_target_'}))}."

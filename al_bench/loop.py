@@ -31,7 +31,7 @@ from al_bench.strategies.uncertainty import average_prediction
 
 log = logging.getLogger("al_bench")
 
-PARTS = ("fit", "evaluate", "committee", "predict", "select")  # of a round, whose seconds are recorded
+PARTS = ("fit", "evaluate", "committee", "predict", "select")  # of a round; their seconds are recorded
 
 
 def run(c: Config, store: RunStore) -> None:
@@ -85,10 +85,10 @@ def run(c: Config, store: RunStore) -> None:
 def begin(
     c: Config, store: RunStore, strategy: Strategy
 ) -> tuple[Learner, Oracle, Pool, list[RoundRecord], stopping.StopRule]:
-    """Data, fixed features, splits and initial set, with the finished rounds replayed on them.
+    """Load data and fixed features, draw the splits and the initial set, and replay the finished rounds on them.
 
-    Raises UserError: for a bad option of the strategy or the optimizer and for a missing reference before images are
-    decoded, for everything else before anything is trained.
+    Raises UserError. A bad option of the strategy or the optimizer and a missing reference are reported before images
+    are decoded, everything else before anything is trained.
     """
     observe.try_options(strategy)
     build_optimizer(c.model.optimizer, [nn.Parameter(torch.zeros(1, 1))])
@@ -116,9 +116,9 @@ def begin(
 
 @dataclass(frozen=True)
 class Acquired:
-    """What the strategy chose in one round; nothing where the run stops."""
+    """What the strategy chose in one round. Empty if the run stops."""
 
-    idx_K: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # data set indices, in its order
+    idx_K: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # of the data set, as chosen
     n_candidates: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -165,16 +165,14 @@ def line(record: RoundRecord, before: RoundRecord | None) -> str:
 
 
 def finish(c: Config, store: RunStore, dataset: Dataset, records: list[RoundRecord], test: Prediction | None) -> None:
-    """Draw the pictures and say how the run ended. test: of the last round; None where all rounds were there before."""
+    """Draw the pictures and say how the run ended. test: of the last round, or None if no round was left to run."""
     draw_pictures(store.folder, f"{c.strategy['name']}, seed {c.seed}", dataset, records, test)
     last = records[-1]
     validation = f" and {last.n_val:,} validation labels" if last.n_val else ""
     stopped = store.info().get("stopped", "the reason is lost")
     log.info(f"Stopped: {stopped}, with {last.n_labelled:,} training labels{validation}.")
     if last.n_foreign:
-        log.info(
-            f"{last.n_foreign:,} more acquired images belong to no class: their labels were paid for and not used."
-        )
+        log.info(f"{last.n_foreign:,} more acquired images belong to no class: their labels were counted and not used.")
     log.info(f"Results: {store.folder}")
     log.info(f"Learning curve: {store.folder / 'learning_curve.png'}")
 
@@ -182,7 +180,7 @@ def finish(c: Config, store: RunStore, dataset: Dataset, records: list[RoundReco
 def draw_pictures(
     folder: Path, name: str, dataset: Dataset, records: list[RoundRecord], test: Prediction | None
 ) -> None:
-    """What cannot be drawn is said and left out: no picture is worth a finished run."""
+    """A picture that cannot be drawn is left out with a warning: it must not fail a finished run."""
     draw = {"learning_curve.png": partial(pictures.learning_curve, records=records, name=name)}
     if dataset.images.ndim == 4:  # frozen features have no pixels
         draw["acquired.jpg"] = partial(pictures.picked, dataset=dataset, records=records)

@@ -33,10 +33,10 @@ COLD_STARTS = {
 
 
 def try_options(strategy: Strategy) -> None:
-    """Raises UserError where a strategy of al_bench cannot choose from a small random pool with its options.
+    """Raises UserError if a strategy of al_bench cannot choose from a small random pool with its options.
 
-    So a bad option is told before anything is read or trained. A user's own strategy is not tried: it may need more
-    images than these.
+    So a bad option is reported before anything is read or trained. A user's own strategy is not tried, since it may
+    need more images.
     """
     if package_of(strategy.function) != "al_bench":
         return
@@ -50,7 +50,7 @@ def try_options(strategy: Strategy) -> None:
 
 
 def try_dropout(strategy: Strategy, learner: Learner) -> None:
-    """Raises UserError where passes with dropout are asked for, by the strategy or for the test, and cannot be had."""
+    """Raises UserError if the strategy or the test needs passes with dropout and the net cannot make them."""
     if learner.trainer.test_passes:
         learner.test_passes(learner.build(round=0), round=0)
     if strategy.n_passes:
@@ -58,7 +58,7 @@ def try_dropout(strategy: Strategy, learner: Learner) -> None:
 
 
 def initial_draw(how: InitialDraw, learner: Learner) -> Callable[[Tensor, int, torch.Generator], Tensor] | None:
-    """What chooses the initial set by the fixed features: (indices, how many, rng) -> indices. None: a plain draw."""
+    """What chooses the initial set by fixed features: a function (indices, k, rng) -> k indices. None: a plain draw."""
     if how not in COLD_STARTS:
         return None
     strategy = Strategy(function("budget.start", COLD_STARTS[how]), f"{how.name} (initial set)")
@@ -84,7 +84,7 @@ def candidates(strategy: Strategy, n_pool: int, seed: int, round: int) -> Tensor
 
 
 def committee(strategy: Strategy, learner: Learner, net: Classifier, pool: Pool, round: int) -> list[Classifier]:
-    """The round's net and the strategy's other members, trained as it was from other weights. They are not tested."""
+    """The round's net, and the other members, trained alike from other weights. Only the round's net is tested."""
     nets = [net]
     for member in range(1, strategy.members or 1):
         nets.append(learner.build(round, member))
@@ -102,7 +102,7 @@ def pool_view(
     seen: dict[str, Any] = {"labelled_labels_L": pool.labels_L}
     if needs.predictions or embeddings:
         seen["log_probs_PSC"], seen["emb_PD"] = _predict(strategy, learner, nets, idx_P, embeddings, round)
-    if needs.labelled:  # by the nets and passes that predict the pool: the two are compared
+    if needs.labelled:  # by the nets and passes of the pool, since the two are compared
         log_probs_LSC, seen["labelled_emb_LD"] = _predict(strategy, learner, nets, pool.labelled_L, embeddings, round)
         seen["labelled_log_probs_LC"] = average_prediction(log_probs_LSC).float()
     elif embeddings:

@@ -1,4 +1,4 @@
-"""plan=true: what a run would buy, compute and hold in memory; nothing is decoded or trained."""
+"""plan=true: what a run would acquire, compute and hold in memory. Nothing is decoded or trained."""
 
 from dataclasses import dataclass, replace
 
@@ -19,25 +19,25 @@ from al_bench.strategies import load
 
 @dataclass(frozen=True)
 class Plan:
-    labels: list[int]  # training labels of each fit
-    trained: list[int]  # images a round's nets train on, repeats included; early stopping may end it sooner
-    predicted: list[int]  # pool images predicted after it, once for each pass and member
+    labels: list[int]  # training labels at each fit
+    trained: list[int]  # images that each round's nets train on, with repeats; fewer if a fit stops early
+    predicted: list[int]  # pool images predicted after each fit, once for each pass and member
     tested: int  # test images predicted after each fit, once for each pass
-    memory: dict[str, int]  # bytes
+    memory: dict[str, int]  # bytes of each part
 
 
 def show(c: Config) -> None:
     plan = make(c)
     table = Table(title=str(run_folder(c)), title_justify="left")
-    for name in ("round", "labels", "bought after", "images trained", "pool images predicted"):
+    for name in ("round", "labels", "acquired after", "images trained", "pool images predicted"):
         table.add_column(name, justify="right")
-    bought = [after - before for before, after in zip(plan.labels, plan.labels[1:], strict=False)] + [0]
-    for row in zip(range(len(plan.labels)), plan.labels, bought, plan.trained, plan.predicted, strict=True):
+    acquired = [after - before for before, after in zip(plan.labels, plan.labels[1:], strict=False)] + [0]
+    for row in zip(range(len(plan.labels)), plan.labels, acquired, plan.trained, plan.predicted, strict=True):
         table.add_row(*(f"{n:,}" for n in row))
     console = Console(highlight=False)
     console.print(table)
     n = c.budget.validation
-    console.print(f"Labels bought: {plan.labels[-1] + n:,} ({plan.labels[-1]:,} to train on, {n:,} for validation)")
+    console.print(f"Labels acquired: {plan.labels[-1] + n:,} ({plan.labels[-1]:,} to train on, {n:,} for validation)")
     console.print(
         f"Work: {len(plan.labels)} fits, at most {sum(plan.trained):,} images trained, {sum(plan.predicted):,} pool "
         f"images predicted, {plan.tested:,} test images predicted after each fit"
@@ -47,36 +47,39 @@ def show(c: Config) -> None:
 
 
 def make(c: Config) -> Plan:
-    """Raises UserError, as the run would, where the data cannot carry the budget."""
+    """Raises UserError, as the run would, if the data set has too few images for the budget."""
     strategy = load(c.strategy)
     needs, members, passes = strategy.needs, strategy.members or 1, strategy.n_passes or 1
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     used = sources.stressed(c.dataset, source, torch.arange(len(source.labels_N)), c.seed, c.stressor)
     pool.check_budget(len(used.train_idx), c.budget)
-    for_sale = len(used.train_idx) - c.budget.validation
-    labels = label_counts(c, for_sale)
+    n_train = len(used.train_idx) - c.budget.validation
+    labels = label_counts(c, n_train)
     predicts = needs.predictions or needs.embeddings or (needs.features and c.features.extractor is Extractor.model)
     times = predicts * members * passes
-    n_nets = [members] * (len(labels) - 1) + [1]  # the last round asks nothing of a committee
+    n_nets = [members] * (len(labels) - 1) + [1]  # the last round acquires nothing, so it needs no committee
     return Plan(
         labels=labels,
         trained=[n * images_trained(c.trainer, labels[round], round) for round, n in enumerate(n_nets)],
-        predicted=[min(for_sale - n, strategy.candidates or for_sale) * times for n in labels[:-1]] + [0],
+        predicted=[min(n_train - n, strategy.candidates or n_train) * times for n in labels[:-1]] + [0],
         tested=len(used.test_idx) * (c.trainer.test_passes or 1),
         memory=_memory(c, source.image_shape, used, max(n_nets) * passes),
     )
 
 
-def label_counts(c: Config, for_sale: int) -> list[int]:
+def label_counts(c: Config, n_train: int) -> list[int]:
+    """The number of training labels at each fit. n_train: images that may be labelled for training."""
     if c.budget.initial is None:
-        return [for_sale]
-    last = for_sale if c.budget.rounds is None else c.budget.initial + c.budget.rounds * c.budget.query
+        return [n_train]
+    last = n_train if c.budget.rounds is None else c.budget.initial + c.budget.rounds * c.budget.query
     return [*range(c.budget.initial, last, c.budget.query), last]
 
 
 def _memory(c: Config, image_shape: tuple[int, int, int], used: Split, n_predictions: int) -> dict[str, int]:
-    """What the program and its arrays take: an estimate, for the work space of convolutions and the strategy comes on
-    top. n_predictions: of an image."""
+    """Estimated bytes of the program and its arrays. The work space of convolutions and of the strategy comes on top.
+
+    n_predictions: of each image.
+    """
     one = torch.arange(1)
     image = torch.zeros(1, *image_shape, dtype=torch.uint8)
     mean, std = tuple(c.dataset.mean), tuple(c.dataset.std)
@@ -97,7 +100,7 @@ def _memory(c: Config, image_shape: tuple[int, int, int], used: Split, n_predict
 
 
 def _activations(net: nn.Module, image: Tensor) -> int:
-    """Bytes of what the layers put out for one image, in float32."""
+    """Bytes of the outputs of all layers for one image, in float32."""
     sizes: list[int] = []
     for layer in net.modules():
         if not list(layer.children()):

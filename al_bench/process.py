@@ -7,8 +7,15 @@ import sys
 import warnings
 
 # Lightning's warnings that concern no run of ours: whole batches need no loader processes, torch deprecates a part that
-# Lightning uses, and a run is one process even where srun is installed.
-QUIET = (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*", "The `srun` command is available.*")
+# Lightning uses, and a run is one process even where srun is installed. Matplotlib draws a box for each letter that its
+# font lacks.
+QUIET = (
+    ".*does not have many workers.*",
+    ".*LeafSpec.*is deprecated.*",
+    "The `srun` command is available.*",
+    r"Glyph \d+ .* missing from",
+    "Matplotlib currently does not support",
+)
 
 
 def prepare() -> None:

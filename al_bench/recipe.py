@@ -28,15 +28,16 @@ UNSTRESSED = flat(asdict(StressorConfig()), "stressor")  # the settings of a con
 
 
 def run_folder(c: Config) -> Path:
-    """By identity, not by time: <results_dir>/<study>/<dataset>/<model>/<budget>/<strategy>/seed=<n>.
+    """The run's folder: <results_dir>/<study>/<dataset>/<model>/<budget>/<strategy>/seed=<n>.
 
-    <dataset> names the stressor's keys that do something: digits+imbalance=100+label_noise=0.2.
+    Its name says what the run is, not when it was made. <dataset> names the stressor's keys that change the data, as
+    in digits+imbalance=100+label_noise=0.2.
     """
     return Path(c.results_dir).expanduser().joinpath(as_file_name(c.study), run_name(flat(asdict(c))))
 
 
 def run_name(c: dict[str, Any]) -> str:
-    """<dataset>/<model>/<budget>/<strategy>/seed=<n>, by a configuration with dotted keys; each record holds it."""
+    """<dataset>/<model>/<budget>/<strategy>/seed=<n>, from a flat configuration. Each record holds it."""
     model = c["model.name"] if c["model.mode"] == "finetune" else f"{c['model.name']}-{c['model.mode']}"
     rounds = "all" if c["budget.rounds"] is None else c["budget.rounds"]
     budget = c["budget.name"] or f"{c['budget.initial']}+{rounds}x{c['budget.query']}"
@@ -46,7 +47,7 @@ def run_name(c: dict[str, Any]) -> str:
 
 
 def as_file_name(name: str) -> str:
-    """The name as one part of a path: without the slashes and colons of timm's hub names, or a leading dot."""
+    """The name as one part of a path, without the slashes and colons of timm's hub names or a leading dot."""
     return re.sub(r"[^\w.+=-]", "_", str(name)).lstrip(".") or "_"
 
 
@@ -56,8 +57,8 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def separating_override(c: Config, differ: list[str]) -> str:
-    """The override that gives a run a folder of its own beside another one, from which it differs in these keys."""
-    if all(key.startswith("strategy.") for key in differ):  # in one study, so that the two are compared
+    """The override that gives a run its own folder. It differs in these keys from a run that would share its folder."""
+    if all(key.startswith("strategy.") for key in differ):  # the study stays the same, so that the two are compared
         return f"strategy.name='{'_'.join([c.strategy['name'], *(f'${{{key}}}' for key in differ)])}'"
     return "study=..."
 
@@ -68,7 +69,7 @@ def matters_where_all_is_labelled(key: str) -> bool:
 
 
 def read_recipe(config: Path) -> dict[str, Any]:
-    """A run's config.yaml as a flat configuration. Raises UserError where it cannot be read or is damaged."""
+    """A run's config.yaml as a flat configuration. Raises UserError if it cannot be read or is damaged."""
     try:
         with accessible(config, "read"):
             return as_asked(config)
@@ -77,14 +78,14 @@ def read_recipe(config: Path) -> dict[str, Any]:
 
 
 def as_asked(config: Path) -> dict[str, Any]:
-    """The same. Raises OSError where it cannot be read, and ValueError where it is damaged.
+    """As read_recipe, but raises OSError if the file cannot be read, and ValueError if it is damaged.
 
     strategy._partial_, which earlier versions of al_bench wrote into every config.yaml, is left out.
     """
     text = config.read_text()
     try:
         parts = [_part(part) for part in re.split(r"^(?=\w+:)", text, flags=re.MULTILINE) if part]
-    except ValueError:  # a file that al_bench did not write may be one only as a whole
+    except ValueError:  # a file that al_bench did not write may need to be read whole
         parts = [_part(text)]
     flat = {k: v for part in (UNSTRESSED, *parts) for k, v in part.items()}
     flat.pop("strategy._partial_", None)
@@ -93,8 +94,8 @@ def as_asked(config: Path) -> dict[str, Any]:
 
 @functools.lru_cache(1024)
 def _part(text: str) -> dict[str, Any]:
-    """One top-level key of a config.yaml. YAML is slow, and most runs share most of these parts: hence the cache."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where libyaml is there
+    """Parse one top-level key of a config.yaml. Cached: YAML is slow, and most runs share most of these parts."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, if libyaml is installed
     try:
         content = yaml.load(text, loader)
         if not isinstance(content, dict):

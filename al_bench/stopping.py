@@ -26,9 +26,9 @@ class StopRule:
     target: float | None  # the full-data reference's accuracy; None: the run does not stop there
 
     def reason(self, round: int, pool: Pool, test: dict[str, Any], validation: dict[str, float] | None) -> str | None:
-        """Why the run ends after this round, for people; None: it goes on.
+        """Why the run ends after this round, in words. None if it goes on.
 
-        test, validation: the metrics of the weights that the round ends with; None without validation images.
+        test, validation: metrics of the weights that the round ends with. validation: None without validation images.
         """
         if not len(pool.unlabelled_P):
             return "the pool is empty"
@@ -44,23 +44,23 @@ class StopRule:
 
 
 def is_reached(accuracy: float, target: float, stop: StopConfig) -> bool:
-    """At most the tolerance below the target; with two_sided at most the tolerance above it, too."""
+    """Whether the accuracy is at most the tolerance below the target; with two_sided, also at most that much above."""
     gap = abs(accuracy - target) if stop.two_sided else target - accuracy
-    return gap <= stop.tolerance + 1e-9  # accuracies are fractions of counts: 0.0025 off has to count as 0.0025
+    return gap <= stop.tolerance + 1e-9  # accuracies are fractions of counts, so 0.0025 off has to count as 0.0025
 
 
 class Reference(NamedTuple):
     """The finished run on the full data with the same data set, model and seed."""
 
-    accuracy: dict[str, float]  # on test and validation, NaN where it had no validation images
+    accuracy: dict[str, float]  # on test and validation; NaN without validation images
     checksum: str  # of its images
     weights: str | None  # the version of the weights that its net began from; None: none are noted
 
 
 def find_reference(c: Config) -> Reference | None:
-    """The reference to stop at; None where the run does not stop at one.
+    """The reference to stop at. None if the run does not stop at one.
 
-    Raises UserError where there is none yet, or where it was trained by another recipe.
+    Raises UserError if there is none yet, or if it was trained by another recipe.
     """
     if c.budget.stop.at is None or c.budget.initial is None:  # the same command with budget=full trains the reference
         return None
@@ -86,7 +86,7 @@ def _nearest(c: Config) -> Path:
             f"budget.stop.at={c.budget.stop.at.name} needs the full-data reference, and {folder} holds no finished one "
             f"for seed={c.seed}. Train it first: the same command with budget=full."
         )
-    differing = {run: _mattering_keys(c, run) for run in done}
+    differing = {run: _relevant_differences(c, run) for run in done}
     nearest, keys = min(differing.items(), key=lambda item: len(item[1]))
     if keys:
         raise UserError(
@@ -96,8 +96,8 @@ def _nearest(c: Config) -> Path:
     return nearest
 
 
-def _mattering_keys(c: Config, run: Path) -> list[str]:
-    """The keys that change what a full-data run computes, and that the run has with other values than `c`."""
+def _relevant_differences(c: Config, run: Path) -> list[str]:
+    """The keys in which the run differs from `c` and which change what a full-data run computes."""
     theirs, noted = read_recipe(run / "config.yaml"), read_json(run / "run.json").get("weights") or {}
     ignored = NOT_COMPARED | {f"{name}.weights" for name in noted}  # these weights are compared by content
     keys = differing_keys(flat(asdict(c)), theirs)
@@ -105,12 +105,12 @@ def _mattering_keys(c: Config, run: Path) -> list[str]:
 
 
 def stop_rule(c: Config, reference: Reference | None, dataset: Dataset) -> StopRule:
-    """Raises UserError where the reference was trained on other images or from other weights."""
+    """Raises UserError if the reference was trained on other images or from other weights."""
     if reference is None:
         return StopRule(c.budget, None)
     if reference.checksum != dataset.checksum:
         raise UserError("The full-data reference was trained on other images. Train it again with budget=full.")
     ours = nets.weights_version(c.model) or ""
-    if reference.weights and not reference.weights.startswith(ours):  # the hub's revision is known after the download
+    if reference.weights and not reference.weights.startswith(ours):  # before a download the hub's revision is unknown
         raise UserError("The full-data reference began from other weights. Train it again with budget=full.")
     return StopRule(c.budget, reference.accuracy[c.budget.stop.at.name])

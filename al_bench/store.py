@@ -1,10 +1,10 @@
 """The run folder: the record is the checkpoint.
 
-    config.yaml     the configuration as asked; another one is refused
+    config.yaml     the run's configuration; another one is refused
     run.json        state, checksums of the data, the initial set, the weights and the code, versions and hardware
-    rounds.jsonl    one line a finished round, on disk before the next round starts; resuming replays `acquired`
+    rounds.jsonl    one line per finished round, on disk before the next round starts; resuming replays `acquired`
     run.log         what the screen showed
-    weights/        only for trainer.start=previous|best, only what the next round needs
+    weights/        for trainer.start=previous|best: what the next round needs
 
 Nothing here imports torch.
 """
@@ -51,10 +51,10 @@ class RunStore:
         self.folder = run_folder(config)
         self.name = run_name(flat(asdict(config)))
         self.rounds_path = self.folder / "rounds.jsonl"
-        self.at_end = ExitStack()  # what has to be closed when the folder is left, however that comes
+        self.at_end = ExitStack()  # closed when the work in the folder ends, however it ends
 
     def finished(self) -> bool:
-        """Raises UserError where the folder holds rounds of another configuration, other data, weights or code."""
+        """Whether the run is finished. Raises UserError if its rounds have another configuration, weights or code."""
         with accessible(self.folder, "read"):
             self._refuse_another_recipe()
             return self.info().get("state") == "finished" and is_complete(self.records())
@@ -68,7 +68,7 @@ class RunStore:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Hold the folder for this process, and leave its state: finished, failed, interrupted; running if killed."""
+        """Lock the folder and note how the work ends: finished, failed, interrupted. A killed run stays "running"."""
         with accessible(self.folder, "written"):
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "run.log").touch()
@@ -89,10 +89,10 @@ class RunStore:
         """Write config.yaml, and note this start in run.json."""
         if self.records() and not is_there(self.folder / "run.json"):
             log.warning(
-                f"{self.folder} has lost its run.json. Nobody can tell whether images, weights and code are those of "
-                "the rounds so far; going on."
+                f"{self.folder} has lost its run.json, so images, weights and code cannot be compared with those "
+                "of the finished rounds; going on."
             )
-        if not self.records():  # nothing finished, nothing to protect: a corrected command may begin here
+        if not self.records():  # nothing to protect: a corrected command may start here
             # The id belongs to this run alone. Another folder, or a deleted run, may have had the same name.
             fresh = {"id": self.info().get("id", uuid.uuid4().hex)}
             write_atomically(self.folder / "run.json", json.dumps(fresh) + "\n")
@@ -101,14 +101,14 @@ class RunStore:
 
     @contextmanager
     def _ends_noted(self) -> Iterator[None]:
-        """Note in run.json how the work ended where it ended early, and raise what the user is to be told."""
+        """If the work ends early, note in run.json how it ended, and raise the error that the user is to see."""
         try:
             yield
         except (KeyboardInterrupt, SystemExit) as end:
             signals.listen_again()
             if isinstance(end, SystemExit) and not signals.asked_to_stop():
                 log.debug(traceback.format_exc())
-                self._leave("failed", ended := f"sys.exit({end.code!r}) ended the run, called by code that it uses")
+                self._leave("failed", ended := f"sys.exit({end.code!r}) was called by code that the run uses")
                 raise UserError(f"{ended}: {self.folder}/run.log says where.") from end
             self._leave("interrupted", None)
             log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
@@ -125,13 +125,13 @@ class RunStore:
                 raise UserError(
                     f"{what} ({error.filename or self.folder}); {self._kept()} Make room and type the same command."
                 ) from None
-            # submitit's, which need not be installed: the last time-out that it may requeue after
+            # The error of submitit after the last time-out that it may requeue for. submitit need not be installed.
             out_of_time = type(error).__name__ == "UncompletedJobError"
             self._leave("interrupted" if out_of_time else "failed", repr(error))
             raise
 
     def identify(self, dataset: dict[str, Any], sets: dict[str, dict[str, Any]]) -> None:
-        """Note the data, the drawn sets and the code in run.json. Raises UserError where the run began with others.
+        """Note the data, the drawn sets and the code in run.json. Raises UserError if the run began with others.
 
         dataset: Dataset.facts(). sets: Pool.facts().
         """
@@ -141,22 +141,22 @@ class RunStore:
         self.note(**facts)
 
     def images_moved(self) -> bool:
-        """Whether the images of the finished rounds lay in another place than dataset.root names now."""
+        """Whether dataset.root names another folder now than it did in the finished rounds."""
         there, here = read_recipe(self.folder / "config.yaml").get("dataset.root"), self.config.dataset.root
         noted = (self.info().get("dataset") or {}).get("checksum")
         moved = bool(noted and here and there) and _resolved(here) != _resolved(there)
         if moved:
-            log.info(f"dataset.root was {there}, and is {here} now: are these the same images?")
+            log.info(f"dataset.root was {there}, and is {here} now. The images are compared by their checksum.")
         return moved
 
     def compare_images(self, checksum: str) -> None:
-        """Raises UserError where the run began with images of another checksum."""
+        """Raises UserError if the run began with images of another checksum."""
         self._refuse_another(dataset={"checksum": checksum})
 
     def identify_weights(self, **found: str | None) -> None:
-        """Write down which weights the nets begin from. Raises UserError where the run began with others.
+        """Note which weights the nets begin from. Raises UserError if the run began with others.
 
-        found: of model and of features, what nets.weights_version says.
+        found: what nets.weights_version returns for the model or the features.
         """
         noted = self.info().get("weights") or {}
         for name, version in found.items():
@@ -166,7 +166,7 @@ class RunStore:
             self.note(weights=noted | found)
 
     def note_hardware(self, **facts: Any) -> None:
-        """What this start computes on. Says so where it is not what the finished rounds were computed on."""
+        """Note what this start computes on, and warn if the finished rounds were computed on something else."""
         *before, now = self.info()["starts"]
         self.note(starts=[*before, now | facts])
         for name, fact in facts.items():
@@ -174,13 +174,13 @@ class RunStore:
                 log.warning(f"The rounds so far were computed with {name} {before[-1][name]}; going on with {fact}.")
 
     def records(self) -> list[RoundRecord]:
-        """The finished rounds, in order. A torn last line is not one."""
+        """The finished rounds, in order. A torn last line is left out."""
         if not is_there(self.rounds_path):
             return []
         return read_records(self.rounds_path, self.name)
 
     def append(self, record: RoundRecord) -> None:
-        """With the run's name in it; on disk when this returns; where that fails, the file is as it was."""
+        """Append the record, with the run's name, and sync it to disk. An OSError leaves the file unchanged."""
         left = memoryview(json.dumps(asdict(replace(record, run=self.name)), allow_nan=False).encode() + b"\n")
         with open(self.rounds_path, "ab", buffering=0) as file:  # a buffer would write its rest on closing
             before = file.tell()
@@ -202,21 +202,21 @@ class RunStore:
             log.error(f"The state could not be written to {self.folder}/run.json.")
 
     def _refuse_another_recipe(self) -> None:
-        """Raises UserError where the finished rounds were made by another configuration, other weights or code."""
+        """Raises UserError if the finished rounds were made by another configuration, other weights or code."""
         path = self.folder / "config.yaml"
         if not self.records():
             return
         if not is_there(path):
             raise UserError(
-                f"{self.folder} has finished rounds and no config.yaml, so nobody can tell what made them. Bring "
+                f"{self.folder} has finished rounds and no config.yaml, so their configuration is unknown. Bring "
                 "config.yaml back, or delete the folder to begin anew."
             )
         there, here, info = read_recipe(path), flat(asdict(self.config)), self.info()
         self._refuse_namesake(str(there.get("study")))
         noted = info.get("weights") or {}
-        free = NOT_COMPARED - SAME_IN_ALL_ROUNDS | {f"{name}.weights" for name in noted}
-        free |= {k for k in here if k.startswith("features.")} if info.get("features") is None else set()
-        differ = [k for k in differing_keys(there, here) if k not in free]
+        ignored = NOT_COMPARED - SAME_IN_ALL_ROUNDS | {f"{name}.weights" for name in noted}
+        ignored |= {k for k in here if k.startswith("features.")} if info.get("features") is None else set()
+        differ = [k for k in differing_keys(there, here) if k not in ignored]
         if differ:
             lines = "\n".join(f"  {k}: there {there.get(k)!r}, asked {here.get(k)!r}" for k in differ)
             override = separating_override(self.config, differ)
@@ -229,7 +229,10 @@ class RunStore:
         self._refuse_another(**self._code_versions())
 
     def _refuse_namesake(self, study: str) -> None:
-        """A study that was renamed has a folder of another name; a namesake has this one."""
+        """Raises UserError if another study has the same folder, because both names give one file name.
+
+        A study that was renamed is not refused: its folder had another name.
+        """
         ours = self.config.study
         if study != ours and as_file_name(study).casefold() == as_file_name(ours).casefold():
             raise UserError(
@@ -238,7 +241,7 @@ class RunStore:
             )
 
     def _refuse_another_file(self, name: str, noted: str | None, path: str | None) -> None:
-        """noted: what nets.weights_version said at the first start. A file that is gone shows when it is needed."""
+        """noted: what nets.weights_version returned at the first start. A missing file is told when it is needed."""
         asked = path and file_version(path)
         is_file = (noted or "").startswith("sha256:")
         if is_file != bool(path) or (asked and asked != noted):
@@ -269,13 +272,13 @@ class RunStore:
             if self.records() and info.get(f"{part}_version") and not info.get(f"{part}_code"):
                 log.warning(
                     f"{self.folder} was begun by an earlier al_bench. Its checksum of the {part}'s code cannot be "
-                    f"compared with today's, so nobody can tell whether the {part}'s code has changed; going on."
+                    f"compared with today's, so it is unknown whether the {part}'s code has changed; going on."
                 )
 
     def _refuse_another(self, **facts: dict[str, Any] | None) -> None:
         info = self.info()
         for name, fact in facts.items():
-            there = info.get(name)  # absent before the first start, and in runs older than the fact
+            there = info.get(name)  # missing before the first start, and in runs of versions that noted no such fact
             if there and fact and there["checksum"] != fact["checksum"]:
                 own = "strategy.name" if name == "strategy_code" else "study"
                 files = differing_keys(there.get("modules") or {}, fact.get("modules") or {})
@@ -296,14 +299,14 @@ class RunStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        # The kernel drops it when the process dies. A second's patience: results.state_of may be looking.
+        # The kernel releases it when the process dies. One second, since results.state_of may hold it for a moment.
         lock = filelock.FileLock(self.folder / ".lock", timeout=1)
         with accessible(self.folder, "written"):
             try:
                 lock.acquire()
             except filelock.Timeout:
                 raise UserError(
-                    f"Another process is at work in {self.folder}. Wait for it or stop it: two at once would spoil it."
+                    f"Another process is at work in {self.folder}. Wait for it or stop it: two would spoil the records."
                 ) from None
         try:
             yield

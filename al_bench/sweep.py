@@ -1,6 +1,6 @@
-"""A sweep: compose every job, leave out what is finished, launch the rest, say how each ended.
+"""A sweep: compose every job, leave out finished runs, launch the others, say how each ended.
 
-Nothing here imports torch: a sweep that is finished returns at once.
+Nothing here imports torch, so a finished sweep returns at once.
 """
 
 import functools
@@ -35,10 +35,10 @@ Job = list[str]  # the overrides of one run, as they would be typed
 
 
 class Sweeper(SweeperPlugin):
-    """Hydra's grid of jobs, of which only those are launched whose run is not finished.
+    """Hydra's grid of jobs. Only the jobs whose run is not finished are launched.
 
-    The job's composed configuration says which run it is, the run's folder whether it is finished: so the same command
-    goes on after whatever ended it, under every launcher. Raises SystemExit where a run is missing at the end.
+    A job's composed configuration identifies its run, and the run's folder says whether it is finished. So the same
+    command continues a sweep that ended early, under every launcher. Raises SystemExit if a run is missing at the end.
     """
 
     def __init__(self, max_batch_size: int | None, params: dict[str, Any] | None) -> None:
@@ -53,21 +53,21 @@ class Sweeper(SweeperPlugin):
 
     def sweep(self, arguments: list[str]) -> None:
         HydraConfig.instance().set_config(self.config)  # for ${hydra:...} in a value
-        asked = [f"{key}={values}" for key, values in self.params.items()] + arguments
-        overrides = self.parser.parse_overrides(asked)
+        requested = [f"{key}={values}" for key, values in self.params.items()] + arguments
+        overrides = self.parser.parse_overrides(requested)
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
         if not jobs:
-            raise UserError(empty(overrides))
-        configs = list(self.composed(jobs))  # all of them first: a misspelt key stops before any run starts
-        there, todo, failed = sort_out(jobs, configs)
-        studies = {folder.parents[4] for folder in there | todo.keys()}
+            raise UserError(message_of_empty_sweep(overrides))
+        configs = list(self.composed(jobs))  # all of them first: a misspelt key stops the sweep before any run
+        finished, todo, failed = sort_out(jobs, configs)
+        studies = {folder.parents[4] for folder in finished | todo.keys()}
         for study in studies:
             try:
-                note_requested(study, [folder for folder in there | todo.keys() if folder.parents[4] == study])
+                note_requested(study, [folder for folder in finished | todo.keys() if folder.parents[4] == study])
             except Exception as error:
-                print(f"al_bench: {reason(error)} The report cannot name runs that never begin.", file=sys.stderr)
+                print(f"al_bench: {describe(error)} The report cannot name runs that never begin.", file=sys.stderr)
         if todo:
-            print(f"Sweep: {len(todo)} to run, {len(there)} there already.", flush=True)
+            print(f"Sweep: {len(todo)} to run, {len(finished)} there already.", flush=True)
             try:
                 self.launch([job for job, _ in todo.values()])
             except (KeyboardInterrupt, SystemExit):
@@ -79,12 +79,12 @@ class Sweeper(SweeperPlugin):
                 failed[str(folder)] = why
         reports = {f"the report of {study}": why for study in studies if (why := report_on(study))}
         signals.stop_if_asked()
-        conclude(there, list(todo), failed, reports)
+        conclude(finished, list(todo), failed, reports)
 
     def composed(self, jobs: list[Job]) -> Iterator[DictConfig]:
-        """The configuration of each job as its launcher will compose it, ten times faster.
+        """Yield the configuration of each job. It is the one that the launcher composes, ten times faster.
 
-        Hydra sets single values last, on top of the groups. So each combination of groups is composed once.
+        Hydra sets single values last, on top of the groups. So each combination of groups is composed only once.
         """
         loader = self.hydra_context.config_loader
         parse = functools.cache(self.parser.parse_override)
@@ -103,7 +103,7 @@ class Sweeper(SweeperPlugin):
                 for o in values:
                     OmegaConf.update(cfg, o.key_or_group, o.value())
             except OmegaConfBaseException:
-                cfg = compose(*job)  # raises it in Hydra's words, which name the key
+                cfg = compose(*job)  # raises Hydra's error, which names the key
             yield cfg
 
     def is_value(self, override: Override) -> bool:
@@ -111,7 +111,7 @@ class Sweeper(SweeperPlugin):
         return override.type is OverrideType.CHANGE and override.get_key_element() not in groups
 
     def launch(self, jobs: list[Job]) -> None:
-        """Through Hydra's launcher. An error of its own is about workers: how each run ended, its folder says."""
+        """Launch the jobs. A launcher's error is about its workers and only printed: run folders say how runs ended."""
         if type(self.launcher).__name__ == "JoblibLauncher":
             end_workers_with_this_process()
         for batch in BasicSweeper.split_overrides_to_chunks(jobs, self.max_batch_size):
@@ -130,15 +130,15 @@ class Sweeper(SweeperPlugin):
 
 
 def register() -> None:
-    """Make the Sweeper known to Hydra, which takes sweepers only from packages below hydra_plugins."""
+    """Register the Sweeper with Hydra, which takes sweepers only from packages below hydra_plugins."""
     Plugins.instance().class_name_to_class["hydra_plugins.al_bench.Sweeper"] = Sweeper
 
 
 def sort_out(
     jobs: list[Job], configs: list[DictConfig]
 ) -> tuple[set[Path], dict[Path, tuple[Job, RunStore]], dict[str, str]]:
-    """(folders of finished runs, what is left to run by folder, what cannot be run and why). A plan is only shown."""
-    there, todo, failed = set(), {}, {}
+    """(folders of finished runs, what is left to run by folder, what cannot be run and why). Plans are only shown."""
+    finished, todo, failed = set(), {}, {}
     common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     for job, cfg in zip(jobs, configs, strict=True):
         name = " ".join(o for o in job if o not in common) or "the run"
@@ -151,7 +151,7 @@ def sort_out(
                 continue
             store = RunStore(c)
             if is_finished(store):
-                there.add(store.folder)
+                finished.add(store.folder)
             elif (other := todo.setdefault(store.folder, (job, store))[1].config) != c:
                 differ = differing_keys(*(config.flat(asdict(each)) for each in (other, c)))
                 raise UserError(
@@ -159,13 +159,13 @@ def sort_out(
                     f"Give each a name of its own: {separating_override(c, differ)}."
                 )
         except (Exception, SystemExit) as error:
-            print(f"al_bench: {reason(error)}", file=sys.stderr)
-            failed[name] = reason(error)
-    return there, todo, failed
+            print(f"al_bench: {describe(error)}", file=sys.stderr)
+            failed[name] = describe(error)
+    return finished, todo, failed
 
 
 def end_workers_with_this_process() -> None:
-    """Where it is killed, joblib's workers would end their run, and wait five minutes for another."""
+    """End joblib's workers if this process is killed. Else they finish their run and wait five minutes for another."""
     from joblib import parallel
 
     class Loky(parallel.BACKENDS["loky"]):
@@ -176,7 +176,7 @@ def end_workers_with_this_process() -> None:
 
 
 def note_interrupted(stores: list[RunStore]) -> None:
-    """For workers that were killed before they could note it. Slurm's jobs go on."""
+    """Note the state of runs whose worker was killed before it could. Slurm's jobs go on, so they are left out."""
     for store in stores if "submitit" not in sys.modules else ():
         with suppress(UserError, OSError):
             state = store.info().get("state")
@@ -184,26 +184,26 @@ def note_interrupted(stores: list[RunStore]) -> None:
                 store.note(state=INTERRUPTED, ended=now())
 
 
-def empty(overrides: list[Override]) -> str:
-    """Which setting of a sweep stands for no value."""
+def message_of_empty_sweep(overrides: list[Override]) -> str:
+    """Which setting makes a sweep empty, because it stands for no value."""
     none = next(o for o in overrides if o.is_discrete_sweep() and next(o.sweep_iterator(), None) is None)
     key = none.key_or_group
     why = "has no number in it" if none.is_range_sweep() else f"matches no option of a group {key}"
     return f"{none.input_line} {why}, so the sweep has no run. Several values are typed as 0,1,2 or 'range(10)'."
 
 
-def reason(error: BaseException) -> str:
-    """Why one run cannot be read, begun or told of; the others go on."""
+def describe(error: BaseException) -> str:
+    """Why one run cannot be read, started or reported, in words. The other runs go on."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
-        path = error.filename2 or error.filename  # of a file that should have been replaced, its own name
-        return f"{path}: {error.strerror}. Mend that, or give these runs another place: results_dir=... or study=..."
+        path = error.filename2 or error.filename  # filename2: the file that was to be replaced
+        return f"{path}: {error.strerror}. Correct it, or give these runs another folder: results_dir=... or study=..."
     return f"{error!r}."
 
 
 def why_missing(store: RunStore) -> str | None:
-    """How a run that was launched ended, in words; None where it is finished."""
+    """Why a run that was launched is not finished, in words. None if it is finished."""
     try:
         info = store.info()
         return {
@@ -213,11 +213,11 @@ def why_missing(store: RunStore) -> str | None:
             "running": "killed, or at work in another process",
         }.get(info.get("state"), "not started")
     except Exception as error:
-        return reason(error)
+        return describe(error)
 
 
 def report_on(study: Path) -> str | None:
-    """Write the study's report, unless nothing has changed since, and print it. Returns what went wrong."""
+    """Print the study's report. It is written anew if a run has changed since. Returns what went wrong, or None."""
     try:
         page = study / "report" / "index.html"
         if not is_current(page.parent):
@@ -232,16 +232,16 @@ def report_on(study: Path) -> str | None:
 
 
 def first_line(why: object) -> str:
-    """Of an error as run.json has it, which people may have edited."""
+    """The first line of an error in run.json. It may be of any type, since people may have edited the file."""
     return str(why).partition("\n")[0]
 
 
-def conclude(there: set[Path], todo: list[Path], failed: dict[str, str], reports: dict[str, str]) -> None:
-    """One line, and one more for each run and each report that is missing. Raises SystemExit where there is any."""
-    if not (there or todo or failed):
+def conclude(finished: set[Path], todo: list[Path], failed: dict[str, str], reports: dict[str, str]) -> None:
+    """Print one line of counts. Raises SystemExit if runs or reports are missing, with one more line for each."""
+    if not (finished or todo or failed):
         return
     n_finished = sum(str(folder) not in failed for folder in todo)
-    lines = [f"Sweep: {n_finished} finished, {len(there)} there already, {len(failed)} failed."]
+    lines = [f"Sweep: {n_finished} finished, {len(finished)} there already, {len(failed)} failed."]
     lines += [f"  {name}: {first_line(why)}" for name, why in (failed | reports).items()]
     if failed or reports:
         sys.exit("\n".join([*lines, "The same command again runs only what is missing."]))
@@ -249,10 +249,10 @@ def conclude(there: set[Path], todo: list[Path], failed: dict[str, str], reports
 
 
 def wait_for_slurm() -> None:
-    """submitit gives up at the first job that died without a word, while the others go on."""
+    """Wait until all jobs have ended. submitit stops waiting at the first job that died without a result."""
     import submitit
 
     watcher = submitit.SlurmJob.watcher
-    tasks = [job for job in watcher._registered if "_" in job]  # the array, which never ends, is among the jobs
+    tasks = [job for job in watcher._registered if "_" in job]  # without the array itself, which never ends
     while not all(map(watcher.is_done, tasks)):
         time.sleep(1)

@@ -1,9 +1,9 @@
-"""The committed results against bands set after what was published, after a pilot or by this project: a line for each.
+"""Compare the committed results with bands, set after publications, after a pilot or by this project.
 
     python scripts/check_results.py        reads results/*/records.jsonl, writes results/checks.txt
 
-Each line says pass, miss and by how much, or open: the labels that the band asks for were not bought.
-Results that are not there yet are not checked. S seeds, R rounds.
+There is a line for each band. It says pass, miss and by how much, or open: no run acquired as many labels as the band
+asks for. Results that do not exist yet are left out. S seeds, R rounds.
 """
 
 import sys
@@ -32,8 +32,8 @@ ARTICLE, STEPS, EXPECTED, PAPER, PAPER_FULL, LATER_FULL, PILOT, OURS = (
     "set after two seeds of a pilot",
     "this project's",
 )
-# Of six runs of Kirsch et al. 2019 with five copies:
-AT_5_COPIES = {  # strategy -> label count -> mean accuracy, and how far ours may be from it
+# Means of six runs of Kirsch et al. 2019 with five copies:
+AT_5_COPIES = {  # strategy -> label count -> (mean accuracy, how far ours may be from it)
     "random": {100: (85.9, 1.8), 200: (90.4, 0.8)},
     "bald": {100: (78.5, 3.0), 200: (85.1, 3.9)},
     "batchbald": {100: (89.3, 1.9), 200: (93.0, 0.5)},
@@ -43,16 +43,16 @@ AREA_AT_5_COPIES = {"random": (84.2, 1.3), "bald": (79.0, 1.3), "batchbald": (87
 
 @dataclass(frozen=True)
 class Band:
-    of: str  # the folder in results/
-    what: str
+    folder: str  # in results/
+    what: str  # is measured
     value: float
     unit: str
     source: str
     n: int  # seeds
     low: float = -inf
     high: float = inf
-    above: float = -inf  # strictly
-    beyond: bool = False  # the true value is larger: the labels ended here
+    above: float = -inf  # a lower bound that value must exceed
+    beyond: bool = False  # the true value is larger than `value`, the last label count
 
     @property
     def verdict(self) -> str:
@@ -70,7 +70,7 @@ class Band:
         more, form = "more than " * self.beyond, ",g" if self.unit in ("labels", "rounds") else ".1f"
         missed = f", missed by {more}{gap:{form}}" if self.verdict == "miss" else ""
         return (
-            f"{self.verdict}  {self.of}: {self.what}: {more}{self.value:{form}} {self.unit}, n = {self.n} "
+            f"{self.verdict}  {self.folder}: {self.what}: {more}{self.value:{form}} {self.unit}, n = {self.n} "
             f"(wanted: {wanted}{missed}; {self.source})"
         )
 
@@ -93,21 +93,21 @@ def bands() -> list[Band]:
     return [band for name in there for band in checks[name](read(name))]
 
 
-def as_list(of: str) -> str:
-    """Check all that is there, and the bands of one folder in Markdown."""
-    return "\n".join(f"- {md(str(band))}" for band in main() if band.of == of)
+def as_list(folder: str) -> str:
+    """Check all results, and return the bands of one folder as a list in Markdown."""
+    return "\n".join(f"- {md(str(band))}" for band in main() if band.folder == folder)
 
 
 def read(name: str) -> pd.DataFrame:
-    """A row a round, with the accuracy in percent."""
+    """The records of a folder in results/: one row a round, with the accuracy in percent."""
     rounds = pd.read_json(RESULTS / name / "records.jsonl", lines=True)
     return rounds.assign(accuracy=[100 * metrics["accuracy"] for metrics in rounds["metrics"]])
 
 
 def curves(rounds: pd.DataFrame, strategies: Iterable[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """labels_R and accuracy_SR of each strategy, by seed. Ends this program unless all have the same of both."""
-    bought = rounds[rounds["budget"] != "full"]
-    table = bought.pivot(index=["strategy", "seed"], columns="n_labelled", values="accuracy")
+    """labels_R, and accuracy_SR of each strategy by seed. Exits unless all have the same seeds and label counts."""
+    loops = rounds[rounds["budget"] != "full"]
+    table = loops.pivot(index=["strategy", "seed"], columns="n_labelled", values="accuracy")
     ours = {name: table.loc[name].sort_index() for name in strategies}
     seeds = {name: list(t.index) for name, t in ours.items()}
     if len(set(map(tuple, seeds.values()))) != 1 or any(t.isna().to_numpy().any() for t in ours.values()):
@@ -116,7 +116,7 @@ def curves(rounds: pd.DataFrame, strategies: Iterable[str]) -> tuple[np.ndarray,
 
 
 def as_published(rounds: pd.DataFrame) -> list[Band]:
-    """The article's full data and, once it is there, its loop."""
+    """The bands of the article's full data and, once it is there, of its loop."""
     full, loop = (rounds[(rounds["budget"] == "full") == is_full] for is_full in (True, False))
     n_full, n = full["seed"].nunique(), loop["seed"].nunique()
 
@@ -133,12 +133,13 @@ def as_published(rounds: pd.DataFrame) -> list[Band]:
     n_falls_S = (np.diff(accuracy_SR) < 0).sum(1)
     full_S = full.set_index("seed")["accuracy"].loc[sorted(loop["seed"].unique())].to_numpy()
     nearly_S = stats.labels_to(-0.25, labels_R, accuracy_SR - full_S[:, None])
+    nearly = median_labels(nearly_S, labels_R)
     return [
         at_all,
         band("5,000 labels", loop[loop["n_labelled"] == 5000]["accuracy"].mean(), "%", low=75, high=83),
         band("rounds whose weights are thrown away", n_thrown_away.mean(), "rounds", low=8),
         band("rounds with a lower test accuracy than the one before", n_falls_S.mean(), "rounds", source=STEPS, high=0),
-        band("to its own seed's full data less 0.25 points, median", **to(nearly_S, labels_R), low=9000, high=14000),
+        band("to its own seed's full data less 0.25 points, median", **nearly, low=9000, high=14000),
     ]
 
 
@@ -148,8 +149,8 @@ def fair(rounds: pd.DataFrame) -> list[Band]:
     return [Band("gentle_introduction/fair", last, curve["random"][:, -1].mean(), "%", EXPECTED, n, low=85, high=87)]
 
 
-def to(labels_S: np.ndarray, labels_R: np.ndarray) -> dict[str, Any]:
-    """The median of label counts by nearest rank, or that it is beyond the last."""
+def median_labels(labels_S: np.ndarray, labels_R: np.ndarray) -> dict[str, Any]:
+    """Value, unit and beyond of a Band: the median of label counts by nearest rank, at most the last of labels_R."""
     median = stats.quartiles(labels_S)[1]
     return {"value": min(median, float(labels_R[-1])), "unit": "labels", "beyond": median == inf}
 
@@ -162,7 +163,7 @@ def repeated_mnist(rounds: pd.DataFrame) -> list[Band]:
         ("batchbald", "random"), ("power_bald", "random"), ("random", "bald"))}  # fmt: skip
     mean, worst = {k: v.mean() for k, v in gains.items()}, {k: v.min() for k, v in gains.items()}
     at = {name: {x: float(c[:, labels_R == x].mean()) for x in (100, 200)} for name, c in curve.items()}
-    to_90 = {name: to(stats.labels_to(90, labels_R, c), labels_R) for name, c in curve.items()}
+    to_90 = {name: median_labels(stats.labels_to(90, labels_R, c), labels_R) for name, c in curve.items()}
     copies = {name: 100 * duplicate_share(rounds, name) for name in ("bald", "batchbald")}
     selecting = {name: sum(r["select"] for r in rounds.loc[rounds["strategy"] == name, "seconds"]) for name in curve}
 
@@ -180,7 +181,7 @@ def repeated_mnist(rounds: pd.DataFrame) -> list[Band]:
         )
     ]  # fmt: skip
     for name, (theirs, sd) in AREA_AT_5_COPIES.items():
-        bounds = around(theirs, as_far_as_another(sd, 6))
+        bounds = around(theirs, half_interval_of_difference(sd, 6))
         found.append(band(f"{name}, {over}", area[name].mean(), "%", PAPER_FULL, **bounds))
     found += [
         band("copies among what bald bought", copies["bald"], "%", PAPER, low=50),
@@ -211,16 +212,17 @@ def repeated_mnist(rounds: pd.DataFrame) -> list[Band]:
 
 
 def around(theirs: float, gap: float) -> dict[str, float]:
+    """The bounds of a Band."""
     return {"low": round(theirs - gap, 1), "high": round(theirs + gap, 1)}
 
 
-def as_far_as_another(sd: float, n: int) -> float:
-    """How far the mean of n runs may be from another mean of n such runs: half the 95% interval of the difference."""
+def half_interval_of_difference(sd: float, n: int) -> float:
+    """Half the 95% interval of the difference between two means of n runs: how far one may be from the other."""
     return float(tests.t.ppf(0.975, 2 * n - 2) * sd * np.sqrt(2 / n))
 
 
 def duplicate_share(rounds: pd.DataFrame, strategy: str) -> float:
-    """Mean over seeds of the share of what was bought that is another copy of an image bought before."""
+    """The share of acquired images that are another copy of an image acquired before, mean over seeds."""
     runs = rounds[rounds["strategy"] == strategy].sort_values("round").groupby("seed")["acquired"]
     return float(np.mean([acquired.duplicate_share(acquired.originals(np.concatenate([*a]), *MNIST)) for _, a in runs]))
 

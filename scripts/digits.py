@@ -1,6 +1,6 @@
-"""Figure and words on digits in results/README.md: five strategies and two random arms, ten seeds, from nothing.
+"""Make the figure and text on digits in results/README.md: five strategies and two random arms, ten seeds.
 
-    python scripts/digits.py        about half an hour on two cores; stopped and typed again, it goes on
+    python scripts/digits.py        about half an hour on two cores; the same command continues after a stop
 
 Writes results/digits/ and its parts of results/README.md.
 """

@@ -1,10 +1,10 @@
-"""The practitioner's case: many strategies, ten seeds, three budgets, on a frozen backbone's features, from nothing.
+"""The practitioner's case: many strategies on a frozen backbone's features, with ten seeds and three budgets.
 
     python scripts/frozen_features.py --cifar10 FOLDER --dogs-vs-cats train.zip [--weights FILE]
 
-FOLDER holds CIFAR-10 as images, train/<class>/ and test/<class>/. Some five hours of one core, and half an hour for the
-features; stopped and typed again, it goes on. Writes results/frozen_features/ and its parts of README.md and
-results/README.md.
+FOLDER holds CIFAR-10 as images, train/<class>/ and test/<class>/. It takes some five hours of one core, and half an
+hour for the features. The same command continues after a stop. Writes results/frozen_features/ and its parts of
+README.md and results/README.md.
 """
 
 import argparse
@@ -24,11 +24,11 @@ STRATEGIES = [
     "random", "random_control", "least_confidence", "margin", "entropy", "power_margin", "falcun", "galaxy", "badge",
     "alfa_mix", "cal", "coreset", "coreset_unit", "typiclust", "uncertainty_herding",
 ]  # fmt: skip
-LOW_ONLY = ["prob_cover", "drop_query"]  # these take minutes a round where a thousand labels are bought
-ALIKE = {"least_confidence", "margin"}  # with two classes they choose what entropy does; in their place:
+LOW_ONLY = ["prob_cover", "drop_query"]  # these take minutes a round to acquire a thousand labels
+ALIKE = {"least_confidence", "margin"}  # with two classes they choose as entropy does; these are run instead:
 TWO_CLASSES = ["cluster_margin", "clue", "k_means"]
 CLASSES = {"cifar10": 10, "dogs_vs_cats": 2}
-LABELS_A_CLASS = {"low": 5, "medium": 25, "high": 100}  # bought a round, and to start with
+LABELS_A_CLASS = {"low": 5, "medium": 25, "high": 100}  # of the initial set and of each round
 FIGURES = ("learning_curves", "difference_to_random")
 FIRST = ("random", "random_control", "uncertainty_herding", "badge", "entropy")  # the rows of the first screen
 
@@ -39,7 +39,7 @@ def main() -> None:
     ask.add_argument("--dogs-vs-cats", type=Path, required=True)
     ask.add_argument("--weights", type=Path, help="where there is no network: timm's weights, a .safetensors file")
     a = ask.parse_args()
-    # A random 10,000 images of the pool are looked at each round, so that all of it takes hours and not days.
+    # Each round looks at 10,000 random images of the pool, so that the whole takes hours and not days.
     common = ["experiment=frozen_features", "seed=range(10)", "strategy.candidates=10000"]
     common += [f"model.weights={a.weights.resolve()}"] if a.weights else []
     data = {
@@ -49,7 +49,7 @@ def main() -> None:
     }  # fmt: skip
     settings = [(dataset, budget) for dataset in data for budget in LABELS_A_CLASS]
     for dataset, budget in settings:
-        n = bought(dataset, budget)
+        n = labels_per_round(dataset, budget)
         labels = [f"budget={budget}", f"budget.initial={n}", f"budget.query={n}"]
         published.sweep(*common, *data[dataset], *labels, f"strategy={','.join(strategies(dataset, budget))}")
     for dataset in data:
@@ -57,8 +57,7 @@ def main() -> None:
     write(settings)
 
 
-def bought(dataset: str, budget: str) -> int:
-    """Labels a round."""
+def labels_per_round(dataset: str, budget: str) -> int:
     return LABELS_A_CLASS[budget] * CLASSES[dataset]
 
 
@@ -86,7 +85,7 @@ def write(settings: list[tuple[str, str]]) -> None:
 
 
 def draw(path: Path, comparisons: dict[str, Comparison]) -> None:
-    """The budgets side by side, each strategy with the same look in all of them."""
+    """Draw the budgets side by side. A strategy has the same look in all of them."""
     figure = canvas.new_figure(canvas.PAGE, 3.6)
     axes = figure.subplots(1, len(comparisons))
     looks = canvas.style(dict.fromkeys(name for c in comparisons.values() for name in c.versus_random))
@@ -113,10 +112,10 @@ def overviews() -> str:
 
 
 def overview(dataset: str) -> str:
-    """Every strategy at every budget, in Markdown, and how to read it: from what results/ keeps."""
+    """A table of all strategies and budgets, and how to read it, in Markdown. The numbers come from results/."""
     rounds, summaries = kept(dataset)
     names = best_first(summaries)
-    rows = of_strategies([RANDOM, CONTROL, *names], rounds, summaries)
+    rows = strategy_table([RANDOM, CONTROL, *names], rounds, summaries)
     of_random = {budget: summary.loc[RANDOM] for budget, summary in summaries.items()}
     targets = {budget: r["target"] for budget, r in of_random.items() if pd.notna(r["target"])}
     full = rounds["high"][rounds["high"]["budget"] == "full"]
@@ -135,11 +134,11 @@ def overview(dataset: str) -> str:
 
 
 def first_rows() -> str:
-    """The rows of the first screen, in Markdown, and how to read them in short."""
+    """The table on the README's first screen, and how to read it in short, in Markdown."""
     rounds, summaries = kept("cifar10")
     n_all = len(best_first(summaries)) + 2
     return (
-        f"{of_strategies(FIRST, rounds, summaries)}\n\n"
+        f"{strategy_table(FIRST, rounds, summaries)}\n\n"
         "*random*: its accuracy, the mean over the labels. The others: percentage points more than random, with the "
         "95% interval, in pairs of one seed. Bold: significant (Wilcoxon's test, Holm's correction). *saves*: how many "
         "labels fewer than random it needs for the same accuracy. random\\_control is random a second time, so its "
@@ -159,12 +158,12 @@ def kept(dataset: str) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]
 
 
 def best_first(summaries: dict[str, pd.DataFrame]) -> list[str]:
-    """The strategies that are no random arm, by the mean of their gains over the budgets."""
+    """All strategies but the random arms, the largest mean gain over the budgets first."""
     gains = pd.DataFrame({budget: summary["minus_random"] for budget, summary in summaries.items()}).mean(axis=1)
     return list(gains.dropna().sort_values(ascending=False).index)
 
 
-def of_strategies(names: Sequence[str], rounds: dict[str, pd.DataFrame], summaries: dict[str, pd.DataFrame]) -> str:
+def strategy_table(names: Sequence[str], rounds: dict[str, pd.DataFrame], summaries: dict[str, pd.DataFrame]) -> str:
     """A row for each of these strategies, a column for each budget, in Markdown."""
     of_random = {budget: summary.loc[RANDOM] for budget, summary in summaries.items()}
     special = {
@@ -188,7 +187,7 @@ def cell(summary: pd.DataFrame, name: str) -> str:
 
 
 def what_a_target_decides(rounds: dict[str, pd.DataFrame], targets: dict[str, float], best: str) -> str:
-    """What is saved at the last budget on the way to its target, and at the last two to that of the one before."""
+    """In words: labels saved at the last budget to its target, and at the last two to the target of the one before."""
     *_, (before, lower), (last, target) = targets.items()
     at_target, at_lower, at_before = (
         f"{100 * published.savings(rounds[budget], best, t).savings[0]:.0f}% on the way to {t:.0%}"

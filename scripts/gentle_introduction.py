@@ -1,10 +1,10 @@
-"""The article as its code runs it, flaws included, and its question with the random baseline it lacks, from nothing.
+"""The article as its code runs it, flaws included, and its question with the random baseline that it lacks.
 
     python scripts/gentle_introduction.py --dogs-vs-cats train.zip [--seeds 7]
 
-Three full-data references and one run of the article's loop, then random, margin and BADGE with fresh weights and equal
-steps at six label counts, and the full data with the same steps: some twenty hours of one core. Stopped and typed
-again, it goes on. Writes results/gentle_introduction/.
+Runs three full-data references and the article's loop once. Then random, margin and BADGE, with fresh weights and equal
+steps at six label counts, and the full data with the same steps. It takes some twenty hours of one core. The same
+command continues after a stop. Writes results/gentle_introduction/.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def write_faithful() -> None:
-    """The full data alone, or the loop with it."""
+    """Write the article's part of the page: the full data and, once it is finished, the loop."""
     runs = finished(FAITHFUL)
     looped = any(run.setting.budget != "full" for run in runs)
     c = published.keep(runs, OUT / "as_published", LOOP if looped else {})
@@ -63,7 +63,7 @@ def write_faithful() -> None:
 
 
 def how_it_ended(c: Comparison) -> str:
-    """What became of the loop and of the labels it bought; its reference is the full data with the same seed."""
+    """How the loop ended, in Markdown. Its reference is the full data with the same seed."""
     (loop,) = c.runs["entropy"]
     rounds = published.rounds(loop)
     (full,) = (published.rounds(run)[-1] for run in c.references if run.seed == loop.seed)
@@ -88,7 +88,7 @@ def how_it_ended(c: Comparison) -> str:
 
 
 def when_to_stop(loop: Run, target: float) -> str:
-    """By the loop's own rule, whatever reference it had at the time."""
+    """When the loop's own rule would have stopped it at this target, whatever reference it had at the time."""
     tolerance, two_sided = (loop.config[f"budget.stop.{key}"] for key in ("tolerance", "two_sided"))
     stop = StopConfig(StopAt.test, tolerance, two_sided)
     met = loop.labels_R[[is_reached(accuracy, target, stop) for accuracy in loop.metrics["accuracy"]]]
@@ -104,6 +104,7 @@ def precision(run: Run) -> str:
 
 
 def write_fair(n_seeds: int) -> None:
+    """Write the part of the page with fresh weights, equal steps and random sampling."""
     c = published.keep([run for run in finished(FAIR) if run.seed < n_seeds], OUT / "fair", CURVES)
     verdict = [as_markdown("fair", CURVES), published.words(c), to_the_full_data(c), learned(c)]
     published.fill(
@@ -123,7 +124,7 @@ def as_markdown(folder: str, figures: dict[str, str]) -> str:
 
 
 def to_the_full_data(c: Comparison) -> str:
-    """What is still missing at the last label count, paired by seed with training on all labels, in Markdown."""
+    """Accuracy at the last label count minus that of training on all labels, paired by seed, in Markdown."""
     full = c.full_by_seed
     last, n_train = c.labels_R[-1], c.references[0].labels_R[-1]
     lines = [f"At {last:,} labels, minus the accuracy with all {n_train:,} ({c.full:.1%}):", ""]
@@ -134,7 +135,7 @@ def to_the_full_data(c: Comparison) -> str:
 
 
 def learned(c: Comparison) -> str:
-    """How far the nets came with what each strategy bought: their accuracy on it over the whole of the last fit."""
+    """Training accuracy over the whole of the last fit: how well nets learned what each strategy acquired."""
     shares = []
     for name, runs in c.runs.items():
         last_fits = [results.histories(run)[last_round(c, run)] for run in runs]

@@ -1,6 +1,6 @@
-"""What the scripts of published results share: the sweep, and what results/<name>/ keeps of it.
+"""What the scripts of published results share: they run a sweep, and write what results/<name>/ keeps of it.
 
-records.jsonl holds a line a round as rounds.jsonl does, with its run's dataset, budget, strategy and seed in front.
+records.jsonl holds the lines of rounds.jsonl, each with its run's dataset, budget, strategy and seed in front.
 """
 
 import json
@@ -30,12 +30,12 @@ RUNS = ROOT / "results" / "runs"  # not committed
 
 
 def sweep(*overrides: str, runs: Path = RUNS) -> None:
-    """From nothing, or from where it was stopped, into the folder `runs`. Ends this program where a run fails."""
+    """Run or continue a sweep in the folder `runs`. Exits if a run fails."""
     command = [sys.executable, "-m", "al_bench", "-m", "hydra/launcher=local", *overrides]
     process = subprocess.Popen([*command, f"results_dir={runs.relative_to(ROOT)}"], cwd=ROOT)
     try:
         code = process.wait()
-    except KeyboardInterrupt:  # it had the same Ctrl-C, and leaves its runs in order
+    except KeyboardInterrupt:  # the sweep had the same Ctrl-C, and ends its runs properly
         code = process.wait()
     if code:
         sys.exit(code)
@@ -44,10 +44,10 @@ def sweep(*overrides: str, runs: Path = RUNS) -> None:
 def keep(
     runs: list[Run], out: Path, kept: Iterable[str], dropped: Iterable[str] = (), target: float | None = None
 ) -> Comparison:
-    """Write what is committed of a finished comparison: records, summary, figures, as its report has them.
+    """Write the committed files of a finished comparison: records, summary and figures, as its report has them.
 
-    runs: of one data set and budget, with the same seeds for all strategies, and on the full data; else nothing is
-    written. kept: the names of the figures.
+    runs: those of one data set and budget, with the same seeds for all strategies, and those on the full data. Exits
+    without writing anything if they are others. kept: names of figures. dropped: keys that the records leave out.
     """
     found = compare.comparisons(runs, target=target)
     if len(found) != 1:
@@ -83,7 +83,7 @@ def rounds(run: Run) -> list[dict[str, Any]]:
 
 
 def words(c: Comparison) -> str:
-    """The verdict's sentences, its table, how its numbers came about and what is to be known, in Markdown."""
+    """The verdict in Markdown: its sentences, its table, the methods behind its numbers, and the notes."""
     section = tables.section(c)
     sentences, notes = ([f"- {report.md(text)}" for text in texts] for texts in (section.sentences, c.notes))
     how = map(report.md, section.method_notes)
@@ -91,7 +91,7 @@ def words(c: Comparison) -> str:
 
 
 def noise(rounds: pd.DataFrame, target: float) -> str:
-    """What a second random arm gains, which is chance. rounds: as check_results reads them."""
+    """The gain of the second random arm, which is chance, in Markdown. rounds: from check_results.read."""
     labels_R, curve = check_results.curves(rounds, (CONTROL, RANDOM))
     area = stats.paired_difference(*(stats.aubc(labels_R, accuracy_SR) / 100 for accuracy_SR in curve.values()))
     e = savings(rounds, CONTROL, target) if pd.notna(target) else None
@@ -99,7 +99,7 @@ def noise(rounds: pd.DataFrame, target: float) -> str:
 
 
 def gain(area: Sequence[float], saved: Sequence[float] | None, significant: bool = False) -> str:
-    """Of fractions: (mean, low, high)."""
+    """Points gained and labels saved, in Markdown. area, saved: (mean, low, high), as fractions."""
     mean, low, high = area
     points = ACCURACY.difference(mean)
     words = f"{f'**{points}**' if significant else points}{ACCURACY.bounds(low, high)}"
@@ -128,13 +128,13 @@ def fill(path: Path, **parts: str) -> None:
 
 
 def costs(comparisons: Iterable[Comparison]) -> str:
-    """What the runs of each strategy took, in medians, and on which machine, in Markdown."""
+    """The median cost of each strategy's runs, and the machines of all runs, in Markdown."""
     heads = [
         "data and budget", "strategy", "runs", "samples trained", "images predicted", "fit s", "predict s", "select s",
         "whole run s", "outside the three",
     ]  # fmt: skip
     rows = []
-    of_run = {run: cost(run) for c in comparisons for run in c.all_runs}  # a reference of several counts once
+    of_run = {run: cost(run) for c in comparisons for run in c.all_runs}  # a shared reference counts once
     for setting, strategy in dict.fromkeys((run.setting, run.strategy) for run in of_run):
         ours = [c for run, c in of_run.items() if (run.setting, run.strategy) == (setting, strategy)]
         middle = {k: median(c[k] for c in ours) for k in ours[0]}
@@ -159,8 +159,11 @@ def costs(comparisons: Iterable[Comparison]) -> str:
 
 
 def cost(run: Run) -> dict[str, float]:
-    """Counts and seconds of one run. `whole`: from start to end, of a continued run the sum of the other seconds;
-    `outside`: the part of the whole in none of the others."""
+    """Counts and seconds of one run.
+
+    whole: from start to end, or for a continued run the sum of the other seconds. outside: the share of the whole that
+    is in none of the others.
+    """
     lines, c = rounds(run), run.config
     needs = needs_of(function("strategy._target_", c["strategy._target_"]))
     members = c["strategy.members"] or 1

@@ -144,7 +144,7 @@ def test_a_deleted_working_directory_is_said_to_be_one(tmp_path):
     folder = tmp_path / "gone"
     folder.mkdir()
     done = command(folder, "seed=0", program=STARTED, preexec_fn=folder.rmdir)
-    said = "al_bench: the folder this was started in has been deleted. Go into it again, or into another.\n"
+    said = "al_bench: The current folder has been deleted. Change to a folder that exists.\n"
     assert (done.returncode, done.stderr) == (1, said)
 
 
@@ -198,7 +198,7 @@ def test_a_plan_shows_the_budget_and_the_work_and_trains_nothing(tmp_path):
         ["2", "40", "10", "1,280", "1,378"],
         ["3", "50", "0", "1,280", "0"],
     ]
-    assert "Labels bought: 70 (50 to train on, 20 for validation)" in done.stdout
+    assert "Labels acquired: 70 (50 to train on, 20 for validation)" in done.stdout
     assert "Memory: about" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

@@ -71,7 +71,7 @@ def test_an_experiment_with_all_labels_is_the_full_data_and_nothing_else_is():
     assert [run_folder(x).parts[-3] for x in (c, full)] == ["20+18x10", "full"]
     assert (full.trainer, full.stressor) == (c.trainer, c.stressor)
     for part in (("budget=full", "budget.initial=50"), ("budget.initial=null",), ("budget.name=full",)):
-        with pytest.raises(UserError, match="the full data, all labelled at once, are budget=full"):
+        with pytest.raises(UserError, match="Set budget=full, which sets both, to train on the full data"):
             asked(*part)
 
 
@@ -121,9 +121,9 @@ def test_the_length_of_training_by_hand(overrides, length):
         ("dataset.image_size=4", "dataset.image_size=4: from 8 to 4,096 pixels"),
         ("dataset.test_fraction=1.0", "between 0 and 1"),
         ("trainer.test_passes=1", "trainer.test_passes=1: from 2 to 10,000 passes with dropout, or null"),
-        ("trainer.later_max_epochs=1", "trainer.later_max_epochs is trainer.max_epochs of the rounds after the first"),
-        ("stressor.noise=0.9", "stressor.noise=0.9 is put on copies of images, and there are none"),
-        ("dataset.mean=[] dataset.std=[]", "dataset.mean and dataset.std: as many of each"),
+        ("trainer.later_max_epochs=1", "trainer.later_max_epochs replaces trainer.max_epochs after the first round"),
+        ("stressor.noise=0.9", "stressor.noise=0.9 changes copies of images, and there are none"),
+        ("dataset.mean=[] dataset.std=[]", "dataset.mean and dataset.std need equally many values"),
         ("study=b${trainer.batchsize}", "study: Interpolation key 'trainer.batchsize' not found"),
         ("trainer.max_epochs=3", "trainer.max_steps and trainer.max_epochs are both set"),
         ("trainer.num_workers=-1", "trainer.num_workers=-1"),

@@ -266,7 +266,7 @@ def test_rounds_without_run_json_go_on_and_say_what_is_not_known(tmp_path):
     cut_to(store, 2)
     (store.folder / "run.json").unlink()
     run_here(tmp_path, "strategy=entropy")
-    assert "has lost its run.json. Nobody can tell whether images" in (store.folder / "run.log").read_text()
+    assert "has lost its run.json, so images, weights and code cannot" in (store.folder / "run.log").read_text()
 
 
 def test_studies_that_would_share_a_folder_are_told_apart(tmp_path):

@@ -24,14 +24,14 @@ def test_strategies_of_one_seed_share_the_initial_set_and_the_first_fit(tmp_path
     assert len({i["validation_set"]["checksum"] for i in infos}) == 1
     first = [lines_of(s.folder)[0] for s in stores]
     assert all(r["metrics"] == first[0]["metrics"] and r["history"] == first[0]["history"] for r in first)
-    assert first[0]["acquired"] != first[3]["acquired"]  # random and entropy do differ in what they buy
+    assert first[0]["acquired"] != first[3]["acquired"]  # random and entropy do differ in what they acquire
 
     other = run_here(tmp_path, "seed=1", "budget.rounds=1")
     assert other.info()["initial_set"]["checksum"] != infos[0]["initial_set"]["checksum"]
     assert lines_of(other.folder)[0]["metrics"] != first[0]["metrics"]
 
 
-def test_with_two_classes_the_three_uncertainty_scores_buy_the_same_images(tmp_path):
+def test_with_two_classes_the_three_uncertainty_scores_acquire_the_same_images(tmp_path):
     images, labels = load_digits(return_X_y=True)
     for kind in (3, 8):
         (tmp_path / "photos" / str(kind)).mkdir(parents=True)
@@ -45,7 +45,7 @@ def test_with_two_classes_the_three_uncertainty_scores_buy_the_same_images(tmp_p
 
 
 class StrictOracle(Oracle):
-    """Raise if a label is read in any way but `label`; remember what was acquired."""
+    """Raises if a label is read in any other way than by acquiring it. `asked`: the indices that were acquired."""
 
     def __init__(self, oracle: Oracle) -> None:
         self.__dict__ |= {k: v for k, v in oracle.__dict__.items() if k != "_labels_N"}
@@ -61,7 +61,7 @@ class StrictOracle(Oracle):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_no_label_is_read_before_it_is_bought(tmp_path, monkeypatch, strategy):
+def test_no_label_is_read_before_it_is_acquired(tmp_path, monkeypatch, strategy):
     oracles = []
 
     def load(*args, load=sources.load):
@@ -71,20 +71,20 @@ def test_no_label_is_read_before_it_is_bought(tmp_path, monkeypatch, strategy):
 
     monkeypatch.setattr(sources, "load", load)
     records = run_here(tmp_path, f"strategy={strategy}").records()
-    bought = [i for r in records for i in r.acquired]
+    acquired = [i for r in records for i in r.acquired]
     assert len(oracles[0].asked) == len(set(oracles[0].asked)) == 20 + 20 + 30
-    assert set(bought) < set(oracles[0].asked)
+    assert set(acquired) < set(oracles[0].asked)
 
 
-def test_labels_that_were_not_bought_and_test_labels_change_no_decision(tmp_path, monkeypatch):
+def test_labels_that_were_not_acquired_and_test_labels_change_no_decision(tmp_path, monkeypatch):
     honest = run_here(tmp_path / "honest", "strategy=entropy")
-    bought = {i for r in honest.records() for i in r.acquired}
+    acquired = {i for r in honest.records() for i in r.acquired}
 
     def load(*args, load=sources.load):
         dataset, oracle = load(*args)
-        paid = StrictOracle(oracle)
-        first = pool.start(dataset.train_idx, paid, honest.config.budget, 0)
-        keep = torch.tensor(sorted({*bought, *first.labelled_L.tolist(), *first.validation_V.tolist()}))
+        strict = StrictOracle(oracle)
+        first = pool.start(dataset.train_idx, strict, honest.config.budget, 0)
+        keep = torch.tensor(sorted({*acquired, *first.labelled_L.tolist(), *first.validation_V.tolist()}))
         scrambled = (oracle._labels_N + 1) % 10
         scrambled[keep] = oracle._labels_N[keep]
         wrong_test = (dataset.test_labels_V + 1) % 10

@@ -115,7 +115,7 @@ def test_labelled_embeddings_without_labelled_predictions_keep_the_order_of_acqu
     assert view.labelled_log_probs_LC is None
 
 
-def test_the_answer_is_bought_in_its_order_from_the_candidates(tmp_path):
+def test_the_answer_is_acquired_in_its_order_from_the_candidates(tmp_path):
     run = run_here(tmp_path, *mine(backwards, candidates=12), "budget.rounds=1")
     dataset, oracle = digits(run.config)
     first = pool.start(dataset.train_idx, oracle, run.config.budget, 0)
@@ -177,7 +177,7 @@ def test_the_first_member_is_the_net_that_is_tested_and_each_other_is_built_trai
 
 
 def test_the_test_by_passes_is_the_mean_of_their_probabilities_and_changes_nothing_else(tmp_path, monkeypatch):
-    predict, measure, tested, measured = Learner.predict, loop.classification_metrics, [], []
+    predict, measure, tested, measured = Learner.predict, loop.measure, [], []
 
     def kept(learner, net, idx, *args, **kwargs):
         seen = predict(learner, net, idx, *args, **kwargs)
@@ -185,7 +185,7 @@ def test_the_test_by_passes_is_the_mean_of_their_probabilities_and_changes_nothi
         return seen
 
     monkeypatch.setattr(Learner, "predict", kept)
-    monkeypatch.setattr(loop, "classification_metrics", lambda *seen: measured.append(seen[0]) or measure(*seen))
+    monkeypatch.setattr(loop, "measure", lambda *seen: measured.append(seen[0]) or measure(*seen))
     plain, by_passes, other = (
         lines_of(run_here(tmp_path / name, *ask, "budget.rounds=1").folder)
         for name, ask in (
@@ -236,7 +236,7 @@ def test_a_strategy_chooses_among_the_candidates_which_differ_by_round_not_by_st
         (("strategy.members=1",), "strategy.members=1: from 2 to 1,000"),
         (("strategy.candidates=5", "budget.query=10"), "strategy.candidates=5: 10 or more"),
         (("strategy.members=2", "trainer.start=previous"), "set trainer.start=fresh"),
-        (("budget.start=typiclust", "features=model"), "comes before any model"),
+        (("budget.start=typiclust", "features=model"), "chooses before any training"),
         (("model.dropout=1",), "model.dropout=1"),
     ],
 )

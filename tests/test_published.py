@@ -52,12 +52,12 @@ def test_a_band_says_by_how_much_it_is_missed(bounds, line):
         ({"high": 9000}, "miss (wanted: at most 9,000, missed by more than 1,800; paper)"),
     ],
 )  # fmt: skip
-def test_a_band_beyond_the_labels_that_were_bought_is_open_where_they_cannot_tell(bounds, line):
+def test_a_band_beyond_the_acquired_labels_is_open_where_they_cannot_tell(bounds, line):
     said = str(check_results.Band("x", "to 90%", 10800, "labels", "paper", 1, beyond=True, **bounds))
     assert said == line.replace(" (", "  x: to 90%: more than 10,800 labels, n = 1 (", 1)
 
 
-# Percent at 100 and 200 labels for two seeds, and what the first round bought: 10000 to 10004 are copies of one image.
+# Percent at 100 and 200 labels for two seeds; what the first round acquired. 10000 to 10004 are copies of one image.
 MADE_UP = {
     "random": ([(80, 90), (82, 92)], [[10000, 10005], [10000, 10005]]),
     "bald": ([(78, 84), (70, 80)], [[10000, 10001, 10005, 10006], [10000, 10001, 10002, 10003]]),
@@ -76,9 +76,9 @@ def made_up(**changes):
             "n_labelled": n,
             "accuracy": a,
             "seconds": {"select": {"batchbald": 6.0, "power_bald": 1.0, "bald": 0.8}.get(name, 0.0)},
-            "acquired": bought[seed] * (r == 0),
+            "acquired": acquired[seed] * (r == 0),
         }
-        for name, (accuracy, bought) in (MADE_UP | changes).items()
+        for name, (accuracy, acquired) in (MADE_UP | changes).items()
         for seed, both in enumerate(accuracy)
         for r, (n, a) in enumerate(zip((100, 200), both, strict=True))
     ]
@@ -134,7 +134,7 @@ def test_the_bands_of_repeated_mnist_by_hand():
 
 def test_the_distance_of_two_means_by_hand():
     # t(0.975, 10) = 2.2281; the standard error of a difference of two means of six: 1.3 * sqrt(2 / 6)
-    assert check_results.as_far_as_another(1.3, 6) == pytest.approx(2.2281 * 1.3 * 0.57735, rel=1e-4)
+    assert check_results.half_interval_of_difference(1.3, 6) == pytest.approx(2.2281 * 1.3 * 0.57735, rel=1e-4)
 
 
 def the_loop(*accuracies, best=(0, 0, 2, 2)):

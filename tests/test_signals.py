@@ -107,7 +107,7 @@ def test_a_signal_that_an_import_or_an_except_takes_for_an_error_stops_the_run(t
 @pytest.mark.parametrize("code", [0, 3, "bye"])
 def test_an_exit_that_nobody_asked_for_is_a_failure(tmp_path, monkeypatch, code):
     monkeypatch.setattr(sources, "load", lambda *_: sys.exit(code))
-    with pytest.raises(UserError, match=rf"sys.exit\({code!r}\) ended the run"):
+    with pytest.raises(UserError, match=rf"sys.exit\({code!r}\) was called by code that the run uses"):
         run_here(tmp_path, *BRIEF)
     info = json.loads((run_folder(asked(f"results_dir={tmp_path}", *QUICK, *BRIEF)) / "run.json").read_text())
     assert info["state"] == "failed" and info["error"].startswith(f"sys.exit({code!r})")

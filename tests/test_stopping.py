@@ -16,7 +16,7 @@ from al_bench.store import RunStore
 FULL = ("budget=full", "budget.initial=null", "budget.rounds=0")
 
 
-def test_a_pool_without_a_round_limit_is_bought_to_the_last_image(tmp_path):
+def test_a_pool_without_a_round_limit_is_acquired_to_the_last_image(tmp_path):
     store = run_here(tmp_path, "budget.rounds=null", "budget.query=500", "trainer.max_steps=2")
     assert [r.n_labelled for r in store.records()] == [20, 520, 1020, 1438 - 20]
     assert store.info()["stopped"] == "the pool is empty"
@@ -71,8 +71,8 @@ def dictated(monkeypatch):
             patch.setattr(stopping, "find_reference", lambda c: None)
             patch.setattr(stopping, "stop_rule", lambda c, *_: stopping.StopRule(c.budget, 0.8))
             patch.setattr(Learner, "validate", lambda *_: next(validated))
-            measure = loop.classification_metrics
-            patch.setattr(loop, "classification_metrics", lambda *x: measure(*x) | {"accuracy": next(tested)})
+            measure = loop.measure
+            patch.setattr(loop, "measure", lambda *x: measure(*x) | {"accuracy": next(tested)})
             asks = ("trainer.max_steps=1", f"budget.rounds={len(fits) - 1}", "budget.stop.at=validation")
             return run_here(folder, *asks, *options)
 

@@ -316,7 +316,7 @@ def test_code_that_calls_sys_exit_fails_its_own_run_alone(place):
     assert list(records(place)) == ["random/seed=0"]
 
     alone = command(place, *ask[1:], "model=net", "strategy=random")  # sys.exit(0), and yet no success
-    assert alone.returncode == 1 and "sys.exit" in alone.stderr
+    assert alone.returncode == 1 and "mine.net failed (SystemExit: it asks to end the process" in alone.stderr
 
 
 def test_a_plan_that_calls_sys_exit_fails_alone_too(sweeper, capsys, monkeypatch):
@@ -324,8 +324,9 @@ def test_a_plan_that_calls_sys_exit_fails_alone_too(sweeper, capsys, monkeypatch
     monkeypatch.syspath_prepend(os.getcwd())
     jobs = [["plan=true", f"dataset._target_={path}"] for path in ("mine_too.data", "al_bench.data.sources.digits")]
     there, todo, failed = sweep.sort_out(jobs, list(sweeper.composed(jobs)))
-    assert (there, todo, failed) == (set(), {}, {"dataset._target_=mine_too.data": "SystemExit(0)."})
-    assert capsys.readouterr().out.count("Labels bought") == 1
+    ended = "dataset digits: mine_too.data failed (SystemExit: it asks to end the process, by SystemExit(0))."
+    assert (there, todo, failed) == (set(), {}, {"dataset._target_=mine_too.data": ended})
+    assert capsys.readouterr().out.count("Labels acquired") == 1
 
 
 def test_a_sweep_whose_driver_is_killed_at_a_random_moment_ends_as_if_it_had_not_been(

@@ -148,7 +148,7 @@ def test_names_as_long_as_a_file_system_takes_are_drawn(tmp_path):
     assert len(made) >= 8 and all(len(path.name.encode()) < 255 for path in made)
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")  # plots sets this filter, and pytest replaces it
+@pytest.mark.filterwarnings("ignore:Glyph")  # process.prepare sets this filter, and pytest replaces it
 def test_classes_of_any_name_are_drawn_and_tracked(tmp_path):
     n = len(HOSTILE)
     idx, none = torch.arange(n), torch.empty(0, dtype=torch.int64)

@@ -1,6 +1,7 @@
-"""Which part of al_bench may import which; how long its functions are."""
+"""Which part of al_bench may import which, and how long its functions and files may be."""
 
 import ast
+import statistics
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -51,3 +52,21 @@ def test_nothing_that_runs_imports_the_checks():
 
 def test_no_imports_go_round_in_a_circle():
     TopologicalSorter({m: imports(m, at_start=True) - {m} for m in MODULES}).prepare()  # raises CycleError
+
+
+def test_functions_and_files_are_short():
+    functions = {
+        f"{module}:{node.lineno} {node.name}": node
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
+    n_lines = {name: node.end_lineno - node.lineno + 1 for name, node in functions.items()}
+    assert {name: n for name, n in n_lines.items() if n > 60} == {}
+    median, *_, p90 = statistics.quantiles(n_lines.values(), n=10, method="inclusive")[4:]
+    assert median <= 8 and p90 <= 20
+    positional = {name: [*node.args.posonlyargs, *node.args.args] for name, node in functions.items()}
+    assert {
+        name for name, found in positional.items() if len(found) - (found[:1] and found[0].arg == "self") > 6
+    } == set()
+    assert {name for name, file in FILES.items() if len(file.read_text().splitlines()) > 350} == set()

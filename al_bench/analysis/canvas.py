@@ -6,7 +6,6 @@ a leading underscore hides nothing.
 """
 
 import textwrap
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,9 +31,6 @@ DASHES = ("-", "--", ":", "-.")
 MANY = 14  # curves; a legend of more takes a figure as wide as a page
 NAME = 28  # letters of a name in one line beside a row
 LONGEST = 300  # letters of a name
-
-# Letters that matplotlib's font lacks are drawn as boxes; a line on the screen for each helps nobody.
-warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from|Matplotlib currently does not support")
 
 Look = dict[str, str]
 

@@ -28,6 +28,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from PIL import Image
 
 import al_bench
+from al_bench import process
 from al_bench.analysis import compare, figures, results, rounds, tables, verdict
 from al_bench.analysis.canvas import new_figure
 from al_bench.analysis.compare import CONTROL, Across, Comparison
@@ -244,7 +245,7 @@ def shared_out(todo: list[tuple[Comparison, Path, int]]) -> list[Shown]:
     if n == 1:
         return [shown(*arguments) for arguments in todo]
     found: list[Shown | None] = [None] * len(todo)
-    with multiprocessing.get_context("spawn").Pool(n - 1) as pool:
+    with multiprocessing.get_context("spawn").Pool(n - 1, initializer=process.prepare) as pool:
         others = [i for i in range(len(todo)) if i % n]
         theirs = pool.starmap_async(shown, [todo[i] for i in others], chunksize=1)
         found[::n] = [shown(*arguments) for arguments in todo[::n]]
