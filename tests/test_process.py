@@ -10,9 +10,10 @@ LOOK = """
 import json, logging, os, warnings
 
 def state():
+    patterns = [str(getattr(f[1], "pattern", "")) for f in warnings.filters]
     return {
         "levels": [logging.getLogger(name).level for name in ("al_bench", "pytorch_lightning", "lightning_fabric")],
-        "quiet": [sum(part in str(getattr(f[1], "pattern", "")) for f in warnings.filters) for part in ("workers", "Glyph")],
+        "quiet": [sum(word in pattern for pattern in patterns) for word in ("many workers", "Glyph")],
         "caches": [os.environ.get(k) for k in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")],
     }
 """
