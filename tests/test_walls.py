@@ -67,6 +67,6 @@ def test_functions_and_files_are_short():
     assert median <= 8 and p90 <= 20
     positional = {name: [*node.args.posonlyargs, *node.args.args] for name, node in functions.items()}
     assert {
-        name for name, found in positional.items() if len(found) - (found[:1] and found[0].arg == "self") > 6
+        name for name, found in positional.items() if len(found) - bool(found and found[0].arg == "self") > 6
     } == set()
     assert {name for name, file in FILES.items() if len(file.read_text().splitlines()) > 350} == set()
