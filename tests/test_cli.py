@@ -15,10 +15,10 @@ from conftest import QUICK, STARTED, asked, command, lines_of
 
 from al_bench.recipe import run_folder
 
-pytestmark = pytest.mark.xdist_group("commands")  # they share the process that forks
+pytestmark = pytest.mark.xdist_group("commands")  # the tests share the process that forks
 ROOT = Path(__file__).parents[1]
 
-# Kills itself in a named phase of a named round, as the power would: SIGKILL, no handler, no clean-up.
+# Kills itself by SIGKILL in a named phase of a named round: no handler, no clean-up, as in a power cut.
 KILLED = """
 import os, signal, sys
 from al_bench import cli, observe

@@ -164,8 +164,8 @@ def test_near_misses_of_what_was_typed():
     assert near_misses(["strategy=power_margin", "strategy.btea=2"]) == f"strategy=power_margin {has}"
     both = near_misses(["-m", "strategy=random,power_margin", "strategy.beta=2", "strategy.passes=3"])
     assert both == "strategy=random has no strategy.beta: it has candidates, members, passes."
-    assert near_misses(["strategy.beta=2", "strategy=random"]) == both  # in whatever order
-    assert near_misses(["experiment=gentle_introduction", "strategy.beta=2"]) == ""  # which strategy, no word says
+    assert near_misses(["strategy.beta=2", "strategy=random"]) == both  # the order of arguments does not matter
+    assert near_misses(["experiment=gentle_introduction", "strategy.beta=2"]) == ""  # no argument names the strategy
     assert near_misses(["model=resnet18.a1_in1k"]) == "Nets of timm: model=timm model.name=..."
     assert near_misses(["strategy=entropy", "trainer.max_steps=5", "+model.options.drop_rate=0.1"]) == ""
 

@@ -63,7 +63,7 @@ def forget():
 
 @pytest.fixture
 def looked(monkeypatch):
-    """What observe.pool_view is given, call by call."""
+    """The arguments of each call of observe.pool_view."""
     calls, real = [], observe.pool_view
     monkeypatch.setattr(observe, "pool_view", lambda *args: calls.append(args) or real(*args))
     return calls

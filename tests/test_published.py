@@ -1,4 +1,4 @@
-"""What the scripts of published results keep, the checks on it, and that the pages say the same."""
+"""The files that the scripts of published results keep, the checks on them, and the pages that repeat their numbers."""
 
 import json
 import re
@@ -152,7 +152,7 @@ def test_the_bands_of_the_article_by_hand():
     assert [band.value for band in found] == pytest.approx([88.3, 77, 2, 1, 5600])
     assert [band.n for band in found] == [3, 1, 1, 1, 1]
     assert [band.verdict for band in found] == ["pass", "pass", "miss", "miss", "open"]
-    # 87.75 is a quarter of a point below the full data of its own seed; the mean of all seeds would want 88.05
+    # 87.75 is a quarter of a point below the full data of its own seed; the mean of all seeds would ask for 88.05
     reached = the_loop(77.0, 77.0, 87.75, 87.75)
     assert [band.verdict for band in reached] == ["pass", "pass", "miss", "pass", "miss"]
     assert (reached[-1].value, reached[-1].beyond) == (5400, False)
@@ -382,7 +382,7 @@ def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypat
     ) in page.read_text()
     assert pictures()[:5] == list(gentle_introduction.LOOP)
     met = {0.8222: "first met with 5,400 labels", 0.7976: "first met with 5,000 labels", 0.797: "never met"}
-    for target, said in met.items():  # the last has all of the loop more than 0.25 points above it
+    for target, said in met.items():  # the whole loop is more than 0.25 points above the last one
         assert gentle_introduction.when_to_stop(results.read(loop), target).endswith(said)
 
 

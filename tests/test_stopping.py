@@ -62,7 +62,7 @@ def test_the_stop_rule_by_hand(accuracy, two_sided, reached):
 
 @pytest.fixture
 def dictated(monkeypatch):
-    """A run with a target of 0.8 whose fits turn out as told: (validation loss, validation accuracy, test accuracy)."""
+    """Run with a target of 0.8 and these results of its fits: (validation loss, validation accuracy, test accuracy)."""
 
     def run(folder, fits, *options):
         validated = iter([{"loss": loss, "accuracy": validation} for loss, validation, _ in fits])
@@ -110,7 +110,7 @@ def test_a_reference_with_another_validation_set_is_refused(tmp_path):
     with full.at_work():
         full.identify(DATA, SETS)
         full.append(replace(record(0, acquired=()), validation={"accuracy": 0.7}))
-    other = ("budget.initial=40", "budget.query=7", "budget.stop.at=test")  # no difference where all is labelled
+    other = ("budget.initial=40", "budget.query=7", "budget.stop.at=test")  # a full-data run ignores these
     found = find_reference(asked(*here, *other, "budget.validation=30"))
     assert found == ({"test": 0.5, "validation": 0.7}, "one", None)
     with pytest.raises(UserError, match=r"has another budget\.validation\. Delete it"):

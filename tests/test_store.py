@@ -163,7 +163,7 @@ class A:
 
 @pytest.fixture
 def version(tmp_path, monkeypatch):
-    """What is noted of a strategy's settings once these files are there."""
+    """The code version of a strategy's settings after these files are written."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def of(files: str | dict[str, str], **settings):
@@ -317,7 +317,7 @@ def test_a_setting_comes_back_from_config_yaml_as_it_was_asked(tmp_path, value):
     there = as_asked(run_folder(c) / "config.yaml")
     assert there == flat(asdict(c))
     assert repr(there["strategy.odd"]) == repr(value)
-    assert there["trainer.early_stopping.monitor"] == "accuracy"  # a choice goes by its name
+    assert there["trainer.early_stopping.monitor"] == "accuracy"  # an enum is written as its name
 
 
 def test_an_internal_error_leaves_its_traceback_in_the_log(store):
@@ -344,7 +344,7 @@ def test_a_second_process_is_turned_away(store):
     finally:
         first.kill()
         first.communicate()
-    with again(store).at_work():  # killed without a word: the lock went with it
+    with again(store).at_work():  # the kill released the lock
         assert store.info()["state"] == "running"
 
 

@@ -91,7 +91,7 @@ def state(folder: Path, run: str) -> dict:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start the command; what a failed test leaves of it is ended, workers as well."""
+    """Start the command. At the end of the test it and its workers are killed if they still run."""
     drivers = []
 
     def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -175,7 +175,7 @@ def test_two_runs_of_one_folder_are_refused_and_the_same_run_twice_is_one(sweepe
 
 
 def copy_as(seed: int, run: Path) -> None:
-    """A finished run of seed 0 once more, as the run of another seed."""
+    """Copy a finished run of seed 0 as the run of another seed."""
     folder = run.with_name(f"seed={seed}")
     shutil.copytree(run, folder)
     for name, its in (("config.yaml", "\nseed: {}\n"), ("rounds.jsonl", '/seed={}"')):
@@ -271,7 +271,7 @@ def test_run_folders_that_cannot_be_read_are_failures_of_their_runs_and_the_repo
 
 
 def without_privileges() -> tuple[str, ...]:
-    """Root reads what nobody may read. Without these two rights it is as anybody."""
+    """The prefix of a command that takes two rights from root, by which it can read every file."""
     if os.geteuid():
         return ()
     if not shutil.which("setpriv"):
@@ -452,13 +452,13 @@ def test_slurm_requeues_a_preempted_run_and_goes_on_after_a_killed_one(slurm, st
     for task in (0, 1):
         until(lambda task=task: n_records(place, f"random/seed={task}"), driver, 120)
         jobs.append(process_of(task))
-        jobs[task].suspend()  # else a quick machine has it finished before the signal comes
+        jobs[task].suspend()  # otherwise a fast machine finishes it before the signal
     jobs[1].kill()
     preempt = subprocess.Popen(["scancel", "--signal=USR2", job_of(0)], stderr=subprocess.DEVNULL)
     time.sleep(1)
-    with suppress(psutil.NoSuchProcess):  # Slurm may have let it go on, and it is back in the queue
+    with suppress(psutil.NoSuchProcess):  # Slurm may have resumed it, so that it is back in the queue
         jobs[0].resume()
-    with suppress(subprocess.TimeoutExpired):  # to a job that requeues itself at once it would send it again, later
+    with suppress(subprocess.TimeoutExpired):  # it sends the signal again later if the job requeues itself at once
         preempt.wait(2)
     preempt.kill()
     preempt.wait()
