@@ -29,6 +29,7 @@ COMMANDS = {"check": "check.command", "report": "analysis.report", "status": "an
 
 
 def main() -> None:
+    process.prepare()
     try:
         sys.path.append(os.getcwd())  # finds a user's own strategies, as `python -m` does
     except FileNotFoundError:
@@ -38,7 +39,6 @@ def main() -> None:
     if sys.argv[1:2] and re.fullmatch(r"\w+", sys.argv[1]):
         sys.exit(f"al_bench: {sys.argv[1]} is neither a command ({', '.join(COMMANDS)}) nor a setting (key=value).")
     sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has: terminals cannot show every name
-    process.prepare()
     log = logging.getLogger("al_bench")
     log.addHandler(screen := logging.StreamHandler(sys.stdout))
     screen.setLevel(logging.INFO)

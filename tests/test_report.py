@@ -837,6 +837,14 @@ def test_status_counts_states_and_shows_accuracy_and_time_left(tmp_path, capsys)
     assert "entropy, seed 1: boom" in out and "more" not in out
 
 
+def test_letters_that_the_font_lacks_put_no_warning_on_the_screen(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path, "random", seed)
+        write_run(tmp_path, "\u540d", seed)
+    done = command(tmp_path, "report", "study")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_status_imports_no_torch(tmp_path):
     write_run(tmp_path)
     code = (
