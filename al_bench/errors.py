@@ -1,6 +1,6 @@
 """What the user can put right, told in words."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from al_bench.signals import stop_behind
@@ -15,8 +15,8 @@ class UserError(Exception):
 
 
 @contextmanager
-def users_code(what: str, hint: str = "") -> Iterator[None]:
-    """Turns whatever a user's function raises into a UserError that says what failed. A request to stop stays one."""
+def users_code(in_words: Callable[[BaseException], str]) -> Iterator[None]:
+    """Turn what a user's function raises into a UserError with these words. UserErrors and requests to stop stay."""
     try:
         yield
     except UserError:
@@ -24,4 +24,9 @@ def users_code(what: str, hint: str = "") -> Iterator[None]:
     except BaseException as error:
         if stop := stop_behind(error):
             raise stop from None
-        raise UserError(f"{what} failed ({type(error).__name__}: {in_a_line(error)}).{hint}") from error
+        raise UserError(in_words(error)) from error
+
+
+def failure_of(what: str, hint: str = "") -> Callable[[BaseException], str]:
+    """Words for `users_code`: what failed, the error, and a sentence on how to mend it."""
+    return lambda error: f"{what} failed ({type(error).__name__}: {in_a_line(error)}).{hint}"

@@ -39,7 +39,7 @@ def run(c: Config, store: RunStore) -> None:
     strategy = load(c.strategy)
     own = own_metrics(c.metrics)
     learner, oracle, pool, records, stop = begin(c, store, strategy)
-    try_out(own, learner.dataset.test_labels_V, learner.dataset.n_classes)
+    try_out(own, len(learner.dataset.test_labels_V), learner.dataset.n_classes)
     warm, test = WarmStart(c.trainer.start, store.folder / "weights"), None
     track = store.at_end.enter_context(tracking.opened(c, store.folder, learner.dataset.class_names, records))
     announce(c, store, records)

@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-from al_bench.errors import UserError, users_code
+from al_bench.errors import UserError, failure_of, users_code
 from al_bench.imports import function
 from al_bench.records import BOUNDS
 
@@ -76,16 +76,17 @@ def measure(log_probs_VC: Tensor, labels_V: Tensor, own: dict[str, Metric]) -> d
     return classification_metrics(log_probs_VC, labels_V) | values
 
 
-def try_out(own: dict[str, Metric], labels_V: Tensor, n_classes: int) -> None:
-    """Let the user's metrics measure made-up predictions, so that a mistake in one is told before the first fit."""
-    log_probs_VC = torch.rand(len(labels_V), n_classes, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+def try_out(own: dict[str, Metric], n_test: int, n_classes: int) -> None:
+    """Let the user's metrics measure made-up predictions and labels of all classes. A mistake is told before a fit."""
+    labels_V = torch.arange(n_test) % n_classes
+    log_probs_VC = torch.rand(n_test, n_classes, generator=torch.Generator().manual_seed(0)).log_softmax(1)
     for name, metric in own.items():
         _value(name, metric, log_probs_VC, labels_V)
 
 
 def _value(name: str, metric: Metric, log_probs_VC: Tensor, labels_V: Tensor) -> float:
     shapes = f"log_probs_VC {list(log_probs_VC.shape)} and labels_V {list(labels_V.shape)}"
-    with users_code(f"metric {name}", f" It gets {shapes}, and returns one number."):
+    with users_code(failure_of(f"metric {name}", f" It gets {shapes}, and returns one number.")):
         value = float(metric(log_probs_VC.clone(), labels_V.clone()))  # clones: it may change them
     if not isfinite(value):
         raise UserError(f"metric {name} returned {value}. It has to return a finite number.")

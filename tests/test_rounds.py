@@ -13,6 +13,7 @@ from test_report import write_run
 import al_bench
 from al_bench.analysis import results, rounds
 from al_bench.errors import UserError
+from al_bench.metrics import TAKEN
 
 
 def test_a_row_is_a_run_and_a_round_by_hand(tmp_path):
@@ -23,6 +24,7 @@ def test_a_row_is_a_run_and_a_round_by_hand(tmp_path):
         "study", "dataset", "model", "budget", "strategy", "seed", "round", "labels", "accuracy", "ece", "worst_class",
         "seconds",
     ]  # fmt: skip
+    assert set(found) <= TAKEN  # no metric of the user's may have such a name
     assert found.values.tolist() == [
         ["study", "digits", "small_cnn", "10+2x10", *rest]
         for rest in (

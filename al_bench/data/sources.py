@@ -29,7 +29,7 @@ from al_bench.data.idx import packed
 from al_bench.data.listing import write_listing
 from al_bench.data.oracle import Oracle
 from al_bench.data.stressors import UNSTRESSED, Split
-from al_bench.errors import UserError, users_code
+from al_bench.errors import UserError, failure_of, users_code
 from al_bench.imports import function
 from al_bench.text import one_line
 
@@ -59,7 +59,7 @@ def _make_source(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     make = function("dataset._target_", c._target_)
     if c._target_.startswith("al_bench."):
         return make(c, model_size, cache_dir)
-    with users_code(f"dataset {c.name}: {c._target_}"):
+    with users_code(failure_of(f"dataset {c.name}: {c._target_}")):
         source = make(c, model_size, cache_dir)
     if not isinstance(source, Source):
         raise UserError(

@@ -5,7 +5,7 @@ from torch import nn
 
 from al_bench.config import ModelConfig
 from al_bench.data import Dataset
-from al_bench.errors import UserError, users_code
+from al_bench.errors import UserError, failure_of, users_code
 from al_bench.imports import function
 from al_bench.models.dropout import run
 
@@ -17,7 +17,7 @@ def build(c: ModelConfig, dataset: Dataset) -> nn.Module:
     make = function("model._target_", c._target_)
     if c._target_.startswith("al_bench."):
         return make(c, dataset)
-    with users_code(f"model {c.name}: {c._target_}"):
+    with users_code(failure_of(f"model {c.name}: {c._target_}")):
         net = make(c, dataset)
         why = misfit(net, dataset)
     if why:

@@ -14,8 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from al_bench.errors import UserError
-from al_bench.signals import stop_behind
+from al_bench.errors import UserError, users_code
 from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size, Strategy, StrategyFunction
 
 LONGEST = 400  # characters of an error's text that a message repeats at most
@@ -33,15 +32,9 @@ def select(strategy: Strategy, view: PoolView, k: int, rng: torch.Generator, rou
     if k == 0:
         return torch.empty(0, dtype=torch.int64)
     check_view(view, where)
-    try:
+    with users_code(lambda error: f"{where}: {why_it_failed(error, strategy.function, view)}"):
         check_memory(strategy.needs, view, k, where)
         positions = strategy.function(view, k, rng)
-    except UserError:
-        raise
-    except BaseException as error:
-        if stop := stop_behind(error):
-            raise stop from None
-        raise UserError(f"{where}: {why_it_failed(error, strategy.function, view)}") from error
     check_positions(positions, view.n_pool, k, where)
     return positions
 
