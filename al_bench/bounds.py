@@ -34,7 +34,7 @@ class Bound(NamedTuple):
 
 
 SHARE = Bound(0, 1)
-COUNT, FROM_ONE, LENGTH = Bound(0), Bound(1), Bound(1, note=", or null")
+COUNT, LENGTH = Bound(0), Bound(1, note=", or null")
 BOUNDS = {
     "seed": Bound(0, inf),
     "dataset.image_size": Bound(8, 4096, " pixels"),

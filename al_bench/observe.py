@@ -51,10 +51,12 @@ def try_options(strategy: Strategy) -> None:
 
 def try_dropout(strategy: Strategy, learner: Learner) -> None:
     """Raises UserError if the strategy or the test needs passes with dropout and the net cannot make them."""
-    if learner.trainer.test_passes:
-        learner.test_passes(learner.build(round=0), round=0)
+    if not (learner.trainer.test_passes or strategy.n_passes):
+        return
+    net = learner.build(round=0)
+    learner.test_passes(net, round=0)
     if strategy.n_passes:
-        _passes(strategy, learner, learner.build(round=0), round=0, member=0)
+        _passes(strategy, learner, net, round=0, member=0)
 
 
 def initial_draw(how: InitialDraw, learner: Learner) -> Callable[[Tensor, int, torch.Generator], Tensor] | None:

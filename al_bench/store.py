@@ -269,7 +269,7 @@ class RunStore:
         """Earlier versions of al_bench noted another checksum of the code, under the keys that end in _version."""
         info = self.info()
         for part in ("strategy", "model"):
-            if self.records() and info.get(f"{part}_version") and not info.get(f"{part}_code"):
+            if info.get(f"{part}_version") and not info.get(f"{part}_code") and self.records():
                 log.warning(
                     f"{self.folder} was begun by an earlier al_bench. Its checksum of the {part}'s code cannot be "
                     f"compared with today's, so it is unknown whether the {part}'s code has changed; going on."

@@ -67,21 +67,22 @@ def write(root: Path, target: float | None = None, metric: Metric = ACCURACY) ->
     """Write the report of all runs below root and return the path of its page. Raises UserError."""
     check_target(metric, target)
     folder = root / ("report" if metric is ACCURACY else f"report-{as_file_name(metric.name)}")
-    results.folders(root)  # where there is no run, there is no folder to make, nor where no run has the metric
+    made_of, runs = results.stamp(root), results.find(root)  # without runs that have the metric no folder is made
     if metric is not ACCURACY:
-        check_recorded(metric, (name for run in results.find(root) for name in run.metrics))
+        check_recorded(metric, (name for run in runs for name in run.metrics))
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / ".lock"):  # of sweeps of one study that end together
-            made_of = results.stamp(root)
-            found = compare.comparisons(runs := results.find(root), metric, target)
+            if (now := results.stamp(root)) != made_of:  # changed while another process held the lock
+                made_of, runs = now, results.find(root)
+            found = compare.comparisons(runs, metric, target)
             sections = [tables.section(c) for c in found]
             for old in (folder / "figures").glob("*.p*"):
                 old.unlink()
-            closed = "".join(f"{words}\n" for words in results.closed_folders(root))
-            write_atomically(folder / results.VERDICT, as_text(sections) + closed)
+            closed = results.closed_folders(root)
+            write_atomically(folder / results.VERDICT, as_text(sections) + "".join(f"{words}\n" for words in closed))
             write_atomically(folder / "summary.md", as_markdown(sections))
-            write_atomically(folder / "index.html", page(root, sections, folder / "figures"))
+            write_atomically(folder / "index.html", page(root, sections, closed, folder / "figures"))
             write_atomically(folder / "summary.csv", as_csv(sections))
             write_atomically(folder / "summary.tex", as_latex(sections))
             write_atomically(folder / "rounds.csv", rounds.as_csv(runs))
@@ -219,8 +220,8 @@ class Shown:
     sheets: list[tuple[str, str]]
 
 
-def page(root: Path, sections: list[Section], folder: Path) -> str:
-    """folder: of the figures, which are saved on the way."""
+def page(root: Path, sections: list[Section], closed: list[str], folder: Path) -> str:
+    """closed: sentences on folders that may not be read. folder: of the figures, which are saved on the way."""
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
@@ -235,7 +236,7 @@ def page(root: Path, sections: list[Section], folder: Path) -> str:
         title=printable(root.resolve().name), sections=[*zip(sections, shared_out(todo), strict=True)],
         metric=found[0].metric, accuracy=ACCURACY, plotly=get_plotlyjs(), version=al_bench.__version__,
         n_runs=sum(len(runs) for c in found for runs in c.runs.values()),
-        n_left_out=sum(len(c.left_out) for c in found), closed=results.closed_folders(root),
+        n_left_out=sum(len(c.left_out) for c in found), closed=closed,
     )  # fmt: skip
 
 
@@ -269,7 +270,3 @@ def sheets(c: Comparison, most: int) -> list[tuple[str, str]]:
             sheet = read_file(run.folder / "acquired.jpg") if len(found) < most else b""
             found += [(run.name, f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}")] * bool(sheet)
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -125,7 +125,3 @@ def duration(seconds: float) -> str:
 def errors(runs: list[Run]) -> Text:
     lines = [f"  {run.name}: {run.why.splitlines()[0]}" for run in runs if run.why]
     return Text("\n".join([*lines, ""]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
