@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from al_bench import hints
 from al_bench.config import near, types
 from al_bench.errors import UserError
+from al_bench.options import files_by_group
 
 TYPES = {**types(), "strategy.name": str, "strategy._target_": str}
 BOOLEANS = ("true", "false", "yes", "no", "on", "off")
@@ -55,7 +56,7 @@ def check(arguments: list[str]) -> None:
             "--experimental-rerun: al_bench writes no such file. Type the same command again to go on with a run."
         )
     in_sweep = asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides
-    groups = hints.options(asked.config_dir)
+    groups = files_by_group(asked.config_dir)
     found = {text: mistake for text in asked.overrides if (mistake := find_mistake(text, groups, in_sweep))}
     lines = [mistake.message for mistake in found.values()]
     if found and all(mistake.correction for mistake in found.values()):

@@ -18,9 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from al_bench import arguments, config, hints, process, signals
-from al_bench.config import conf_dir
 from al_bench.errors import UserError
 from al_bench.finished import is_finished
+from al_bench.options import conf_dir
 from al_bench.store import RunStore
 from al_bench.text import Formatter
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -21,6 +20,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from al_bench.bounds import violations
 from al_bench.errors import UserError
+from al_bench.options import shipped
 
 
 class OnBadImage(Enum):
@@ -217,12 +217,6 @@ class Config:
 ConfigStore.instance().store("base_config", Config)
 
 
-def conf_dir() -> Path:
-    """conf/ inside the installed wheel, or beside the package in a checkout."""
-    package = Path(__file__).parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
-
-
 def read(cfg: DictConfig) -> Config:
     """The composed configuration as plain objects. Raises UserError if a value is missing or makes no sense."""
     try:
@@ -245,8 +239,7 @@ def _mistakes(c: Config) -> Iterator[str]:
     """Yield a sentence for each combination of values that cannot work. bounds.py checks each number by itself."""
     yield from _budget_mistakes(c.budget, c.trainer)
     yield from _training_mistakes(c.trainer)
-    if not (c.strategy.get("name") and c.strategy.get("_target_")):
-        yield "A strategy's yaml needs the keys name and _target_."
+    yield from _naming_mistakes(c)
     if (n := c.strategy.get("candidates")) is not None and n < c.budget.query:
         yield f"strategy.candidates={n}: {c.budget.query} or more (budget.query), or null."
     if c.strategy.get("members") is not None and c.trainer.start is not Weights.fresh:
@@ -258,6 +251,24 @@ def _mistakes(c: Config) -> Iterator[str]:
         yield f"stressor.noise={noise} changes copies of images, and there are none: set stressor.copies=2 or more."
     if c.features.extractor is Extractor.model and c.budget.start not in (InitialDraw.random, InitialDraw.balanced):
         yield f"budget.start={c.budget.start.name} chooses before any training: set features=pca or features=backbone."
+
+
+def _naming_mistakes(c: Config) -> Iterator[str]:
+    """Results name what was run. So the name of one of al_bench's options is refused for another function."""
+    name, target = c.strategy.get("name"), c.strategy.get("_target_")
+    if not name:
+        yield f"The yaml of the strategy {target or ''} lacks the key name. Add a line such as name: my_strategy."
+    if not target:
+        yield f"The yaml of strategy {name} lacks the key _target_. Add a line such as _target_: my_module.my_strategy."
+    named = {"strategy": (name, target)}
+    named |= {group: (there.name, there._target_) for group, there in (("model", c.model), ("dataset", c.dataset))}
+    for group, (name, target) in named.items():
+        if (there := shipped(group, name)) and there["_target_"] != target:
+            new = target.rpartition(".")[2].lower()
+            yield (
+                f"{group}._target_={target} would be stored under the name {name}, which belongs to "
+                f"{there['_target_']}. Set a name of its own: {group}.name={new}"
+            )
 
 
 def _budget_mistakes(b: BudgetConfig, t: TrainerConfig) -> Iterator[str]:

@@ -1,29 +1,21 @@
 """Help for a mistyped command line: the nearest groups, options and keys, and Hydra's errors in plain words."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import yaml
 from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from al_bench import config
 from al_bench.config import near
+from al_bench.options import files_by_group
 
 OPEN = ("model.optimizer.", "model.options.")  # keys below which + may add others
 FREE = ("hydra", *OPEN)  # keys below which any name may be right
-
-
-def options(own: str | None) -> dict[str, dict[str, Path]]:
-    """The file of each option by group, of al_bench and of the user's own folder."""
-    groups: dict[str, dict[str, Path]] = {}
-    for folder in filter(None, (config.conf_dir(), own and Path(own))):
-        for file in sorted(folder.glob("**/*.yaml")):
-            if group := file.parent.relative_to(folder).as_posix().removeprefix("."):
-                groups.setdefault(group, {})[file.stem] = file
-    return groups
 
 
 def own_conf_dir(arguments: list[str]) -> str | None:
@@ -36,6 +28,8 @@ def in_words(error: Exception, arguments: list[str]) -> str:
         said = f"This yaml file cannot be read: {' '.join(str(error).split())}"
     elif isinstance(error, UnicodeDecodeError):
         said = f"{not_utf8(arguments)} is not UTF-8 ({error}). Save it in that encoding."
+    elif isinstance(error, MissingConfigException) and error.options:
+        said = no_option_of_group(error, arguments)
     elif isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
         said = plain(error)
     elif isinstance(error, OSError):
@@ -45,9 +39,20 @@ def in_words(error: Exception, arguments: list[str]) -> str:
     return "\n".join(filter(None, [said, near_misses(arguments)]))
 
 
+def no_option_of_group(error: MissingConfigException, arguments: list[str]) -> str:
+    """The options of the group, and where the file of a new option belongs."""
+    group, _, option = error.missing_cfg_file.rpartition("/")
+    there = textwrap.fill(", ".join(error.options), 100, initial_indent="  ", subsequent_indent="  ")
+    own = own_conf_dir(arguments) or "FOLDER"
+    return (
+        f"There is no {group}={option}. The options are:\n{there}\n"
+        f"For one of your own write {own}/{group}/{option}.yaml and type --config-dir {own}."
+    )
+
+
 def not_utf8(arguments: list[str]) -> Path | str:
     """The first yaml file that is not UTF-8."""
-    for files in options(own_conf_dir(arguments)).values():
+    for files in files_by_group(own_conf_dir(arguments)).values():
         for file in files.values():
             try:
                 file.read_bytes().decode()
@@ -66,7 +71,7 @@ def plain(error: Exception) -> str:
 
 def near_misses(arguments: list[str]) -> str:
     """For each misspelt group, option or key among the arguments, the nearest that exist."""
-    groups = options(own_conf_dir(arguments))
+    groups = files_by_group(own_conf_dir(arguments))
     keys = sorted({*groups, *config.keys()})
     typed = [argument.removeprefix("strategy=") for argument in arguments if argument.startswith("strategy=")]
     chosen = [word for value in typed for word in option_names(value) if word in groups["strategy"]]

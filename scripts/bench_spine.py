@@ -27,12 +27,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from al_bench import config, process
-from al_bench.config import conf_dir
 from al_bench.data import Dataset, sources
 from al_bench.data.oracle import Oracle
 from al_bench.data.pool import Pool
 from al_bench.models import hardware
 from al_bench.models.learner import Learner
+from al_bench.options import conf_dir
 
 N_IMAGES, SIZE = 20_000, 64
 PREDICT_BATCH = 256

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from al_bench.config import conf_dir
+from al_bench.options import conf_dir
 from al_bench.provenance import circumstances
 from al_bench.strategies import PoolView, Strategy, load
 from al_bench.strategies.guard import select

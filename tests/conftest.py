@@ -15,7 +15,7 @@ import warm
 from hydra import compose, initialize_config_dir
 
 from al_bench import config, loop, process, signals
-from al_bench.config import conf_dir
+from al_bench.options import conf_dir
 from al_bench.store import RunStore
 from al_bench.strategies import PoolView
 

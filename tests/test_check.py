@@ -18,7 +18,7 @@ from al_bench.check.inputs import KINDS, Case, make_view
 from al_bench.check.invariance import choice_matrix, differ
 from al_bench.check.rules import RULES, try_rule
 from al_bench.check.trial import Refused, choose, global_state
-from al_bench.config import conf_dir
+from al_bench.options import conf_dir
 from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size, guard
 from al_bench.strategies.random import random_sampling
 from al_bench.strategies.uncertainty import entropy

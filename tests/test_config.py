@@ -8,11 +8,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from al_bench import config, plan
-from al_bench.config import conf_dir
 from al_bench.errors import UserError
 from al_bench.hints import near_misses
 from al_bench.imports import function
 from al_bench.models.learner import images_trained, training_length
+from al_bench.options import conf_dir
 from al_bench.recipe import run_folder
 from al_bench.strategies import load
 
@@ -131,7 +131,8 @@ def test_the_length_of_training_by_hand(overrides, length):
         ("budget.validation=0 trainer.start=best", "needs budget.validation > 0"),
         ("budget.validation=0 budget.stop.at=validation", "needs budget.validation > 0"),
         ("budget.validation=0 trainer.early_stopping.patience=3", "needs budget.validation > 0"),
-        ("~strategy.name", "A strategy's yaml needs the keys"),
+        ("~strategy.name", "sampling lacks the key name. Add a line such as name: my_strategy."),
+        ("~strategy._target_", "strategy random lacks the key _target_. Add a line such as _target_: my_module"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(override, message):

@@ -62,6 +62,19 @@ class Maps(Tiny):
         return x
 
 
+class OtherHead(Tiny):
+    """Adds to the logits what the last layer does not know."""
+
+    def forward_head(self, x, pre_logits=False):
+        out = super().forward_head(x, pre_logits)
+        return out if pre_logits else 2 * out
+
+
+class WantsColour(Tiny):
+    def forward_features(self, x):
+        return super().forward_features(x.expand(-1, 3, -1, -1))
+
+
 class TwoClasses(Tiny):
     def __init__(self, c, dataset):
         super().__init__(c, dataset)
@@ -111,9 +124,15 @@ def test_a_net_that_keeps_the_contract_is_taken_as_it_is(name):
         ("NoLinear", r"get_classifier\(\) returned Sequential, and the last layer has to be an nn.Linear"),
         ("Maps", r"pre_logits=True\) has the shape \[2, 2, 6, 6\], and \[2, 5\] is wanted: images, head_hidden_size"),
         ("TwoClasses", "the last layer has 2 outputs, and there are 4 classes"),
+        ("OtherHead", r"forward_head\(features\) gives other outputs than the last layer on the embedding"),
+        ("WantsColour", r"its net failed \(RuntimeError: .*\)\. It gets uint8 \[2, 1, 8, 8\]\."),
         ("OtherLayers", r"layers\(\), run one after the other, give other outputs"),
         ("Quits", r"Quits failed \(SystemExit: it asks to end the process"),
-        ("wants_one", r"wants_one failed \(TypeError: wants_one\(\) takes 1 positional argument but 2 were given\)"),
+        (
+            "wants_one",
+            r"wants_one failed \(TypeError: wants_one\(\) takes 1 positional argument but 2 were given\)\. "
+            r"It is called as \(config.model, dataset\)",
+        ),
         ("no_net", "its function returned str, and a torch.nn.Module is wanted"),
         ("refuses", "^bring more images$"),
         ("nothing", "model._target_=.*nothing cannot be loaded"),

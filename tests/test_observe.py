@@ -9,10 +9,11 @@ from conftest import QUICK, asked, lines_of, seeded
 from conftest import run_here as run_longer
 
 from al_bench import loop, observe, rng
-from al_bench.config import InitialDraw, conf_dir
+from al_bench.config import InitialDraw
 from al_bench.data import pool, sources
 from al_bench.errors import UserError
 from al_bench.models.learner import Learner
+from al_bench.options import conf_dir
 from al_bench.store import RunStore
 from al_bench.strategies import Strategy, needs, top_k
 from al_bench.strategies.random import random_sampling

@@ -57,7 +57,7 @@ def test_the_command_and_a_worker_that_was_given_its_function_are_prepared(tmp_p
 import sys
 from hydra import compose, initialize_config_dir
 from al_bench import cli
-from al_bench.config import conf_dir
+from al_bench.options import conf_dir
 ask = ["budget.stop.at=test", "results_dir=."]
 sys.argv[1:] = ask
 if {worker}:

@@ -8,9 +8,10 @@ import pytest
 from conftest import asked
 
 from al_bench import provenance
-from al_bench.config import conf_dir, flat
+from al_bench.config import flat
 from al_bench.errors import UserError
 from al_bench.files import write_atomically
+from al_bench.options import conf_dir
 from al_bench.provenance import code_version
 from al_bench.recipe import as_asked, as_file_name, run_folder
 from al_bench.records import RoundRecord

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf, open_dict
 from test_store import record
 
 from al_bench import sweep
-from al_bench.config import conf_dir
+from al_bench.options import conf_dir
 from al_bench.store import RunStore
 
 pytestmark = pytest.mark.xdist_group("machine")  # processes and moments, so one at a time

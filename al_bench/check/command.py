@@ -15,9 +15,9 @@ from yaml import YAMLError
 
 from al_bench import strategies
 from al_bench.check.rules import RULES, it_runs, try_rule
-from al_bench.config import conf_dir
 from al_bench.errors import UserError
 from al_bench.imports import function
+from al_bench.options import conf_dir
 from al_bench.strategies import StrategyFunction, needs_of
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,21 +62,41 @@ def in_memory(
 
 
 def _refuse_arrays(c: DatasetConfig, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
-    what = f"dataset {c.name}"
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
-        raise UserError(
-            f"{what}: images have to be uint8 [N, size, size, channels], but are {images.dtype} {list(images.shape)}."
-        )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(
-            f"{what}: labels have to be one whole number for each of {len(images):,} images, but are {labels.dtype} "
-            f"{list(labels.shape)}."
-        )
+    what = f"dataset {c.name}: images have to be uint8 [N, size, size, channels], but are {_kind(images)}."
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        raise UserError(f"{what} {_cure_of_type(images)}")
+    if images.ndim != 4:
+        raise UserError(f"{what} Grey images need images[..., None]." if images.ndim == 3 else what)
+    if images.shape[1] != images.shape[2]:
+        last = images.shape[2] == images.shape[3]
+        raise UserError(f"{what} " + ("images.transpose(0, 2, 3, 1) puts the channels last." if last else SQUARE))
+    what = f"dataset {c.name}: labels have to be one whole number for each of {len(images):,} images"
+    if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{what}, but are {_kind(labels)}. {INTEGERS}")
+    if labels.shape != images.shape[:1]:
+        one_hot = labels.shape == (len(images), len(class_names))
+        raise UserError(f"{what}, but are {_kind(labels)}." + (" One-hot: labels.argmax(1)." if one_hot else ""))
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
         raise UserError(
-            f"{what}: labels have to lie between 0 and {len(class_names) - 1}, for {len(class_names)} class names, but "
-            f"go from {labels.min()} to {labels.max()}."
+            f"dataset {c.name}: labels have to lie between 0 and {len(class_names) - 1}, for {len(class_names)} class "
+            f"names, but go from {labels.min()} to {labels.max()}. {INTEGERS}"
         )
+
+
+SQUARE = "Crop or pad them to squares."
+INTEGERS = "names, labels = np.unique(labels, return_inverse=True) makes class names and such labels of any values."
+
+
+def _kind(values: Any) -> str:
+    return f"{values.dtype} {list(values.shape)}" if hasattr(values, "dtype") else type(values).__name__
+
+
+def _cure_of_type(images: Any) -> str:
+    if not isinstance(images, np.ndarray):
+        return "np.asarray(images) makes an array."
+    if np.issubdtype(images.dtype, np.floating) and images.size and 0 <= images.min() <= images.max() <= 1:
+        return "(255 * images).round().astype(np.uint8) makes such numbers of values from 0 to 1."
+    return "Bring them to values from 0 to 255: images.astype(np.uint8)."
 
 
 def _resized(images: np.ndarray, size: int, antialias: bool) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from al_bench.config import DatasetConfig
 from al_bench.data.stressors import Split
+from al_bench.options import shipped
 
 THUMBNAILS = "@eaDir"  # where a NAS keeps small copies of images
 
@@ -40,3 +43,25 @@ def dark(peak: int | None) -> tuple[str, ...]:
 def thumbnails(names: Sequence[str]) -> tuple[str, ...]:
     n = sum(f"/{THUMBNAILS}/" in f"/{name}" for name in names)
     return (f"{n:,} of the images lie in {THUMBNAILS}/, thumbnails that a NAS made. Remove them.",) if n else ()
+
+
+def scale_of_others(c: DatasetConfig, pixels: np.ndarray) -> tuple[str, ...]:
+    """Warn where a data set of one's own keeps the mean and std of digits, which the default configuration has.
+
+    pixels: uint8 [N, H, W, channels].
+    """
+    digits = shipped("dataset", "digits")
+    if digits["_target_"] == c._target_ or (c.mean, c.std) != (digits["mean"], digits["std"]):
+        return ()
+    some = pixels[:: max(1, len(pixels) // 1000)].astype(np.float32) / 255
+    mean, std = some.mean((0, 1, 2)), some.std((0, 1, 2))
+    if np.allclose(mean, c.mean, atol=0.01) and np.allclose(std, c.std, atol=0.01):
+        return ()
+    return (
+        f"dataset.mean and dataset.std are those of digits. The images of {c.name} have others: set "
+        f"dataset.mean={_listed(mean)} dataset.std={_listed(std)}.",
+    )
+
+
+def _listed(values: np.ndarray) -> str:
+    return f"[{','.join(f'{value:.2g}' for value in values.tolist())}]"

@@ -59,7 +59,8 @@ def _make_source(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     make = function("dataset._target_", c._target_)
     if c._target_.startswith("al_bench."):
         return make(c, model_size, cache_dir)
-    with users_code(failure_of(f"dataset {c.name}: {c._target_}")):
+    called = " It is called as (config.dataset, model_size, cache_dir), and returns in_memory(...)."
+    with users_code(failure_of(f"dataset {c.name}: {c._target_}", called)):
         source = make(c, model_size, cache_dir)
     if not isinstance(source, Source):
         raise UserError(
@@ -78,7 +79,8 @@ def load(
     used = stressed(c, source, images.kept_N, seed, stressor)
     if images.skipped:
         log.warning(f"dataset.on_bad_image=skip left out {len(images.skipped):,} files; run.json names them.")
-    warnings = (*source.warnings, *images.warnings, *oddities.tested_and_trained(images.same, used))
+    odd = (*oddities.tested_and_trained(images.same, used), *oddities.scale_of_others(c, images.pixels))
+    warnings = (*source.warnings, *images.warnings, *odd)
     for warning in warnings:
         log.warning(warning)
     pixels, seen = images.pixels, images.checksum

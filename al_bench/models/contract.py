@@ -17,8 +17,9 @@ def build(c: ModelConfig, dataset: Dataset) -> nn.Module:
     make = function("model._target_", c._target_)
     if c._target_.startswith("al_bench."):
         return make(c, dataset)
-    with users_code(failure_of(f"model {c.name}: {c._target_}")):
+    with users_code(failure_of(f"model {c.name}: {c._target_}", " It is called as (config.model, dataset).")):
         net = make(c, dataset)
+    with users_code(failure_of(f"model {c.name}: its net", f" It gets uint8 {list(dataset.images[:2].shape)}.")):
         why = misfit(net, dataset)
     if why:
         raise UserError(f"model {c.name}: {why}")
@@ -30,14 +31,18 @@ def misfit(net: nn.Module, dataset: Dataset) -> str | None:
     if not isinstance(net, nn.Module):
         return f"its function returned {type(net).__name__}, and a torch.nn.Module is wanted."
     if missing := [name for name in MEMBERS if not hasattr(net, name)]:
-        return f"the net lacks {', '.join(missing)}. al_bench.models.nets.SimpleCNN has them: inherit from it."
+        return (
+            f"the net lacks {', '.join(missing)}. Inherit from al_bench.models.nets.SimpleCNN, or write them: the "
+            "docstring of al_bench/models/nets.py says what each returns."
+        )
     if not isinstance(head := net.get_classifier(), nn.Linear):
         return f"get_classifier() returned {type(head).__name__}, and the last layer has to be an nn.Linear."
     images = dataset.images[:2]
     was_training = net.training
     net.eval()
     with torch.no_grad():
-        emb_BD = net.forward_head(net.forward_features(images), pre_logits=True)
+        features = net.forward_features(images)
+        emb_BD = net.forward_head(features, pre_logits=True)
         wanted = [len(images), net.head_hidden_size]
         if list(emb_BD.shape) != wanted:
             return (
@@ -47,6 +52,8 @@ def misfit(net: nn.Module, dataset: Dataset) -> str | None:
         logits_BC = head(emb_BD)
         if list(logits_BC.shape) != [len(images), dataset.n_classes]:
             return f"the last layer has {head.out_features} outputs, and there are {dataset.n_classes} classes."
+        if not torch.allclose(net.forward_head(features), logits_BC, rtol=1e-3, atol=1e-3):
+            return "forward_head(features) gives other outputs than the last layer on the embedding."
         if hasattr(net, "layers") and not torch.allclose(run(net.layers(), images), logits_BC, rtol=1e-3, atol=1e-3):
             return "layers(), run one after the other, give other outputs than forward_features and forward_head."
     net.train(was_training)

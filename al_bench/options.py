@@ -1,0 +1,31 @@
+"""The yaml files of options, one folder a group: those that al_bench brings, and those of a user's own folder."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+
+def conf_dir() -> Path:
+    """conf/ inside the installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def files_by_group(own: str | None) -> dict[str, dict[str, Path]]:
+    """The file of each option by group, of al_bench and of the user's own folder."""
+    groups: dict[str, dict[str, Path]] = {}
+    for folder in filter(None, (conf_dir(), own and Path(own))):
+        for file in sorted(folder.glob("**/*.yaml")):
+            if group := file.parent.relative_to(folder).as_posix().removeprefix("."):
+                groups.setdefault(group, {})[file.stem] = file
+    return groups
+
+
+def shipped(group: str, name: str) -> dict[str, Any] | None:
+    """The settings of the option `name` that al_bench brings in this group; None if it brings none."""
+    files = {file.stem: file for file in (conf_dir() / group).glob("*.yaml")}
+    if name not in files:
+        return None
+    settings = OmegaConf.to_container(OmegaConf.load(files[name]))
+    return settings.get(group, settings)  # a global file has the group's name above its settings
