@@ -35,7 +35,7 @@ PARTS = ("fit", "evaluate", "committee", "predict", "select")  # of a round; the
 
 
 def run(c: Config, store: RunStore) -> None:
-    """Run the rounds that `store` does not hold yet, up to the one that acquires nothing."""
+    """Run the rounds that `store` lacks. The last round acquires nothing."""
     strategy = load(c.strategy)
     own = own_metrics(c.metrics)
     learner, oracle, pool, records, stop = begin(c, store, strategy)
