@@ -44,7 +44,7 @@ def picked(path: Path, dataset: Dataset, records: Sequence[RoundRecord]) -> None
 
 def most_uncertain(path: Path, dataset: Dataset, log_probs_NSC: Tensor) -> None:
     """Show the test images that the last net is least certain of, for each score, with predicted and true class."""
-    names, predicted_N = dataset.class_names, uncertainty.mean_log_probs(log_probs_NSC).argmax(-1)
+    names, predicted_N = dataset.class_names, uncertainty.log_mean_probs(log_probs_NSC).argmax(-1)
     rows = []
     for name, score in SCORES.items():
         score_K, top_K = score(log_probs_NSC).sort(descending=True, stable=True)

@@ -238,13 +238,13 @@ def test_a_built_wheel_works_in_an_empty_folder(tmp_path):
 
 CHECKED = """
 from al_bench.strategies import top_k
-from al_bench.strategies.uncertainty import mean_log_probs
+from al_bench.strategies.uncertainty import log_mean_probs
 
 def strongest_second(view, k, rng):
-    return top_k(mean_log_probs(view.log_probs_PSC).topk(2, dim=-1).values[:, 1], k, rng)
+    return top_k(log_mean_probs(view.log_probs_PSC).topk(2, dim=-1).values[:, 1], k, rng)
 
 def first_files(view, k, rng):
-    return mean_log_probs(view.log_probs_PSC).topk(2, dim=-1).values[:, 1].argsort(stable=True)[:k]
+    return log_mean_probs(view.log_probs_PSC).topk(2, dim=-1).values[:, 1].argsort(stable=True)[:k]
 """
 
 

@@ -28,9 +28,9 @@ from al_bench.strategies.uncertainty import (
     entropy_score,
     least_confidence,
     least_confidence_score,
+    log_mean_probs,
     margin,
     margin_score,
-    mean_log_probs,
     mean_std,
     mean_std_score,
     variation_ratios,
@@ -240,5 +240,5 @@ def test_the_average_prediction_is_exact_and_the_mean_for_scores_is_rounded():
     log_probs_1SC = torch.tensor([[[0.1, 0.9], [0.2, 0.8]]], dtype=torch.float64).log()
     exact = average_prediction(log_probs_1SC).exp()
     assert exact[0].tolist() == pytest.approx([0.15, 0.85], rel=1e-15)
-    for_scores = mean_log_probs(log_probs_1SC).exp()[0, 0].item()
+    for_scores = log_mean_probs(log_probs_1SC).exp()[0, 0].item()
     assert for_scores == pytest.approx(round(0.15 * 2**27) / 2**27, rel=1e-15) and for_scores != exact[0, 0].item()

@@ -30,7 +30,7 @@ from al_bench.strategies.diversity import (
     to_all,
 )
 from al_bench.strategies.greedy import lazy_greedy, random_argmax, rounded
-from al_bench.strategies.uncertainty import margin_score, mean_log_probs
+from al_bench.strategies.uncertainty import log_mean_probs, margin_score
 
 Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities; it may overwrite its input
 
@@ -275,7 +275,7 @@ def labelled_balls(view: PoolView, delta: float, max_delta: float) -> tuple[Tens
     if not len(x_LF):
         return radius_L, covered_P
     norm_L, norm_P = sq_norms(x_LF), sq_norms(x_PF)
-    class_P = by_chunks(lambda x: mean_log_probs(x).argmax(-1), view.log_probs_PSC)
+    class_P = by_chunks(lambda x: log_mean_probs(x).argmax(-1), view.log_probs_PSC)
     class_N = torch.cat([class_L, class_P])
     threshold = 0.2 * share_covered(ball(delta)(nearest(x_PF, x_LF)[0]), len(x_LF)) + 0.4
     for some_L in torch.arange(len(x_LF)).split(max(1, strategies.CHUNK // len(class_N))):

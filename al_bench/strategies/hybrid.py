@@ -16,7 +16,7 @@ from al_bench.strategies.centred import SAMPLE, centred, mean_if_far
 from al_bench.strategies.diversity import cluster, fit_centres, fit_memory, nearest_to_centres, sq_distances, sq_norms
 from al_bench.strategies.gradient import KEPT, cached_chunks, logit_gradient
 from al_bench.strategies.greedy import draw, random_argmax, rounded
-from al_bench.strategies.uncertainty import entropy_score, margin_score, mean_log_probs
+from al_bench.strategies.uncertainty import entropy_score, log_mean_probs, margin_score
 
 
 def cluster_picks(
@@ -226,14 +226,14 @@ def contrast_score(view: PoolView, neighbours: int) -> Tensor:
     """
     emb_PD, labelled_LD = centred(view.emb_PD, view.labelled_emb_LD)
     near_emb_LD, norm_L = labelled_LD[:].float(), sq_norms(labelled_LD)
-    log_q_LC = mean_log_probs(view.labelled_log_probs_LC[:, None])
+    log_q_LC = log_mean_probs(view.labelled_log_probs_LC[:, None])
     neighbours = min(neighbours, len(norm_L))
 
     def score(log_probs_NSC: Tensor, x_ND: Tensor) -> Tensor:
         dist_NL = sq_distances(x_ND, near_emb_LD, sq_norms(x_ND), norm_L)
         log_q_NKC = log_q_LC[dist_NL.topk(neighbours, largest=False).indices]
         q_NKC = log_q_NKC.exp()
-        terms_NKC = q_NKC * (log_q_NKC - mean_log_probs(log_probs_NSC)[:, None])
+        terms_NKC = q_NKC * (log_q_NKC - log_mean_probs(log_probs_NSC)[:, None])
         return terms_NKC.where(q_NKC > 0, 0).sum(dim=2).mean(dim=1)
 
     width = len(norm_L) + emb_PD.shape[1] + 4 * neighbours * view.n_classes

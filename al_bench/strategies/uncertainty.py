@@ -23,7 +23,7 @@ from al_bench.strategies.greedy import rounded
 DIGITS = 25
 
 
-def mean_log_probs(log_probs_PSC: Tensor) -> Tensor:
+def log_mean_probs(log_probs_PSC: Tensor) -> Tensor:
     """Log of the mean prediction over passes [P, C], in float64, for scores.
 
     The mean of several passes is rounded to DIGITS, so that their order decides no tie.
@@ -55,9 +55,9 @@ def rounded_mean(log_probs_PC: Tensor) -> Tensor:
 def unlikely_probs(log_probs_PSC: Tensor) -> Tensor:
     """The mean probabilities [P, C], with 0 in place of the largest.
 
-    Their sum is 1 - max p. Unlike max p itself, it distinguishes 1 - 1e-20 from 1.
+    Their sum is 1 - max p. It tells max p = 1 - 1e-20 from max p = 1, which float64 rounds to the same number.
     """
-    log_probs_PC = mean_log_probs(log_probs_PSC)
+    log_probs_PC = log_mean_probs(log_probs_PSC)
     return log_probs_PC.exp().scatter(-1, log_probs_PC.argmax(dim=-1, keepdim=True), 0)
 
 
@@ -78,7 +78,7 @@ def entropy_of(probs: Tensor) -> Tensor:
 
 
 def entropy_score(log_probs_PSC: Tensor) -> Tensor:
-    return entropy_of(mean_log_probs(log_probs_PSC).exp())
+    return entropy_of(log_mean_probs(log_probs_PSC).exp())
 
 
 def pass_probs(log_probs_PSC: Tensor) -> Tensor:
@@ -89,38 +89,39 @@ def pass_probs(log_probs_PSC: Tensor) -> Tensor:
 def vote_shares(log_probs_PSC: Tensor) -> Tensor:
     """The share of the passes that vote for each class [P, C]. A pass with several likeliest classes splits its vote.
 
-    If the first of them got the whole vote, even predictions would count as unanimous.
+    Otherwise uniform predictions would all vote for class 0, and would count as unanimous.
     """
     likeliest_PSC = log_probs_PSC == log_probs_PSC.amax(dim=-1, keepdim=True)
     votes_PC = (likeliest_PSC.double() / likeliest_PSC.sum(dim=-1, keepdim=True)).sum(dim=1)
-    return rounded(votes_PC, 32) / log_probs_PSC.shape[1]  # sums of whole votes are exact, sums of thirds are not
+    # Sums of whole votes are exact. Sums of thirds depend on the order of the passes in the last digit.
+    return rounded(votes_PC, 32) / log_probs_PSC.shape[1]
 
 
 def variation_ratios_score(log_probs_PSC: Tensor) -> Tensor:
-    """1 - the modal class's share of the votes (Freeman, 1965; over dropout passes: Gal's thesis, 2016).
+    """1 - the share of the votes for the most voted class (Freeman, 1965; with dropout passes: Gal's thesis, 2016).
 
-    The formula of Gal et al. (2017) is 1 - max p of the mean prediction. That is least confidence over the passes:
-    mc_least_confidence. If all passes vote for one class, their formula still ranks the images; votes tie at 0.
+    Gal et al. (2017) use 1 - max p of the mean prediction instead. Here that is the strategy mc_least_confidence. It
+    still ranks the images on which all passes vote for one class. This score is 0 for all of them.
     """
     return 1 - vote_shares(log_probs_PSC).amax(dim=-1)
 
 
 def vote_entropy_score(log_probs_PSC: Tensor) -> Tensor:
     """Entropy of the votes in nats (Dagan & Engelson, 1995), without their constant factor 1 / log min(S, C)."""
-    # Sorted, so that 3 votes to 2 give the same last bit for all classes: there are few values, and most images tie.
+    # Most images tie, because the votes take few values. Sorting makes 3 votes to 2 and 2 votes to 3 exactly equal.
     return entropy_of(vote_shares(log_probs_PSC).sort(dim=-1).values)
 
 
 def mean_std_score(log_probs_PSC: Tensor) -> Tensor:
     """Mean over classes of the standard deviation of a probability over the passes.
 
-    Sources: Kampffmeyer et al. (2016), Kendall et al. (2017). The variance is divided by S, not S - 1: it is that of a
-    posterior of S equally likely nets.
+    Sources: Kampffmeyer et al. (2016), Kendall et al. (2017). The variance is divided by S, not S - 1, because the S
+    nets are the whole posterior, each equally likely.
     """
     probs_PSC = pass_probs(log_probs_PSC)
     likeliest_PSC = probs_PSC.mean(dim=1, keepdim=True).argmax(dim=-1, keepdim=True).expand(-1, len(probs_PSC[0]), 1)
     others_PSC = probs_PSC.scatter(-1, likeliest_PSC, 0)
-    # The sum of the others deviates as the likeliest does, and keeps the digits that 1 - 1e-9 loses.
+    # The sum of the others deviates exactly as the likeliest does. It keeps the digits that 1 - 1e-9 loses.
     varying_PSC = others_PSC.scatter(-1, likeliest_PSC, others_PSC.sum(dim=-1, keepdim=True))
     return rounded(varying_PSC.std(dim=1, correction=0).mean(dim=-1), 30)
 
