@@ -192,6 +192,65 @@ def test_a_refusal_is_a_sentence_of_the_strategys_own_and_only_where_labels_are_
     assert "It raised ValueError: not today (test_check.py, line" in try_rule(rules.it_runs, never, 1)[1]
 
 
+def raises_on_the_line_of_its_condition(view, k, rng):
+    if not len(view.labelled_labels_L): raise ValueError("it needs labelled images")  # fmt: skip  # noqa: E701
+    return entropy(view, k, rng)
+
+
+def raises_over_several_lines(view, k, rng):
+    with torch.no_grad():
+        if not len(view.labelled_labels_L):
+            raise ValueError(
+                "it needs "  # the error's line may be any of these
+                f"{'labelled images'}"
+            )
+    return entropy(view, k, rng)
+
+
+def raises_in_place_of_another_error(view, k, rng):
+    try:
+        max(view.labelled_labels_L.tolist())
+    except ValueError as error:
+        raise ValueError("it needs labelled images") from error
+    return entropy(view, k, rng)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [raises_on_the_line_of_its_condition, raises_over_several_lines, raises_in_place_of_another_error],
+)
+def test_a_raise_statement_is_a_refusal_however_it_is_laid_out(strategy):
+    wanted = ("refused", "no labelled image: it needs labelled images")
+    assert try_rule(rules.few_labels, strategy, 1) == wanted
+
+
+def reads_a_number(view, k, rng):
+    int("3" if len(view.labelled_labels_L) else "x")
+    return entropy(view, k, rng)
+
+
+def unpacks_two_labels(view, k, rng):
+    first, second, *_ = view.labelled_labels_L.tolist()
+    return entropy(view, k, rng)
+
+
+def raises_again(view, k, rng):
+    try:
+        return reads_a_number(view, k, rng)
+    except ValueError:
+        raise
+
+
+def asserts(view, k, rng):
+    assert len(view.labelled_labels_L), "it needs labelled images"
+    return entropy(view, k, rng)
+
+
+@pytest.mark.parametrize("strategy", [reads_a_number, unpacks_two_labels, raises_again, asserts])
+def test_an_error_without_a_raise_statement_for_it_is_a_failure(strategy):
+    assert try_rule(rules.few_labels, strategy, 1)[0] == "FAILED"
+
+
 def test_a_failure_names_the_cause_and_an_input_that_can_be_made_again():
     result, remark = try_rule(rules.it_runs, wrong.undeclared, 1)
     assert result == "FAILED"

@@ -3,13 +3,12 @@
 P pool images.
 """
 
-import linecache
+import dis
 import pickle
 import random
-import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import CodeType
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -60,15 +59,24 @@ def is_refusal(strategy: StrategyFunction, error: BaseException) -> bool:
 
     Errors of libraries, of `top_k` and `guard`, and of NaNWatch are failures.
     """
-    module, code, line = frames(error)[-1]
+    last = last_call(error)
+    code, module = last.tb_frame.f_code, last.tb_frame.f_globals.get("__name__", "")
     return (
         isinstance(error, ValueError | UserError)
         and module.split(".")[0] in ("al_bench", package_of(strategy))
         and module != select.__module__  # guard.py checks what comes back
         and code is not strategies.top_k.__code__
-        and line.startswith("raise ")
+        and code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]  # int("x") raises without this instruction
         and not str(error).startswith(NAN_MESSAGE)
     )
+
+
+def last_call(error: BaseException) -> TracebackType:
+    """Return the innermost call of an error's traceback."""
+    call = error.__traceback__
+    while call.tb_next:
+        call = call.tb_next
+    return call
 
 
 def explain(error: UserError) -> str:
@@ -77,18 +85,6 @@ def explain(error: UserError) -> str:
     if said.startswith(("it ", NAN_MESSAGE)) or error.__cause__ is None:
         return said[0].upper() + said[1:]
     return f"It raised {'ValueError: ' if isinstance(error.__cause__, ValueError) else ''}{said}"
-
-
-def frames(error: BaseException) -> list[tuple[str, CodeType, str]]:
-    """Return module, code object and source line of each call that led to the error, outermost first."""
-    return [
-        (
-            frame.f_globals.get("__name__", ""),
-            frame.f_code,
-            linecache.getline(frame.f_code.co_filename, line).strip(),
-        )
-        for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
 
 
 def expect(holds: bool, message: str, case: Case) -> None:
