@@ -264,7 +264,7 @@ def test_a_failure_names_the_cause_and_an_input_that_can_be_made_again():
 def test_a_broken_model_that_nobody_refuses_breaks_the_rule(monkeypatch):
     rule = rules.broken_models_are_refused
     assert try_rule(rule, wrong.nan_is_first, 1) == ("ok", "")
-    assert try_rule(rule, random_sampling, 1) == ("ok", "nothing to break: the strategy uses no output of the model")
+    assert try_rule(rule, random_sampling, 1) == ("ok", "not tried: the strategy uses no output of the model")
     monkeypatch.setattr(guard, "check_view", lambda view, where: None)
     assert "nan in view.log_probs_PSC the message was: nothing" in try_rule(rule, wrong.nan_is_first, 1)[1]
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from al_bench.check.command import main
-from al_bench.check.rules import RULES, ties_are_drawn
+from al_bench.check.command import TO_REBUILD, main
+from al_bench.check.rules import RULES, few_labels, ties_are_drawn
 
 
 @pytest.fixture
@@ -58,6 +58,10 @@ def is_stopped(view, k, rng):
 
 class Chooser:
     pass
+
+@needs(embeddings=True)
+def far_from_labels(view, k, rng):
+    return top_k(torch.cdist(view.emb_PD.double(), view.labelled_emb_LD.double()).min(1).values, k, rng)
 """
 
 
@@ -74,16 +78,34 @@ def test_the_command_says_what_failed_and_stops_where_nothing_runs(mine, capsys)
     assert main(["mine_checked.by_index"]) == 1
     out = capsys.readouterr().out
     assert f"FAILED   {ties_are_drawn.__doc__}\n         In 30 draws the 12 images were chosen [30, 30" in out
-    assert out.splitlines()[-1] == f"mine_checked.by_index breaks 2 of {len(RULES)} rules."
+    assert out.splitlines()[-2:] == [TO_REBUILD, f"mine_checked.by_index breaks 2 of {len(RULES)} rules."]
     assert main(["mine_checked.undeclared"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and lines[2] == "mine_checked.undeclared does not run, so the other rules were not tried."
+    assert lines[2:] == [TO_REBUILD, "mine_checked.undeclared does not run, so the other rules were not tried."]
+
+
+def test_one_cause_is_told_once(mine, capsys):
+    assert main(["mine_checked.far_from_labels"]) == 1
+    *_, verdict = lines = capsys.readouterr().out.splitlines()
+    remarks = [lines[i + 1].strip() for i, line in enumerate(lines) if line.startswith("FAILED ")]
+    assert remarks[0].startswith("It raised IndexError: ") and "Input: make_view(Size(P=5, L=0" in remarks[0]
+    assert remarks[1:] == [f"The same cause broke this rule above: {few_labels.__doc__}"] * 2
+    assert verdict == f"mine_checked.far_from_labels breaks 3 of {len(RULES)} rules, from 1 cause."
+    assert main(["mine_checked.undeclared"]) == main(["mine_checked.by_index"]) == 1
+    assert "same cause" not in capsys.readouterr().out
+
+
+def test_the_imports_that_are_told_rebuild_an_input(mine, capsys):
+    assert main(["mine_checked.undeclared"]) == 1
+    out, known = capsys.readouterr().out, {}
+    exec(TO_REBUILD.removeprefix("To rebuild an input: "), known)
+    assert eval(out.split("Input: ")[1].split(", k=2, seed")[0], known).n_pool == 5
 
 
 @pytest.mark.parametrize("name, line", [("leaves", 26), ("leaves_by_its_needs", 28)])
 def test_a_strategy_that_leaves_the_process_fails_like_any_other(mine, capsys, name, line):
     assert main([f"mine_checked.{name}"]) == 1
-    failed, remark, last = capsys.readouterr().out.splitlines()
+    failed, remark, _, last = capsys.readouterr().out.splitlines()
     assert failed.startswith("FAILED   It runs on a random pool")
     assert f"It asks to end the process, as sys.exit() does (mine_checked.py, line {line})." in remark
     assert last == f"mine_checked.{name} does not run, so the other rules were not tried."

@@ -84,25 +84,38 @@ With passes=N the strategy is tested on several passes of a stochastic net."""
 
 
 def report(name: str, strategy: StrategyFunction, S: int) -> int:
+    """Try the rules, print a line for each and a verdict. A cause that several rules meet is told once."""
     console = Console(highlight=False, soft_wrap=True)
     colour = {"ok": "green", "refused": "yellow", "FAILED": "bold red"}
-    failed = 0
+    failed, first_with = 0, {}
     for rule in RULES:
         with console.status(escape(rule.__doc__)):
             result, remark = try_rule(rule, strategy, S)
         console.print(f"[{colour[result]}]{result:<8}[/] {indented(console, rule.__doc__)}")
+        if result == "FAILED":
+            failed += 1
+            first = first_with.setdefault(remark.split(" Input: ")[0], rule)
+            remark = remark if first is rule else f"The same cause broke this rule above: {first.__doc__}"
         if remark:
             console.print(f"{MARGIN}{indented(console, remark)}")
-        failed += result == "FAILED"
         if failed and rule is it_runs:
-            console.print(f"{escape(name)} does not run, so the other rules were not tried.")
-            return 1
-    console.print(
-        f"{escape(name)} breaks {failed} of {len(RULES)} rules."
-        if failed
-        else f"{escape(name)} obeys all {len(RULES)} rules."
-    )
+            break
+    if failed:
+        console.print(TO_REBUILD)
+    console.print(f"{escape(name)} {verdict(failed, len(first_with), stopped=rule is it_runs)}")
     return 1 if failed else 0
+
+
+TO_REBUILD = "To rebuild an input: from al_bench.check.inputs import make_view; from al_bench.strategies import Size"
+
+
+def verdict(n_failed: int, n_causes: int, stopped: bool) -> str:
+    if stopped:
+        return "does not run, so the other rules were not tried."
+    if not n_failed:
+        return f"obeys all {len(RULES)} rules."
+    causes = "" if n_causes == n_failed else f", from {n_causes} {'cause' if n_causes == 1 else 'causes'}"
+    return f"breaks {n_failed} of {len(RULES)} rules{causes}."
 
 
 MARGIN = " " * 9

@@ -27,7 +27,7 @@ def order_does_not_matter(strategy: StrategyFunction, S: int) -> None:
 
 
 def order_without_labels(strategy: StrategyFunction, S: int) -> None:
-    """Permuting the pool permutes the picks also where nothing is labelled."""
+    """Permuting the pool permutes the picks, with no labelled image too."""
     unlabelled = [case.changed(L=0) for case in cases(S)[1:]]
     for case in unlabelled:
         choose(strategy, case, may_refuse=True)
@@ -35,7 +35,7 @@ def order_without_labels(strategy: StrategyFunction, S: int) -> None:
 
 
 def order_of_passes(strategy: StrategyFunction, S: int) -> str | None:
-    """Permuting several passes, or showing each twice, changes nothing."""
+    """Permuting several passes, or giving each twice, does not change the picks."""
 
     def permuted(view: PoolView) -> Views:
         plain_S, backwards_S, shuffled_S = orders_of(view.log_probs_PSC.shape[1])
@@ -43,7 +43,7 @@ def order_of_passes(strategy: StrategyFunction, S: int) -> str | None:
         return [(replace(view, log_probs_PSC=view.log_probs_PSC[:, order_S]), None) for order_S in orders]
 
     if not needs_of(strategy).predictions:
-        return "nothing to permute: the strategy uses no predictions"
+        return "not tried: the strategy uses no predictions"
     for case in cases(max(S, 4)):
         choose(strategy, case, may_refuse=True)
     expect_same_choices(strategy, cases(max(S, 4)), permuted)
@@ -51,7 +51,7 @@ def order_of_passes(strategy: StrategyFunction, S: int) -> str | None:
 
 
 def numbers_of_classes(strategy: StrategyFunction, S: int) -> None:
-    """Numbering the classes in another order changes nothing."""
+    """Numbering the classes in another order does not change the picks."""
 
     def rotated(view: PoolView) -> Views:
         n = view.n_classes
@@ -61,7 +61,7 @@ def numbers_of_classes(strategy: StrategyFunction, S: int) -> None:
 
 
 def order_of_labels(strategy: StrategyFunction, S: int) -> None:
-    """Permuting the labelled images changes nothing."""
+    """Permuting the labelled images does not change the picks."""
 
     def permuted(view: PoolView) -> Views:
         return [(labelled_reordered(view, order_L), None) for order_L in orders_of(len(view.labelled_labels_L))]

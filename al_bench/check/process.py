@@ -127,7 +127,7 @@ class NaNWatch(TorchDispatchMode):
 
 
 def no_nan_is_compared(strategy: StrategyFunction, S: int) -> None:
-    """Torch ranks no NaN: it would count as the largest number."""
+    """No NaN is sorted or compared by torch, which would rank it as the largest number."""
     few = [cases(S)[1].changed(L=n) for n in (0, 1)]
     for case in [*(cases(S)[1].changed(kind=kind) for kind in KINDS), *few]:
         choose(strategy, case, may_refuse=case in few or case.kind == "one labelled class", watch=NaNWatch())

@@ -62,7 +62,7 @@ def degenerate_predictions(strategy: StrategyFunction, S: int) -> None:
 
 
 def odd_proportions(strategy: StrategyFunction, S: int) -> None:
-    """No error with more labelled than pool images, more classes than images, wide embeddings, or one image left."""
+    """More labelled than pool images, more classes than images, wide embeddings or one image left cause no error."""
     for size in (
         Size(P=9, L=40, S=S, C=3, D=5, F=4, k=3),
         Size(P=7, L=5, S=S, C=12, D=33, F=40, k=3),
@@ -76,7 +76,7 @@ def odd_proportions(strategy: StrategyFunction, S: int) -> None:
 def several_passes(strategy: StrategyFunction, S: int) -> str | None:
     """Several passes cause no error, not even certain or uniform ones."""
     if not needs_of(strategy).predictions:
-        return "nothing to show several times: the strategy uses no predictions"
+        return "not tried: the strategy uses no predictions"
     for case in cases(max(S, 4)):
         for kind in ("random", "certain", "uniform", "a probability of 0", "identical"):
             for k in (1, case.size.k, case.size.P):
@@ -85,9 +85,9 @@ def several_passes(strategy: StrategyFunction, S: int) -> str | None:
 
 
 def certainty_is_told_apart(strategy: StrategyFunction, S: int) -> str | None:
-    """Probabilities that round to 1 in float32 are not treated as ties: their logarithms differ."""
+    """It does not treat probabilities that round to 1 in float32 as ties, because their logarithms differ."""
     if needs_of(strategy).passes:
-        return "not compared: for such probabilities the disagreement of the passes is below rounding"
+        return "not compared: rounding hides how the passes disagree on such probabilities"
     compared = 0
     for case in cases(S)[1:]:
         plain, sure = (
@@ -96,12 +96,12 @@ def certainty_is_told_apart(strategy: StrategyFunction, S: int) -> str | None:
         )
         if len(plain) == 1:
             compared += 1
-            expect(len(sure) == 1, f"Four seeds gave {len(sure)} choices.", case.changed(kind="saturated"))
+            expect(len(sure) == 1, f"Four seeds gave {len(sure)} different choices.", case.changed(kind="saturated"))
     return None if compared else "not compared: the strategy samples, or its scores have ties"
 
 
 def zero_is_a_small_probability(strategy: StrategyFunction, S: int) -> None:
-    """A probability of exactly 0 gives the same picks as a very small one: no NaN is ranked first."""
+    """A probability of exactly 0 gives the same picks as a very small one. No NaN is ranked first."""
     for case in cases(S)[1:]:
         case = case.changed(kind="a probability of 0", k=-(-case.size.P // 3))  # as many as there are images with a 0
         found = choose(strategy, case)
@@ -156,7 +156,7 @@ def chunks_do_not_matter(strategy: StrategyFunction, S: int) -> None:
 
 
 def few_labels(strategy: StrategyFunction, S: int) -> None:
-    """With no labelled image, one, or one labelled class it works, or refuses with a sentence."""
+    """With no labelled image, one, or one labelled class it chooses, or it raises a ValueError that says why."""
     refusals = {}
     for case in cases(S):
         for what, few in (
@@ -208,7 +208,7 @@ def broken_models_are_refused(strategy: StrategyFunction, S: int) -> str | None:
                 said = str(error)
             named = "strategy mine, round 7" in said and name in said
             expect(named, f"With {bad} in view.{name} the message was: {said}", case)
-    return None if names else "nothing to break: the strategy uses no output of the model"
+    return None if names else "not tried: the strategy uses no output of the model"
 
 
 def float16_works(strategy: StrategyFunction, S: int) -> None:
@@ -224,12 +224,12 @@ def float16_works(strategy: StrategyFunction, S: int) -> None:
 
 Rule = Callable[[StrategyFunction, int], str | None]
 RULES: tuple[Rule, ...] = (
-    it_runs, every_size, odd_proportions, several_passes, seed_decides, global_generators_are_left_alone,
-    settings_are_left_alone, threads_do_not_matter, ties_are_drawn, no_image_is_left_out, order_does_not_matter,
-    order_without_labels, order_of_passes, numbers_of_classes, order_of_labels, chunks_do_not_matter,
-    degenerate_predictions, zero_is_a_small_probability, certainty_is_told_apart, no_nan_is_compared,
-    few_distinct_points, few_labels, float16_works, view_is_read_only, nothing_is_kept, broken_models_are_refused,
-    large_pools,
+    # First those on errors, because a cause is told at the first rule that it breaks.
+    it_runs, every_size, odd_proportions, few_labels, degenerate_predictions, few_distinct_points, several_passes,
+    seed_decides, global_generators_are_left_alone, settings_are_left_alone, threads_do_not_matter, ties_are_drawn,
+    no_image_is_left_out, order_does_not_matter, order_without_labels, order_of_passes, numbers_of_classes,
+    order_of_labels, chunks_do_not_matter, zero_is_a_small_probability, certainty_is_told_apart, no_nan_is_compared,
+    float16_works, view_is_read_only, nothing_is_kept, broken_models_are_refused, large_pools,
 )  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def is_uniform(count_P: Tensor) -> bool:
 
 
 def brief(positions: Tensor) -> str:
-    return str(positions.tolist()) if len(positions) < 21 else f"{positions.tolist()[:20]}..."
+    return str(positions.tolist()) if len(positions) < 21 else f"{str(positions.tolist()[:20])[:-1]}, ...]"
 
 
 @contextmanager
