@@ -143,8 +143,8 @@ def test_in_a_terminal_the_lines_fit_and_keep_their_margin(mine, capsys, monkeyp
         ("mine_checked.f", "mine_checked.f cannot be loaded: module 'mine_checked' has no attribute 'f'."),
         ("mine_checked.NUMBER", "mine_checked.NUMBER cannot be loaded: it is of type int, which cannot be called."),
         ("mine_checked.Chooser", "mine_checked.Chooser is not a function. A strategy is a function: (view, k, rng,"),
-        ("mine_checked.no_strategy", "mine_checked.no_strategy cannot be loaded (too many positional arguments)."),
-        ("mine_checked.scaled bye=2", "cannot be loaded (got an unexpected keyword argument 'bye')."),
+        ("mine_checked.no_strategy", "(too many positional arguments). A strategy is called as (view, k, rng)."),
+        ("mine_checked.scaled bye=2", "argument 'bye'). A strategy is called as (view, k, rng, bye=...)."),
         ("mine_checked.scaled by", "by: type an option as name=value."),
     ],
 )

@@ -232,6 +232,41 @@ def test_a_mistake_in_a_strategys_own_code_is_told_with_its_place_or_its_remedy(
         select(Strategy(bald, "bald"), view, 3, seeded(), 0)
 
 
+def of_a_wrong_field(view, k, rng):
+    return top_k(view.embeddings.norm(dim=1), k, rng)
+
+
+def test_a_field_that_a_view_does_not_have_is_told_with_those_that_it_has_the_nearest_first():
+    line = of_a_wrong_field.__code__.co_firstlineno + 1
+    with pytest.raises(UserError) as told:
+        select(Strategy(of_a_wrong_field, "mine"), PoolView(9, 2), 3, seeded(), 0)
+    said, names = str(told.value).split(" has only the fields ")
+    assert said == f"strategy mine, round 0: it uses view.embeddings (test_strategies.py, line {line}), but a view"
+    names = names.rstrip(".").split(", ")
+    assert names[0] == "emb_PD" and set(names) == set(vars(PoolView(9, 2)))
+
+
+@torch.no_grad()
+def of_another_signature(view):
+    return view
+
+
+def of_a_wrong_call(view, k, rng):
+    return top_k(view)
+
+
+def test_a_strategy_that_cannot_be_called_is_told_how_strategies_are_called():
+    hint = "A strategy is called as (view, k, rng)."
+    with pytest.raises(UserError, match=rf"of_another_signature cannot be loaded \(too many.*\)\. {re.escape(hint)}$"):
+        load({"name": "mine", "_target_": f"{__name__}.of_another_signature"})
+    with pytest.raises(UserError, match=rf"TypeError: .* but 3 were given\. {re.escape(hint)}$"):
+        select(Strategy(lambda view: view, "mine"), PoolView(9, 2), 3, seeded(), 0)
+    with pytest.raises(UserError, match=r"option'\. A strategy is called as \(view, k, rng, option=\.\.\.\)\.$"):
+        select(Strategy(partial(unpacks, option=1), "mine"), PoolView(9, 2), 3, seeded(), 0)
+    with pytest.raises(UserError, match=r"TypeError: top_k\(\) missing .* \(test_strategies\.py, line \d+\)\.$"):
+        select(Strategy(of_a_wrong_call, "mine"), PoolView(9, 2), 3, seeded(), 0)
+
+
 class Stop(BaseException):
     pass
 

@@ -128,7 +128,9 @@ def load(settings: dict[str, Any]) -> Strategy:
         if stop := stop_behind(error):
             raise stop from None
         reason = in_a_line(error.__cause__ or error)
-        raise UserError(f"strategy {name}: {settings['_target_']} cannot be loaded ({reason}).") from error
+        options = [key for key in node if not key.startswith("_")]
+        hint = f" {call_with(options)}" if isinstance(error, TypeError) else ""  # the signature does not fit
+        raise UserError(f"strategy {name}: {settings['_target_']} cannot be loaded ({reason}).{hint}") from error
     several = [key for key in ("passes", "members") if settings.get(key)]
     needs = needs_of(function)
     if several and not needs.predictions:
@@ -141,14 +143,20 @@ def load(settings: dict[str, Any]) -> Strategy:
     return Strategy(function, name, *(settings.get(key) for key in ("passes", "members", "candidates")))
 
 
+def call_with(options: Iterable[str]) -> str:
+    """Say in a sentence how a strategy with these options is called."""
+    arguments = ["view", "k", "rng", *(f"{option}=..." for option in options)]
+    return f"A strategy is called as ({', '.join(arguments)})."
+
+
 def check_options(function: Callable[..., Tensor]) -> None:
-    """Raises TypeError if an option of a partial is missing or unknown, or if a bool gets another value."""
+    """Raises TypeError if an option of a partial is missing or unknown, ValueError if a bool gets another value."""
     signature = inspect.signature(function.func)
     signature.bind(None, 1, None, **function.keywords)
     for option, parameter in signature.parameters.items():
         value = function.keywords.get(option, False)
         if parameter.annotation is bool and not isinstance(value, bool):
-            raise TypeError(f"{option}={value}: true or false")
+            raise ValueError(f"{option}={value}: true or false")
 
 
 def needs_of(function: StrategyFunction) -> Needs:

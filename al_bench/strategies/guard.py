@@ -7,6 +7,7 @@ features.
 import sysconfig
 import traceback
 from dataclasses import fields
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from al_bench.errors import UserError, users_code
-from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size, Strategy, StrategyFunction
+from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size, Strategy, StrategyFunction, call_with
 
 LONGEST = 400  # characters of an error's text that a message repeats at most
 
@@ -63,9 +64,22 @@ def why_it_failed(error: BaseException, function: StrategyFunction, view: PoolVi
             need, name = missing
             return f"it uses view.{name} without declaring it: put @needs({need}=True) above it."
     line = line_of(error, function)
+    if isinstance(error, AttributeError) and isinstance(error.obj, PoolView):
+        return f"it uses view.{error.name}{line}, but a view has only the fields {fields_like(error.name)}."
+    if isinstance(error, TypeError) and list(traceback.walk_tb(error.__traceback__))[-1][0].f_code is select.__code__:
+        return f"{reason_of(error)}. {call_with(getattr(function, 'keywords', {}))}"
     if isinstance(error, SystemExit):
         return f"it asks to end the process, as sys.exit() does{line}. Return the positions, or raise ValueError."
     return f"{reason_of(error)}{line}."
+
+
+def fields_like(name: str) -> str:
+    """The fields of a view, those first whose names are most like `name`."""
+
+    def likeness(field: str) -> float:
+        return SequenceMatcher(None, name.lower(), field.lower()).ratio()
+
+    return ", ".join(sorted((field.name for field in fields(PoolView)), key=likeness, reverse=True))
 
 
 def reason_of(error: BaseException) -> str:
