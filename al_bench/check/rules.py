@@ -1,7 +1,8 @@
 """The rules that every strategy obeys. Each rule is a function, and its docstring is the line that the user reads.
 
 A rule takes the strategy and S, its number of passes or members. It returns None or a remark. If the rule is broken, it
-raises Broken, which names the input. P pool images.
+raises Broken, which names the input. Where a strategy cannot choose, say without labels, it raises a ValueError. The
+rules on few labels accept that. P pool images.
 """
 
 from collections.abc import Callable
