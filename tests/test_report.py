@@ -499,15 +499,18 @@ def test_whoever_missed_the_target_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("target", [None, 0.61])
-def test_no_labels_are_counted_to_a_target_that_an_initial_set_reaches(tmp_path, target):
+def test_no_labels_saved_are_computed_to_a_target_that_an_initial_set_reaches(tmp_path, target):
     for seed in range(6):
         start = 0.62 if seed == 1 else 0.5
         write_run(tmp_path, "random", seed, (start, 0.6, 0.615))
         write_run(tmp_path, "margin", seed, (start, 0.7, 0.8))
     found = the_study(tmp_path, target)
     assert found.target is None and found.versus_random["margin"].efficiency.mean is None
-    (note,) = (n for n in found.notes if "target" in n or "counted" in n)
-    assert note == "No labels are counted to 61.0%: 2 of 12 runs have it from the start."
+    (note,) = (n for n in found.notes if "target" in n)
+    assert note == (
+        "Labels saved are not computed: 2 of 12 runs reach the target of 61% with the initial set already. Choose another "
+        "by --target."
+    )
     assert "fewer" not in verdict.sentences(found)[0]
 
 

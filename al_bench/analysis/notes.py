@@ -105,7 +105,13 @@ def other_seeds(seeds_of_random: list[int], seeds: dict[str, list[int]]) -> list
 
 
 def reached_from_the_start(target: float, first_S: np.ndarray, metric: Metric) -> list[str]:
-    """A sentence where some runs' initial set, which no strategy chose, reaches the target. first_S: of each run."""
+    """A sentence where some runs reach the target with their initial set, which no strategy chose.
+
+    first_S: the metric of each run after its initial set.
+    """
     if not (n := int((metric.sign * first_S >= metric.sign * target).sum())):
         return []
-    return [f"No labels are counted to {metric.level(target)}: {n} of {len(first_S)} runs have it from the start."]
+    return [
+        f"Labels saved are not computed: {n} of {len(first_S)} runs reach the target of {metric.target(target)} with the "
+        "initial set already. Choose another by --target."
+    ]
