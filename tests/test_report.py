@@ -508,8 +508,8 @@ def test_no_labels_saved_are_computed_to_a_target_that_an_initial_set_reaches(tm
     assert found.target is None and found.versus_random["margin"].efficiency.mean is None
     (note,) = (n for n in found.notes if "target" in n)
     assert note == (
-        "Labels saved are not computed: 2 of 12 runs reach the target of 61% with the initial set already. Choose another "
-        "by --target."
+        "Labels saved are not computed: 2 of 12 runs reach the target of 61% with the initial set already. Choose "
+        "another by --target."
     )
     assert "fewer" not in verdict.sentences(found)[0]
 

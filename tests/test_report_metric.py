@@ -97,6 +97,11 @@ def test_the_report_of_a_metric_lies_beside_that_of_accuracy_and_names_it(tmp_pa
     assert re.search(r"margin: below random in 2 of 2 studies, -0\.15[78] nats on average\.", text)
     assert "Cost against NLL" in text and "Test NLL (nats)" in text and "mean NLL over labels (nats)" in text
     assert "to show a difference of 0.0075 nats: " in text  # 1% of random's mean, 0.75
+    setting = "study / digits / small_cnn / 10+2x10"
+    by_nll = f"{setting}, judged by NLL (lower is better)"
+    assert (page.parent / "verdict.txt").read_text().startswith(f"{by_nll}:\n  margin is better than random: ")
+    assert (page.parent / "summary.md").read_text().startswith(f"### {report.md(by_nll)}\n")
+    assert (first.parent / "verdict.txt").read_text().startswith(f"{setting}:\n")
     assert "judged by" not in first.read_text()
     rows = list(csv.DictReader((page.parent / "summary.csv").read_text().splitlines()))
     assert float(rows[1]["mean_nll_over_labels"]) < float(rows[0]["mean_nll_over_labels"])
@@ -107,11 +112,35 @@ def test_a_metric_of_the_users_own_is_better_where_it_is_higher_or_as_they_say(t
     two_arms(tmp_path, n=6)
     set_metric(tmp_path, "my_errors", lambda accuracy: 100 - 100 * accuracy)
     better, worse = (report.write(tmp_path, metric=named("my_errors", lower)) for lower in (True, False))
-    assert better == worse == tmp_path / "report-my_errors" / "index.html"
+    assert better == tmp_path / "report-my_errors-lower" / "index.html"
+    assert worse == tmp_path / "report-my_errors" / "index.html"
+    assert ", judged by my_errors (lower is better):\n" in (better.parent / "verdict.txt").read_text()
+    assert ", judged by my_errors (higher is better):\n" in (worse.parent / "verdict.txt").read_text()
+    assert "margin is better than random: " in better.read_text()
     assert "margin is worse than random: " in worse.read_text()
     found = the_study(tmp_path, metric=named("my_errors", lower_is_better=True))
     assert "better than random: needs" in verdict.sentences(found)[0]
     assert "; -7.88 in mean my_errors over the labels" in verdict.sentences(found)[0]
+
+
+@pytest.mark.parametrize(
+    "arguments, n_hints",
+    [
+        (["--metric", "my_errors"], 1),
+        (["--metric", "my_errors", "--lower-is-better"], 0),
+        (["--metric", "worst_class"], 0),
+        ([], 0),
+    ],
+)
+def test_whoever_leaves_the_direction_of_their_own_metric_out_is_told_which_is_taken(
+    tmp_path, arguments, n_hints, capsys
+):
+    two_arms(tmp_path, n=2)
+    set_metric(tmp_path, "my_errors", lambda accuracy: 100 - 100 * accuracy)
+    assert report.main([str(tmp_path), *arguments]) == 0
+    hint = "al_bench: higher values of my_errors are taken as better. If lower ones are, add --lower-is-better.\n"
+    assert capsys.readouterr().err == n_hints * hint
+    assert not any("--lower" in path.read_text() for path in tmp_path.glob("report*/verdict.txt"))
 
 
 @pytest.mark.parametrize(
@@ -134,8 +163,11 @@ def test_a_metric_of_the_users_own_is_better_where_it_is_higher_or_as_they_say(t
 def test_a_metric_that_nobody_recorded_is_told_with_those_that_are_there(tmp_path, arguments, words, capsys):
     two_arms(tmp_path, n=2)
     assert report.main([str(tmp_path), *arguments]) == 1
-    assert f"al_bench: {words}" in capsys.readouterr().err
-    assert not list(tmp_path.glob("report*"))
+    said = capsys.readouterr().err
+    assert f"al_bench: {words}" in said and not list(tmp_path.glob("report*"))
+    no_run = "no run has it" in words
+    assert said.endswith(" set metrics=[...] and study=NAME, a new name.\n") == no_run
+    assert ("Metrics are recorded while a run trains" in said) == no_run
 
 
 def test_runs_without_the_metric_are_left_out_by_name(tmp_path):
@@ -150,8 +182,11 @@ def test_runs_without_the_metric_are_left_out_by_name(tmp_path):
     found = the_study(tmp_path, metric=named("top2"))
     assert found.seeds("margin") == [0, 2] and found.full is None
     assert dict(found.left_out) == dict.fromkeys(
-        ["random, seed 1", "margin, seed 1", "full data, random, seed 0"], "its records lack top2 in some rounds"
+        ["random, seed 1", "margin, seed 1", "full data, random, seed 0"], "its records do not have top2 in every round"
     )
+    (note,) = (note for note in found.notes if "top2" in note)
+    assert note.startswith("3 of 7 finished runs do not have top2. Metrics are recorded while a run trains: ")
+    assert not any("while a run trains" in note for note in the_study(tmp_path).notes)
 
 
 def test_every_figure_can_be_drawn_by_a_loss(tmp_path):

@@ -69,7 +69,7 @@ def why_unusable(run: Run, metric: str) -> str | None:
             run.config  # noqa: B018
         except (OSError, ValueError) as error:
             return f"config.yaml cannot be read ({error})"
-        return damage(run) or (None if metric in run.metrics else f"its records lack {metric} in some rounds")
+        return damage(run) or (None if metric in run.metrics else f"its records do not have {metric} in every round")
     rounds = f" after {len(run.labels_R)} rounds" if len(run.labels_R) else ""
     torn = "; the last line of rounds.jsonl was cut short" if run.torn else ""
     return f"{run.state}{rounds}{torn}{': ' + run.why if run.why else ''}"

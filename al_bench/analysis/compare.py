@@ -136,7 +136,10 @@ def comparison(there: list[Run], full: list[Run], metric: Metric, target: float 
         labels_R=labels_R,
         references=references,
         left_out=[(printable(who), printable(why)) for who, why in (*left_out, *others)],
-        notes=[*map(printable, notes.of_runs(runs, references, labels_R, metric))],
+        notes=[
+            *map(printable, notes.of_runs(runs, references, labels_R, metric)),
+            *notes.not_recorded([*there, *full], metric),
+        ],
         target=target,
     )
     if c.runs and RANDOM not in c.runs:

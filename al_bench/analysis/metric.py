@@ -30,6 +30,10 @@ class Metric:
         return 1 if self.higher_is_better else -1
 
     @property
+    def direction(self) -> str:
+        return f"{'higher' if self.higher_is_better else 'lower'} is better"
+
+    @property
     def scale(self) -> int:
         """A recorded value times this is what is drawn."""
         return 100 if self.is_share else 1
@@ -109,6 +113,10 @@ class Metric:
         return f"{best} whole per cent" if self.is_share else f"{best} value of two digits"
 
 
+RECORDED_IN_TRAINING = (
+    "Metrics are recorded while a run trains: a finished study gets no new one. To record one, set metrics=[...] and "
+    "study=NAME, a new name."
+)
 ACCURACY = Metric("accuracy", "accuracy", "Test accuracy", "%")
 METRICS = {
     metric.name: metric
@@ -137,7 +145,9 @@ def named(name: str, lower_is_better: bool = False) -> Metric:
 def check_recorded(metric: Metric, recorded: Iterable[str]) -> None:
     """recorded: the names that records have as a number in each round. Raises UserError where it is none of them."""
     if metric.name not in (names := sorted(set(recorded))):
-        there = f"These runs have {', '.join(names)}." if names else "No run has finished a round."
+        there = (
+            f"These runs have {', '.join(names)}. {RECORDED_IN_TRAINING}" if names else "No run has finished a round."
+        )
         raise UserError(f"--metric {one_line(metric.name)}: no run has it as one number in each round. {there}")
 
 

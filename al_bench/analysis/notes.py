@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from al_bench.analysis.metric import ACCURACY, Metric
+from al_bench.analysis.metric import ACCURACY, RECORDED_IN_TRAINING, Metric
 from al_bench.analysis.results import Run
+from al_bench.records import FINISHED
 
 SHOWN = 4  # runs, or values of a fact, that a sentence names
 FAIRER = ("macro_f1", "balanced_accuracy", "worst_class")  # metrics in which each class counts the same
@@ -21,6 +22,15 @@ def of_runs(runs: list[Run], references: list[Run], labels_R: np.ndarray, metric
         *label_counts(runs, labels_R),
         *misleading(runs, metric),
     ]
+
+
+def not_recorded(runs: list[Run], metric: Metric) -> list[str]:
+    """A sentence where finished runs lack the metric. runs: all there are, with those that are left out."""
+    finished = [run for run in runs if run.state == FINISHED]
+    n = sum(metric.name not in run.metrics for run in finished)
+    if metric is ACCURACY or not n:
+        return []
+    return [f"{n} of {len(finished)} finished runs do not have {metric.words}. {RECORDED_IN_TRAINING}"]
 
 
 def validation_labels(runs: list[Run]) -> list[str]:
@@ -112,6 +122,6 @@ def reached_from_the_start(target: float, first_S: np.ndarray, metric: Metric) -
     if not (n := int((metric.sign * first_S >= metric.sign * target).sum())):
         return []
     return [
-        f"Labels saved are not computed: {n} of {len(first_S)} runs reach the target of {metric.target(target)} with the "
-        "initial set already. Choose another by --target."
+        f"Labels saved are not computed: {n} of {len(first_S)} runs reach the target of {metric.target(target)} with "
+        "the initial set already. Choose another by --target."
     ]

@@ -3,7 +3,8 @@
     al-bench report results/my_study [--metric macro_f1]
 
 Written into <folder>/report/: index.html (self-contained), verdict.txt, summary.csv, .md and .tex, rounds.csv,
-figures/*.png and *.pdf. By another metric than accuracy into <folder>/report-<metric>/.
+figures/*.png and *.pdf. By another metric than accuracy into <folder>/report-<metric>/, with
+--lower-is-better into <folder>/report-<metric>-lower/.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from al_bench.analysis import compare, figures, results, rounds, tables, verdict
 from al_bench.analysis.canvas import new_figure
 from al_bench.analysis.compare import CONTROL, Across, Comparison
 from al_bench.analysis.figures import Drawing
-from al_bench.analysis.metric import ACCURACY, Metric, check_recorded, check_target, named
+from al_bench.analysis.metric import ACCURACY, METRICS, Metric, check_recorded, check_target, named
 from al_bench.analysis.tables import Section
 from al_bench.errors import UserError
 from al_bench.files import read_file, write_atomically
@@ -55,10 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ask.add_argument("--target", type=float, help="the value to count labels to; of a share a fraction: 0.9")
     options = ask.parse_args(arguments)
     try:
-        page = write(options.folder, options.target, named(options.metric, options.lower_is_better))
+        metric = named(options.metric, options.lower_is_better)
+        page = write(options.folder, options.target, metric)
     except UserError as error:
         print(f"al_bench: {error}", file=sys.stderr)
         return 1
+    if metric.name not in METRICS and metric.higher_is_better:
+        taken = f"higher values of {metric.words} are taken as better. If lower ones are, add --lower-is-better."
+        print(f"al_bench: {taken}", file=sys.stderr)
     print(results.in_words(page))
     return 0
 
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write(root: Path, target: float | None = None, metric: Metric = ACCURACY) -> Path:
     """Write the report of all runs below root and return the path of its page. Raises UserError."""
     check_target(metric, target)
-    folder = root / ("report" if metric is ACCURACY else f"report-{as_file_name(metric.name)}")
+    folder = root / folder_name(metric)
     made_of, runs = results.stamp(root), results.find(root)  # without runs that have the metric no folder is made
     if metric is not ACCURACY:
         check_recorded(metric, (name for run in runs for name in run.metrics))
@@ -92,6 +97,14 @@ def write(root: Path, target: float | None = None, metric: Metric = ACCURACY) ->
     return folder / "index.html"
 
 
+def folder_name(metric: Metric) -> str:
+    """Both directions of a user's metric have a folder of their own."""
+    if metric is ACCURACY:
+        return "report"
+    lower = metric.name not in METRICS and not metric.higher_is_better
+    return f"report-{as_file_name(metric.name)}{'-lower' if lower else ''}"
+
+
 # -- a section as text --
 
 
@@ -103,7 +116,7 @@ def as_text(sections: list[Section]) -> str:
         left_out = [f"Left out: {who}: {why}" for who, why in c.left_out[:LEFT_OUT]]
         if (more := len(c.left_out) - LEFT_OUT) > 0:
             left_out.append(f"Left out: {more} more, which the page names.")
-        lines += [f"{c.setting}:", *(f"  {words}" for words in (*s.sentences, *c.notes, *left_out))]
+        lines += [f"{s.title}:", *(f"  {words}" for words in (*s.sentences, *c.notes, *left_out))]
     return "\n".join([*lines, ""])
 
 
@@ -117,7 +130,7 @@ def as_markdown(sections: list[Section]) -> str:
     parts = []
     for s in sections:
         c = s.comparison
-        parts += [f"### {md(str(c.setting))}", ""]
+        parts += [f"### {md(s.title)}", ""]
         parts += [f"- {md(words)}" for words in s.sentences] + [""]
         if s.table:
             parts += [markdown_table(s), "", *(md(words) for words in s.method_notes), ""]
@@ -143,9 +156,7 @@ def as_latex(sections: list[Section]) -> str:
     import pandas as pd
 
     return "\n".join(
-        pd.DataFrame(s.table).to_latex(
-            index=False, escape=True, caption=tex(str(s.comparison.setting)), position="htbp"
-        )
+        pd.DataFrame(s.table).to_latex(index=False, escape=True, caption=tex(s.title), position="htbp")
         for s in sections
         if s.table
     )

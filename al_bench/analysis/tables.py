@@ -8,7 +8,7 @@ import numpy as np
 
 from al_bench.analysis import acquired, stats, verdict
 from al_bench.analysis.compare import Comparison, VersusRandom
-from al_bench.analysis.metric import Metric
+from al_bench.analysis.metric import ACCURACY, Metric
 from al_bench.analysis.results import Run
 
 
@@ -17,6 +17,7 @@ class Section:
     """What a report says of one comparison, in plain text. It is built once; report.py renders it."""
 
     comparison: Comparison
+    title: str
     sentences: list[str]  # the verdict
     rows: list[dict[str, Any]]  # numbers of each strategy
     table: list[dict[str, str]]  # heading -> cell: random, then the others, the best first
@@ -29,12 +30,19 @@ def section(c: Comparison) -> Section:
     others = [name for name in c.runs if name not in c.versus_random]
     return Section(
         comparison=c,
+        title=title(c),
         sentences=verdict.sentences(c),
         rows=list(rows.values()),
         table=[readable(c, rows[name]) for name in (*others, *c.best_first)],
         method_notes=verdict.method_notes(c) if c.runs else [],
         planner=verdict.planner(c),
     )
+
+
+def title(c: Comparison) -> str:
+    """The setting; by another metric than accuracy with the metric and its direction."""
+    by = "" if c.metric == ACCURACY else f", judged by {c.metric.words} ({c.metric.direction})"
+    return f"{c.setting}{by}"
 
 
 # -- numbers --
