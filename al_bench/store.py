@@ -44,6 +44,16 @@ from al_bench.text import Formatter
 
 log = logging.getLogger("al_bench")
 
+# What a run began with, by its name in run.json, and what is said of it if it is another now
+BEGAN_WITH = {
+    "dataset": "other data: its images or labels changed since",
+    "initial_set": "another initial set: it is drawn otherwise now",
+    "validation_set": "another validation set: it is drawn otherwise now",
+    "strategy_code": "other code of its strategy: {modules} changed since",
+    "model_code": "other code of its net: {modules} changed since",
+    "metrics_code": "other code of its metrics: {modules} changed since",
+}
+
 
 class RunStore:
     def __init__(self, config: Config) -> None:
@@ -281,11 +291,10 @@ class RunStore:
             there = info.get(name)  # missing before the first start, and in runs of versions that noted no such fact
             if there and fact and there["checksum"] != fact["checksum"]:
                 own = "strategy.name" if name == "strategy_code" else "study"
-                files = differing_keys(there.get("modules") or {}, fact.get("modules") or {})
+                modules = ", ".join(differing_keys(there.get("modules") or {}, fact.get("modules") or {}))
                 raise UserError(
-                    f"{self.folder} began with another {name.replace('_', ' ')}: {', '.join(files) or 'the data'} "
-                    f"changed since. Bring the old state back, give these runs a name of their own ({own}=...), or "
-                    "delete the folder."
+                    f"{self.folder} began with {BEGAN_WITH[name].format(modules=modules)}. Bring the old state back, "
+                    f"give these runs a name of their own ({own}=...), or delete the folder."
                 )
 
     def _drop_torn_line(self) -> None:

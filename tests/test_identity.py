@@ -217,7 +217,7 @@ def test_other_images_are_refused_whether_the_run_is_finished_or_not(tmp_path, p
         cut_to(store, n_rounds)
     before = store.rounds_path.read_bytes()
     other = images(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match="began with another dataset"):
+    with pytest.raises(UserError, match="began with other data: its images or labels changed since"):
         c = asked(
             f"results_dir={tmp_path}", f"cache_dir={tmp_path}/cache", "trainer.progress=false", *folder_run(other)
         )
@@ -246,7 +246,7 @@ def test_a_net_of_ones_own_is_noted_with_its_code(tmp_path, monkeypatch):
     run_here(tmp_path, *own)
     provenance._source.cache_clear()
     (tmp_path / "mine_net.py").write_text(code.format(momentum=0.5))
-    with pytest.raises(UserError, match=r"began with another model code: mine_net changed"):
+    with pytest.raises(UserError, match=r"began with other code of its net: mine_net changed since\. Bring"):
         run_here(tmp_path, *own)
 
 

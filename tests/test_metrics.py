@@ -147,7 +147,7 @@ def test_a_metric_changes_no_other_number_and_is_measured_in_every_round(mine, t
     code = (mine_file := tmp_path / f"{mine}.py").read_text()
     mine_file.write_text(code.replace("topk(2", "topk(3"))
     provenance._source.cache_clear()  # what a new process has not read yet
-    with pytest.raises(UserError, match="began with another metrics code: metrics_of_mine changed since"):
+    with pytest.raises(UserError, match="began with other code of its metrics: metrics_of_mine changed since"):
         with_metric.finished()
     runs = [results.read(store.folder) for store in (plain, with_metric)]
     assert not incomparable(runs)  # they are compared by the metrics that both have

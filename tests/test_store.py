@@ -137,7 +137,7 @@ SETS = {name: {"n": 3, "checksum": "drawn"} for name in ("initial_set", "validat
 def test_data_that_changed_between_two_starts_are_refused(store):
     store.identify(DATA, SETS)
     store.identify(DATA, SETS)
-    with pytest.raises(UserError, match="began with another dataset: the data changed since"):
+    with pytest.raises(UserError, match="began with other data: its images or labels changed since"):
         store.identify(DATA | {"checksum": "two"}, SETS)
 
 
@@ -146,7 +146,7 @@ def test_data_that_changed_between_two_starts_are_refused(store):
 )
 def test_a_set_that_is_drawn_otherwise_at_the_second_start_is_refused(store, drawn, words):
     store.identify(DATA, SETS)
-    with pytest.raises(UserError, match=f"began with {words}: "):
+    with pytest.raises(UserError, match=f"began with {words}: it is drawn otherwise now. Bring"):
         store.identify(DATA, SETS | {drawn: {"n": 3, "checksum": "drawn otherwise"}})
 
 
@@ -256,7 +256,7 @@ def test_a_run_of_an_earlier_version_whose_checksum_cannot_be_compared_goes_on_w
     tmp_path, version, caplog
 ):
     version(PICKS)
-    c = asked(f"results_dir={tmp_path}", "strategy=entropy", "strategy._target_=mine_noted.pick")
+    c = asked(f"results_dir={tmp_path}", "strategy._target_=mine_noted.pick", "strategy.name=pick")
     store = RunStore(c)
     with suppress(KeyboardInterrupt, SystemExit), store.at_work():
         store.append(record(0))
@@ -276,7 +276,7 @@ def test_a_run_of_an_earlier_version_whose_checksum_cannot_be_compared_goes_on_w
 
 def test_a_strategy_that_changed_between_two_starts_is_refused(tmp_path, version):
     version(PICKS)
-    c = asked(f"results_dir={tmp_path}", "strategy=entropy", "strategy._target_=mine_noted.pick")
+    c = asked(f"results_dir={tmp_path}", "strategy._target_=mine_noted.pick", "strategy.name=pick")
     store = RunStore(c)
     with suppress(KeyboardInterrupt, SystemExit), store.at_work():
         store.identify(DATA, SETS)
@@ -288,7 +288,7 @@ def test_a_strategy_that_changed_between_two_starts_is_refused(tmp_path, version
         store.append(record(1, acquired=()))
     assert store.finished()
     version(PICKS.replace("FACTOR *", "FACTOR +"))
-    changed = "began with another strategy code: mine_noted changed since"
+    changed = "began with other code of its strategy: mine_noted changed since"
     with pytest.raises(UserError, match=changed):
         store.identify(DATA, SETS)
     with pytest.raises(UserError, match=changed):
