@@ -1,6 +1,8 @@
 """All rounds below a results folder as one table, for notebooks and spreadsheets. Only reads; nothing imports torch."""
 
+import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 IDENTITY = (*Setting._fields, "strategy", "seed")
-NAMED = 5  # runs that a warning names
 
 
 def read(root: str | Path) -> "pd.DataFrame":
@@ -24,26 +25,33 @@ def read(root: str | Path) -> "pd.DataFrame":
 
     Columns: study, dataset, model, budget, strategy, seed, round, labels (training labels so far), each recorded metric
     that is a number, seconds (of the whole round). A metric that a run lacks is NaN. The runs are those that the report
-    compares; a UserWarning names the others and says why each is left out. Raises UserError where there is no run.
+    compares; a UserWarning counts the others by the reason to leave them out. Raises UserError where there is no run.
     """
     runs = results.find(Path(root).expanduser())
-    kept, left_out = comparable(runs)
-    if left_out:
-        more = [f"and {len(left_out) - NAMED} more, which al-bench report names"] * (len(left_out) > NAMED)
-        lines = "\n".join(f"  {line}" for line in [*left_out[:NAMED], *more])
-        warnings.warn(f"{len(left_out)} of {len(runs)} runs are left out:\n{lines}", stacklevel=3)
+    kept, reasons = comparable(runs)
+    if reasons:
+        counts = ", ".join(f"{why} ({n})" for why, n in Counter(map(without_details, reasons)).most_common())
+        warnings.warn(
+            f"{len(reasons)} of {len(runs)} runs are left out: {counts}. al-bench report names each, with its reason.",
+            stacklevel=3,
+        )
     return table(kept)
 
 
 def comparable(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """The runs that the report compares, and a line for each other one."""
+    """The runs that the report compares, and of each other one the reason why it is left out."""
     kept: list[Run] = []
-    left_out = []
-    for setting, there in results.by_setting(runs).items():
+    reasons: list[str] = []
+    for there in results.by_setting(runs).values():
         usable, others = comparable_runs(there)
         kept += sorted(usable, key=lambda run: (run.strategy, run.seed))
-        left_out += [printable(f"{setting} / {name}: {why}") for name, why in others]
-    return kept, left_out
+        reasons += [printable(why) for _, why in others]
+    return kept, reasons
+
+
+def without_details(why: str) -> str:
+    """A reason without what only one run has: its rounds, its error, its values, its seed."""
+    return re.split(r" after \d+ rounds|; |: | \(| of seed \d", why, maxsplit=1)[0]
 
 
 def table(runs: Sequence[Run]) -> "pd.DataFrame":
