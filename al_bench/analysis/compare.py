@@ -27,17 +27,17 @@ class VersusRandom:
 
     seeds: list[int]
     area: PairedDifference  # of the areas under the curve
-    p_holm: float | None  # None: too few pairs for any call, and in no Holm family
+    p_holm: float | None  # after Holm's correction; None where the pairs are too few to ever be significant
     efficiency: Efficiency
     difference: tuple[np.ndarray, np.ndarray, np.ndarray]  # mean_R, low_R, high_R of the metric minus random's
-    n_tests: int  # Holm step: significant if p <= ALPHA / n_tests
+    n_tests: int  # that Holm's method corrects this p-value for: significant if p <= ALPHA / n_tests
 
     @property
     def why_no_call(self) -> str | None:
         if why := stats.why_no_call(self.area, ALPHA, self.n_tests):
             return why
         if self.p_holm < ALPHA and self.area.low <= 0 <= self.area.high:
-            return f"the ranks of the differences say one thing (p = {self.p_holm:.2g}), their mean does not follow"
+            return f"the test of ranks is significant (p = {self.p_holm:.2g}), but the interval of the mean contains 0"
         return None
 
     @property
@@ -75,7 +75,7 @@ class Comparison:
 
     @property
     def best_first(self) -> list[str]:
-        """The strategies that are compared with random."""
+        """The strategies that are compared with random, that of the best mean area first."""
         return sorted(self.versus_random, key=lambda name: -self.metric.sign * self.versus_random[name].area.mean)
 
     def seeds(self, strategy: str) -> list[int]:
@@ -173,7 +173,7 @@ def common_labels(runs: list[Run], metric: Metric) -> np.ndarray:
 
 def with_random(c: Comparison) -> Comparison:
     """With the target, and each strategy against random."""
-    c = replace(c, target=reached_by_all(c) if c.target is None else c.target)
+    c = replace(c, target=reached_by_random(c) if c.target is None else c.target)
     first_S = np.concatenate([c.curve(name)[:, 0] for name in c.runs])
     if why := notes.reached_from_the_start(c.target, first_S, c.metric):
         c = noted(replace(c, target=None), why)
@@ -181,8 +181,8 @@ def with_random(c: Comparison) -> Comparison:
     return noted(c, notes.other_seeds(c.seeds(RANDOM), {name: c.seeds(name) for name in c.versus_random}))
 
 
-def reached_by_all(c: Comparison) -> float:
-    """The best round number that random reaches with every seed: a target that all of its runs have."""
+def reached_by_random(c: Comparison) -> float:
+    """The best round number that random reaches with every seed, as a target."""
     return c.metric.rounded_target(c.scores(RANDOM).max(1).min())
 
 
@@ -205,7 +205,10 @@ def versus_random(c: Comparison) -> dict[str, VersusRandom]:
 
 
 def corrected(areas: dict[str, PairedDifference]) -> dict[str, tuple[float | None, int]]:
-    """p_holm and n_tests, as VersusRandom has them. A strategy with too few pairs for any call is in no family."""
+    """(p_holm, n_tests) of each strategy. Holm's method corrects those whose number of pairs can be significant.
+
+    The others have (None, 1). They are left out of the correction, where they would only make it stricter.
+    """
     family = [name for name, area in areas.items() if area.smallest_p <= ALPHA]
     p_T = stats.holm([areas[name].p_wilcoxon for name in family])
     n_tests_T = len(family) - (p_T < ALPHA).sum() + (p_T < ALPHA)

@@ -5,7 +5,7 @@ from statistics import median
 import numpy as np
 
 from al_bench.analysis import power, rankings, stats
-from al_bench.analysis.compare import ALPHA, RANDOM, Across, Comparison, VersusRandom, reached_by_all
+from al_bench.analysis.compare import ALPHA, RANDOM, Across, Comparison, VersusRandom, reached_by_random
 from al_bench.analysis.metric import Metric
 from al_bench.analysis.stats import Efficiency
 
@@ -75,7 +75,7 @@ def method_notes(c: Comparison) -> list[str]:
         by_random = f", the {c.metric.rounding} that random reaches with every seed"
         extreme = "maximum" if c.metric.higher_is_better else "minimum"
         words.append(
-            f"Target: {c.metric.level(c.target)}{by_random if c.target == reached_by_all(c) else ''}. Labels to the "
+            f"Target: {c.metric.level(c.target)}{by_random if c.target == reached_by_random(c) else ''}. Labels to the "
             "target: the first label count trained that has it, the median by nearest rank; labels saved: 1 - labels / "
             f"random's labels at the interpolated crossings of the running {extreme}, geometric mean over the pairs "
             "that both reach it."

@@ -36,7 +36,10 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """Trains and predicts with `model` and `trainer` on `dataset`. All randomness is named by `seed` and the round."""
+    """Trains and predicts on `dataset` as `model` and `trainer` say.
+
+    Each random stream depends only on `seed`, its purpose and the round.
+    """
 
     model: ModelConfig
     trainer: TrainerConfig
@@ -54,7 +57,7 @@ class Learner:
         return hardware.on_device(self.dataset.images, self.device)
 
     def build(self, round: int, member: int = 0) -> Classifier:
-        """A fresh classifier. Its weights depend on the seed, the round and its place in a committee alone."""
+        """A fresh classifier. Its weights depend only on the seed, the round and its place in a committee."""
         with rng.seeded(self.seed, rng.of_member("weights", member), round):
             net = (
                 LinearHead(self.dataset, self.model.dropout)
@@ -147,15 +150,17 @@ class Learner:
         except UserError as error:
             raise UserError(f"trainer.test_passes={n}: {error}.") from None
 
-    def passes(self, net: Classifier, n: int, purpose: str, round: int) -> DropoutPasses:
-        """n nets thinned by dropout, for `predict`; purpose names their masks' random stream.
+    def passes(self, classifier: Classifier, n: int, purpose: str, round: int) -> DropoutPasses:
+        """n passes with dropout for `predict`, each with its own masks, drawn from the random stream of this purpose.
 
-        Raises UserError where the net has no dropout. Its text wants a name before it and a full stop after it.
+        Raises UserError if the net has no dropout. Its text ends a sentence: the caller puts the option before it and a
+        full stop after it.
         """
-        net.net.to(self.device).eval()  # Lightning leaves a net on the CPU, and thinned weights do not move with it
+        # Lightning leaves a net on the CPU. The passes copy weights, which would not move with the net later.
+        net = classifier.net.to(self.device).eval()
         with torch.inference_mode():
             image = self.dataset.images[:1].to(self.device)
-            return DropoutPasses(net.net, n, image, rng.stream(self.seed, purpose, round))
+            return DropoutPasses(net, n, image, rng.stream(self.seed, purpose, round))
 
 
 class BestWeights(pl.Callback):
@@ -186,7 +191,10 @@ def early_stopping(t: TrainerConfig) -> EarlyStopping:
 
 
 def training_length(t: TrainerConfig, n_labelled: int, round: int) -> tuple[int | None, int | None]:
-    """(full batches in an epoch, None for one pass over the labelled images; most epochs, None for no limit)."""
+    """Return (full batches in an epoch, largest number of epochs).
+
+    The first is None where an epoch is one pass over the labelled images. The second is None where nothing limits it.
+    """
     epoch_steps, max_epochs = t.steps_per_epoch, t.later_max_epochs if round and t.later_max_epochs else t.max_epochs
     if epoch_steps is None and max_epochs is None:
         # Counted in steps, all batches are full. Without early stopping nothing happens between epochs: one is enough.
