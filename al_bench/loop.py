@@ -186,7 +186,7 @@ def draw_pictures(
         draw["acquired.jpg"] = partial(pictures.picked, dataset=dataset, records=records)
         if test:
             draw["most_uncertain.jpg"] = partial(
-                pictures.most_uncertain, dataset=dataset, log_probs_NSC=test.log_probs_PSC
+                pictures.most_uncertain, dataset=dataset, log_probs_VSC=test.log_probs_PSC
             )
     for file, draw_it in draw.items():
         try:

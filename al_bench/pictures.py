@@ -1,6 +1,6 @@
 """The pictures in the folder of a finished run: its curve, acquired images, and most uncertain test images.
 
-N test images, K images side by side, H and W pixels; S passes, C classes. Sizes on the page are inches.
+V test images, K images side by side, H and W pixels; S passes, C classes. Sizes on the page are inches.
 """
 
 from collections.abc import Sequence
@@ -42,15 +42,15 @@ def picked(path: Path, dataset: Dataset, records: Sequence[RoundRecord]) -> None
     save(contact_sheet(rows, PICKED), path)
 
 
-def most_uncertain(path: Path, dataset: Dataset, log_probs_NSC: Tensor) -> None:
+def most_uncertain(path: Path, dataset: Dataset, log_probs_VSC: Tensor) -> None:
     """Show the test images that the last net is least certain of, for each score, with predicted and true class."""
-    names, predicted_N = dataset.class_names, uncertainty.log_mean_probs(log_probs_NSC).argmax(-1)
+    names, predicted_V = dataset.class_names, uncertainty.log_mean_probs(log_probs_VSC).argmax(-1)
     rows = []
     for name, score in SCORES.items():
-        score_K, top_K = score(log_probs_NSC).sort(descending=True, stable=True)
+        score_K, top_K = score(log_probs_VSC).sort(descending=True, stable=True)
         score_K, top_K = score_K[:UNCERTAIN], top_K[:UNCERTAIN]
         captions = []
-        for value, true, guess in zip(score_K, dataset.test_labels_V[top_K], predicted_N[top_K], strict=True):
+        for value, true, guess in zip(score_K, dataset.test_labels_V[top_K], predicted_V[top_K], strict=True):
             right = names[guess] if true == guess else f"{names[true]}, not {names[guess]}"
             captions.append(f"{shown(right, 9)}\n{value:.3g}")
         rows.append(Row(name, dataset.images[dataset.test_idx[top_K]], captions))

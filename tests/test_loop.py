@@ -202,7 +202,7 @@ def test_a_strategy_that_fails_its_contract_is_named_with_its_round(tmp_path):
     with pytest.raises(UserError, match="entropy cannot be loaded .*unexpected keyword argument 'tempo'"):
         run_here(tmp_path, "strategy=entropy", "+strategy.tempo=2")
     with pytest.raises(UserError, match="al_bench.strategies.uncertainty.entrop cannot be loaded"):
-        run_here(tmp_path, "strategy._target_=al_bench.strategies.uncertainty.entrop")
+        run_here(tmp_path, "strategy.name=entrop", "strategy._target_=al_bench.strategies.uncertainty.entrop")
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_signal_that_an_import_or_an_except_takes_for_an_error_stops_the_run(t
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "signals_mine.py").write_text("import os\nos.kill(os.getpid(), 15)\ndef pick(view, k, rng): pass\n")
     with pytest.raises(SystemExit) as end:
-        run_here(tmp_path, "strategy._target_=signals_mine.pick")
+        run_here(tmp_path, "strategy.name=pick", "strategy._target_=signals_mine.pick")
     assert end.value.code == 143
 
     def careless(*_: object) -> None:

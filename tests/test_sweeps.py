@@ -322,10 +322,14 @@ def test_code_that_calls_sys_exit_fails_its_own_run_alone(place):
 def test_a_plan_that_calls_sys_exit_fails_alone_too(sweeper, capsys, monkeypatch):
     Path("mine_too.py").write_text("def data(*args):\n    raise SystemExit(0)\n")
     monkeypatch.syspath_prepend(os.getcwd())
-    jobs = [["plan=true", f"dataset._target_={path}"] for path in ("mine_too.data", "al_bench.data.sources.digits")]
+    mine = ["dataset._target_=mine_too.data", "dataset.name=mine"]
+    jobs = [["plan=true", *mine], ["plan=true"]]
     there, todo, failed = sweep.sort_out(jobs, list(sweeper.composed(jobs)))
-    ended = "dataset digits: mine_too.data failed (SystemExit: it asks to end the process, by SystemExit(0))."
-    assert (there, todo, failed) == (set(), {}, {"dataset._target_=mine_too.data": ended})
+    ended = (
+        "dataset mine: mine_too.data failed (SystemExit: it asks to end the process, by SystemExit(0)). It is called "
+        "as (config.dataset, model_size, cache_dir), and returns in_memory(...)."
+    )
+    assert (there, todo, failed) == (set(), {}, {" ".join(mine): ended})
     assert capsys.readouterr().out.count("Labels acquired") == 1
 
 
