@@ -110,7 +110,8 @@ def test_ctrl_c_in_the_midst_of_an_import_has_the_same_exit_code(tmp_path):
     source = 'def pick(view, k, rng):\n    exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)")\n'
     (tmp_path / "mine.py").write_text(source)  # as a dataclass's exec does it, when the signal comes at that moment
     done = command(
-        tmp_path, *QUICK, "strategy.name=pick", "strategy._target_=mine.pick", f"results_dir={tmp_path}", program=STARTED,
+        tmp_path, *QUICK, "strategy.name=pick", "strategy._target_=mine.pick", f"results_dir={tmp_path}",
+        program=STARTED,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would ignore it
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "")
