@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from al_bench import config, signals
+from al_bench.analysis import planned
 from al_bench.analysis.results import INTERRUPTED, RUNNING, in_words, is_current, note_requested, state_of
 from al_bench.errors import UserError
 from al_bench.finished import is_finished
@@ -66,6 +67,7 @@ class Sweeper(SweeperPlugin):
                 note_requested(study, [folder for folder in finished | todo.keys() if folder.parents[4] == study])
             except Exception as error:
                 print(f"al_bench: {describe(error)} The report cannot name runs that never begin.", file=sys.stderr)
+        note_planned(finished | todo.keys())
         if todo:
             print(f"Sweep: {len(todo)} to run, {len(finished)} there already.", flush=True)
             try:
@@ -162,6 +164,16 @@ def sort_out(
             print(f"al_bench: {describe(error)}", file=sys.stderr)
             failed[name] = describe(error)
     return finished, todo, failed
+
+
+def note_planned(folders: set[Path]) -> None:
+    """Note the seeds of each setting that the sweep plans, before a run of it can show a result."""
+    for setting in {folder.parents[1] for folder in folders}:
+        seeds = {int(f.name.removeprefix("seed=")) for f in folders if f.parents[1] == setting}
+        try:
+            planned.note(setting, seeds)
+        except Exception as error:
+            print(f"al_bench: {describe(error)} The report cannot tell seeds that are added later.", file=sys.stderr)
 
 
 def end_workers_with_this_process() -> None:

@@ -217,8 +217,11 @@ def around(theirs: float, gap: float) -> dict[str, float]:
 
 
 def half_interval_of_difference(sd: float, n: int) -> float:
-    """Half the 95% interval of the difference between two means of n runs: how far one may be from the other."""
-    return float(tests.t.ppf(0.975, 2 * n - 2) * sd * np.sqrt(2 / n))
+    """Half the 95% interval of the difference between two means of n runs, both with the sd of n runs.
+
+    The sd comes from n runs alone, so it has n - 1 degrees of freedom.
+    """
+    return float(tests.t.ppf(0.975, n - 1) * sd * np.sqrt(2 / n))
 
 
 def duplicate_share(rounds: pd.DataFrame, strategy: str) -> float:

@@ -121,10 +121,11 @@ def overview(dataset: str) -> str:
     full = rounds["high"][rounds["high"]["budget"] == "full"]
     words = (
         f"random: its mean accuracy over the labels (with all {full['n_labelled'].max():,} labels, in the same "
-        f"{full['steps'].max()} steps: {full['accuracy'].mean():.1f}%). The others, the best on average first: points "
-        "more than that, with 95% intervals, paired by seed; bold: significant (Wilcoxon, p < 0.05 after Holm's "
-        "correction over the strategies of the column, so that an interval by itself can be clear of 0 without it). "
-        "Then the share of random's labels saved (negative: it takes more) on the way to an accuracy of "
+        f"{full['steps'].max()} steps: {full['accuracy'].mean():.1f}%). The others, the best on average first, "
+        "and last those that were not run with every budget: points "
+        "more than that, paired by seed, with 95% intervals that hold for all strategies of the column at once; bold: "
+        "significant by the same test (step-down max-T). Then the share of random's labels saved (negative: it takes "
+        "more) on the way to an accuracy of "
         f"{', '.join(f'{target:.0%} ({budget})' for budget, target in targets.items())}, where every seed reaches it. "
         f"{report.md(CONTROL)} is a second random arm: the noise. Empty: not run."
     )
@@ -139,10 +140,10 @@ def first_rows() -> str:
     n_all = len(best_first(summaries)) + 2
     return (
         f"{strategy_table(FIRST, rounds, summaries)}\n\n"
-        "*random*: its accuracy, the mean over the labels. The others: percentage points more than random, with the "
-        "95% interval, in pairs of one seed. Bold: significant (Wilcoxon's test, Holm's correction). *saves*: how many "
-        "labels fewer than random it needs for the same accuracy. random\\_control is random a second time, so its "
-        f"differences are chance. [All {n_all} strategies, and how the numbers come about]"
+        "*random*: its accuracy, the mean over the labels. The others: percentage points more than random, in pairs of "
+        "one seed, with 95% intervals for all strategies at once. Bold: significant, by the same test. *saves*: how "
+        "many labels fewer than random it needs for the same accuracy. random\\_control is random a second time, so "
+        f"its differences are chance. [All {n_all} strategies, and how the numbers come about]"
         "(results/README.md#frozen-features)."
     )
 
@@ -158,9 +159,10 @@ def kept(dataset: str) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]
 
 
 def best_first(summaries: dict[str, pd.DataFrame]) -> list[str]:
-    """All strategies but the random arms, the largest mean gain over the budgets first."""
-    gains = pd.DataFrame({budget: summary["minus_random"] for budget, summary in summaries.items()}).mean(axis=1)
-    return list(gains.dropna().sort_values(ascending=False).index)
+    """All strategies but the random arms, the largest mean gain first. Those that lack a budget are the last."""
+    gains = pd.DataFrame({budget: summary["minus_random"] for budget, summary in summaries.items()}).dropna(how="all")
+    order = pd.DataFrame({"lacking": gains.isna().sum(axis=1), "gain": -gains.mean(axis=1)})
+    return list(order.sort_values(["lacking", "gain"]).index)
 
 
 def strategy_table(names: Sequence[str], rounds: dict[str, pd.DataFrame], summaries: dict[str, pd.DataFrame]) -> str:

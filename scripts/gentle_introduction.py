@@ -37,7 +37,7 @@ CURVES = {"learning_curves": "Learning curves", "difference_to_random": "Differe
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--dogs-vs-cats", required=True, help="from the project's folder")
-    ask.add_argument("--seeds", type=int, default=7, help="with two strategies, no call can be made below 7")
+    ask.add_argument("--seeds", type=int, default=7, help="no call can be made below 6")
     a = ask.parse_args()
     root, seeds = f"dataset.root={a.dogs_vs_cats}", f"seed=range({a.seeds})"
     published.sweep(f"experiment={FAITHFUL}", root, "budget=full", "seed=0,1,2", runs=RUNS)

@@ -20,7 +20,7 @@ RUNS = OUT / "runs"  # committed, so that later runs add seeds to these
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", required=True, help="folder of MNIST, relative to the project's folder")
-    parser.add_argument("--seeds", type=int, default=7, help="with fewer pairs three strategies cannot be significant")
+    parser.add_argument("--seeds", type=int, default=7, help="no call can be made below 6")
     args = parser.parse_args()
     common = ("experiment=repeated_mnist", f"dataset.root={args.mnist}", f"seed=range({args.seeds})")
     published.sweep(*common, "strategy=random", runs=RUNS)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import command
 
@@ -336,13 +337,27 @@ def test_other_hardware_is_compared_and_said(tmp_path):
     two_arms(tmp_path, n=2)
     write_run(tmp_path, "entropy", 0, cpu="two")
     found = the_study(tmp_path)
-    assert found.notes[0] == "Computed on different hardware or software: cpu one (4 of 5 runs), two (1 of 5 runs)"
+    assert (
+        found.notes[0]
+        == "Computed on different hardware or software: cpu one (4 of 5 runs), two (1 of 5 runs: all of entropy)"
+    )
     assert "entropy" in found.versus_random
     for strategy, cpu in (("badge", "three"), ("bald", "four"), ("coreset", "five"), ("cal", "six")):
         write_run(tmp_path, strategy, 0, cpu=cpu)
     (note,) = (note for note in the_study(tmp_path).notes if "hardware" in note)
     assert note.startswith("Computed on different hardware or software: cpu one (4 of 9 runs), ")
-    assert note.endswith(", others (2 of 9 runs)") and note.count(" of 9 runs)") == 5
+    assert re.search(r", others \(2 of 9 runs: all of \w+, \w+\)$", note) and note.count(" of 9 runs") == 5
+    write_run(tmp_path, "badge", 1, (0.51, 0.61, 0.71), cpu="one")  # no longer all of badge
+    (note,) = (note for note in the_study(tmp_path).notes if "hardware" in note)
+    assert "three (1 of 10 runs)" in note
+
+
+def test_strategies_that_do_not_begin_alike_are_told(tmp_path):
+    two_arms(tmp_path, n=3)
+    assert not any("first round" in note for note in the_study(tmp_path).notes)
+    write_run(tmp_path, "entropy", 1, (0.52, 0.6, 0.7))  # random with seed 1 begins with 0.51
+    (note,) = (note for note in the_study(tmp_path).notes if "first round" in note)
+    assert note.startswith("The first round differs between strategies of the same seed (1), which train on the same")
 
 
 def test_a_reference_on_other_hardware_is_said(tmp_path):
@@ -357,7 +372,9 @@ def test_validation_labels_are_said_where_there_are_any(tmp_path):
     assert the_study(tmp_path).notes == []
     for path in tmp_path.rglob("config.yaml"):
         path.write_text(path.read_text().replace("budget: {", "budget: {validation: 1024, "))
-    assert the_study(tmp_path).notes == ["Each run has 1,024 labels more, for validation, which are not counted here."]
+    assert the_study(tmp_path).notes == [
+        "Each run has 1,024 labels more, for validation. Curves and label counts leave them out."
+    ]
 
 
 def test_the_words_say_where_the_target_comes_from(tmp_path):
@@ -413,7 +430,7 @@ def test_numbers_of_the_verdict_by_hand(tmp_path):
     # Differences 0, g, g over 10, 20, 30 labels: an area of 3/4 g, g = 0.1 + 0.002 seed.
     against = found.versus_random["margin"]
     assert against.area.mean == pytest.approx(0.75 * 0.105) and against.area.n == 6
-    assert against.p_holm == against.area.p_wilcoxon == 2 / 2**6 and against.significant
+    assert against.test.p == against.test.p_alone == 2 / 2**6 and against.significant
     # Random reaches 0.70 with every seed, seed s after 10 + 10 (0.2 - 0.01 s) / 0.1 labels. Margin, from 0.5 + 0.01 s:
     # slope (0.2 + 0.002 s) / 2 a round... its running maximum crosses 0.70 between 10 and 20 labels or at 20.
     assert found.target == 0.7
@@ -427,55 +444,89 @@ def test_numbers_of_the_verdict_by_hand(tmp_path):
     (words,) = verdict.sentences(found)
     assert words.startswith("margin is better than random: needs ")
     assert f"needs {100 * saved:.0f}% [" in words and "fewer training labels than random to reach 70%" in words
-    assert "n = 6 pairs, p = 0.031 (Wilcoxon, Holm)." in words
+    assert words.endswith("n = 6 pairs, p = 0.031.")
 
 
 def test_five_pairs_are_never_significant_and_the_words_say_so(tmp_path):
     two_arms(tmp_path, n=5)
     words = verdict.sentences(the_study(tmp_path))
     assert words[0].endswith("n = 5 pairs, no call.")
-    assert words[1].startswith("No call for margin: 5 pairs can never reach p < 0.05")
+    assert words[1].startswith("No call for margin: 5 pairs can never reach p <= 0.05: the smallest possible p is 0.06")
 
 
 def test_no_difference_is_said_with_what_could_have_been_seen(tmp_path):
     for seed in range(8):
         write_run(tmp_path, "random", seed)
-        write_run(tmp_path, "margin", seed, (0.5, 0.6 + 0.01 * (-1) ** seed, 0.7))
+        write_run(tmp_path, "margin", seed, (0.5, 0.6 + 0.02 * (-1) ** seed, 0.7))
     (words,) = verdict.sentences(the_study(tmp_path))
-    assert "no difference to random that 8 pairs could show" in words
-    assert re.search(r"A difference of 0\.\d points would have shown", words)
+    assert words.startswith("margin: not told apart from random: ")
+    assert re.search(r"p = 1\. A difference of 1\.\d points would have shown about three times in four\.$", words)
 
 
-def test_what_could_have_been_seen_is_seen_after_holm(tmp_path):
+def test_what_is_surely_close_to_random_is_equal_to_it(tmp_path):
+    for seed in range(8):
+        write_run(tmp_path, "random", seed)
+        write_run(tmp_path, "margin", seed, (0.5, 0.6 + 0.001 * (-1) ** seed, 0.7))
+    (words,) = verdict.sentences(the_study(tmp_path))
+    assert words.endswith("p = 1. Equal to random within 0.5 points, by two one-sided t-tests at 0.05.")
+
+
+def test_what_is_told_apart_alone_and_not_among_others_says_both(tmp_path):
+    shifts = np.array([-0.002, 0.004, 0.006, 0.008, 0.01, 0.012, 0.014])
+    rng = np.random.default_rng(0)
+    for seed, shift in enumerate(shifts):
+        write_run(tmp_path, "random", seed)
+        write_run(tmp_path, "badge", seed, (0.5, 0.6 + shift, 0.7 + shift))
+        for name in ("bald", "cal", "coreset", "entropy", "margin"):
+            write_run(tmp_path, name, seed, (0.5, 0.6 + rng.normal(0, 0.02), 0.7))
+    found = the_study(tmp_path)
+    words = next(words for words in verdict.sentences(found) if words.startswith("badge"))
+    v = found.versus_random["badge"]
+    assert v.test.p_alone == 2 * 2 / 2**7 and v.test.p > 0.05 and v.area.low > 0 > v.interval[0]
+    assert words.startswith("badge: not told apart from random after correcting for 6 strategies: ")
+    assert f"[{100 * v.interval[0]:+.1f}, {100 * v.interval[1]:+.1f}]; n = 7 pairs" in words
+    assert f", p = {v.test.p:.2g} (alone p = 0.031). " in words
+
+
+@pytest.mark.parametrize("test, head", [("max_t", "p (max-T)"), ("wilcoxon", "p (Wilcoxon, Holm)")])
+def test_the_test_is_a_choice(tmp_path, test, head):
+    two_arms(tmp_path, n=7)
+    for seed in range(7):
+        level = 0.01 * seed
+        write_run(tmp_path, "entropy", seed, (0.5 + level, 0.6 + level + 0.01 * seed * (-1) ** seed, 0.7 + level))
+    assert report.main([str(tmp_path / "study"), "--test", test]) == 0
+    assert head in (tmp_path / "study" / "report" / "summary.md").read_text()
+    p = pd.read_csv(tmp_path / "study" / "report" / "summary.csv").set_index("strategy")["p"]
+    assert p["margin"] == {"max_t": 2 / 2**7, "wilcoxon": 2 * 2 / 2**7}[test] and p["entropy"] > 0.5
+
+
+def test_what_could_have_been_seen_is_seen_among_all(tmp_path):
     rng = np.random.default_rng(0)
     for seed in range(10):
         write_run(tmp_path, "random", seed)
         write_run(tmp_path, "badge", seed, (0.5, 0.7, 0.8 + 0.001 * seed))
         for name in ("bald", "margin", "entropy"):
-            write_run(tmp_path, name, seed, (0.5, 0.6 + rng.normal(0, 0.01), 0.7))
+            write_run(tmp_path, name, seed, (0.5, 0.6 + rng.normal(0, 0.02), 0.7))
     found = the_study(tmp_path)
     assert [name for name, a in found.versus_random.items() if a.significant] == ["badge"]
-    # Four tests, of which badge's stays called whatever another's p is: p <= 0.05 / 3 is enough.
-    assert {name: a.n_tests for name, a in found.versus_random.items()} == {
-        "badge": 4,
-        "bald": 3,
-        "entropy": 3,
-        "margin": 3,
-    }
-    could = power.detectable(10, found.versus_random["bald"].area.sd, 0.05 / 3)
+    assert {a.test.n_strategies for a in found.versus_random.values()} == {4}
+    could = power.detectable(10, found.versus_random["bald"].area.sd, 0.05 / 4)
     (words,) = (words for words in verdict.sentences(found) if words.startswith("bald"))
-    assert f"A difference of {100 * could:.1f} points would have shown four times in five." in words
+    assert f"A difference of {100 * could:.1f} points would have shown about three times in four." in words
 
 
 def test_few_pairs_have_no_corrected_p(tmp_path):
     two_arms(tmp_path, n=5)
     found = the_study(tmp_path)
-    assert tables.row(found, "margin")["p_holm"] is None and tables.row(found, "margin")["p_wilcoxon"] == 2 / 2**5
-    assert tables.readable(found, tables.row(found, "margin"))["p (Wilcoxon, Holm)"] == "no call"
+    row = tables.row(found, "margin")
+    assert row["p"] is row["p_alone"] is None and row["minus_random_low"] == row["minus_random_low_alone"]
+    assert tables.readable(found, row)["p (max-T)"] == "no call"
 
 
-def test_a_small_loss_is_no_negative_zero():
-    assert ACCURACY.bounds(-0.0004, 0.0004) == " [+0.0, +0.0]" and ACCURACY.bounds(-0.0006, 0.0) == " [-0.1, +0.0]"
+def test_a_small_loss_is_no_negative_zero_and_a_bound_keeps_its_side():
+    assert ACCURACY.difference(-0.0004) == "+0.0"
+    assert ACCURACY.bounds(-0.0004, 0.0004) == " [-0.0, +0.0]" and ACCURACY.bounds(-0.0006, 0.0) == " [-0.1, +0.0]"
+    assert ACCURACY.bounds(-0.0084, -0.0003) == " [-0.8, -0.0]" and ACCURACY.bounds(0.0, 0.012) == " [+0.0, +1.2]"
 
 
 def test_a_target_that_is_not_reached_is_never_replaced_by_the_last_budget(tmp_path):
@@ -499,16 +550,31 @@ def test_whoever_missed_the_target_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("target", [None, 0.61])
-def test_no_labels_saved_are_computed_to_a_target_that_an_initial_set_reaches(tmp_path, target):
+def test_a_lucky_initial_set_is_left_out_of_labels_saved_alone(tmp_path, target):
     for seed in range(6):
         start = 0.62 if seed == 1 else 0.5
         write_run(tmp_path, "random", seed, (start, 0.6, 0.615))
         write_run(tmp_path, "margin", seed, (start, 0.7, 0.8))
     found = the_study(tmp_path, target)
-    assert found.target is None and found.versus_random["margin"].efficiency.mean is None
+    against = found.versus_random["margin"]
+    assert found.target == 0.61 and against.efficiency.n == against.efficiency.n_pairs == 5 and against.area.n == 6
+    # Random crosses 0.61 two thirds of the way from 20 to 30 labels, margin 0.11 / 0.2 of the way from 10 to 20.
+    assert against.efficiency.mean == pytest.approx((20 + 20 / 3) / (10 + 10 * 0.11 / 0.2))
+    note = "Labels saved leave out some seeds: 1 of 6 seeds reach the target of 61% with the initial set already."
+    assert note in found.notes
+
+
+@pytest.mark.parametrize("target", [None, 0.61])
+def test_no_labels_saved_are_computed_to_a_target_that_most_initial_sets_reach(tmp_path, target):
+    for seed in range(6):
+        start = 0.62 if seed > 1 else 0.5
+        write_run(tmp_path, "random", seed, (start, 0.6, 0.615))
+        write_run(tmp_path, "margin", seed, (start, 0.7, 0.8))
+    found = the_study(tmp_path, target)
+    assert found.target is None and found.versus_random["margin"].efficiency is None
     (note,) = (n for n in found.notes if "target" in n)
     assert note == (
-        "Labels saved are not computed: 2 of 12 runs reach the target of 61% with the initial set already. Choose "
+        "Labels saved are not computed: 4 of 6 seeds reach the target of 61% with the initial set already. Choose "
         "another by --target."
     )
     assert "fewer" not in verdict.sentences(found)[0]
@@ -522,7 +588,7 @@ def test_a_second_random_arm_draws_the_noise_and_is_no_rival(tmp_path):
         write_run(tmp_path, "random_control", seed, (0.5 + level, 0.61 + level, 0.7 + level + 0.01 * seed))
     found = the_study(tmp_path)
     low_R, high_R = compare.noise(found)
-    assert list(found.versus_random) == ["margin"] and found.versus_random["margin"].n_tests == 1
+    assert list(found.versus_random) == ["margin"] and found.versus_random["margin"].area.n == 3
     assert low_R[0] == high_R[0] == 0 and low_R[2] < 0.01 < high_R[2]
 
 
@@ -553,9 +619,11 @@ def test_ranks_and_mean_that_disagree_are_no_call(tmp_path):
         gain = 0.01 + 0.001 * seed if seed else -0.3
         write_run(tmp_path, "random", seed, (0.5, 0.6, 0.7))
         write_run(tmp_path, "margin", seed, (0.5, 0.6 + gain, 0.7 + gain))
-    against = the_study(tmp_path).versus_random["margin"]
-    assert against.area.p_wilcoxon < 0.05 and against.area.mean < 0 and not against.significant
-    assert any("but the interval of the mean contains 0" in words for words in verdict.sentences(the_study(tmp_path)))
+    (found,) = compare.comparisons(results.find(tmp_path), test="wilcoxon")
+    against = found.versus_random["margin"]
+    assert against.test.p < 0.05 and against.area.mean < 0 and not against.significant
+    assert any("but the interval of the mean contains 0" in words for words in verdict.sentences(found))
+    assert the_study(tmp_path).versus_random["margin"].test.p > 0.05  # max_t tests the mean
 
 
 def test_a_strategy_with_few_pairs_costs_the_others_nothing(tmp_path):
@@ -563,8 +631,8 @@ def test_a_strategy_with_few_pairs_costs_the_others_nothing(tmp_path):
     for seed in range(3):
         write_run(tmp_path, "entropy", seed, (0.5, 0.6, 0.75 + 0.01 * seed))
     found = the_study(tmp_path).versus_random
-    assert found["margin"].significant and found["margin"].p_holm == 2 / 2**6
-    assert "3 pairs can never reach p < 0.05 by the exact Wilcoxon test: " in found["entropy"].why_no_call
+    assert found["margin"].significant and found["margin"].test.p == 2 / 2**6
+    assert "3 pairs can never reach p <= 0.05: the smallest possible p is 0.25" in found["entropy"].why_no_call
 
 
 def test_two_cells_are_two_studies(tmp_path):
@@ -573,7 +641,7 @@ def test_two_cells_are_two_studies(tmp_path):
     assert [s.setting.dataset for s in compare.comparisons(results.find(tmp_path))] == ["digits", "mnist"]
 
 
-@pytest.mark.parametrize("n", [1, 2, 6])
+@pytest.mark.parametrize("n", [1, 2, 6, 7])
 def test_several_studies_count_once_each(tmp_path, n):
     for i in range(n):
         two_arms(tmp_path, n=3, gain=0.02 * (i + 1), dataset=f"data_{i}")
@@ -587,13 +655,40 @@ def test_several_studies_count_once_each(tmp_path, n):
     # Area of margin minus random's: three quarters of the gain, which grows by 0.002 with each of the seeds 0, 1, 2.
     assert found.area_BM[0, 2] - found.area_BM[0, 0] == pytest.approx(0.75 * (0.02 + 0.002))
     words = verdict.across_sentences(found)
-    assert words[1].startswith(f"margin: above random in {n} of {n} studies, ")
-    assert (found.ranks is None) == (n < 6) == ("Bayesian" not in words[1])
-    if n == 6:
+    assert words[1].startswith(f"margin: above random on {n} of {n} data sets, ")
+    assert (found.ranks is None) == (n < 7) and ("Bayesian" in words[1]) == (n > 5)
+    refused = f"No diagram of mean ranks. Ranks of 3 strategies need at least 7 data sets, and there are {n}."
+    assert (refused in words) == (n < 7)
+    if n == 7:
         assert found.ranks.mean_M.tolist() == [2, 3, 1]
         assert float(re.search(r"probability (\d\.\d+)", words[1])[1]) > 0.9
         text = report.write(tmp_path).read_text()
         assert "All studies" in text and "figures/all-ranks.pdf" in text and "figures/all-penalty_matrix.pdf" in text
+
+
+def test_budgets_of_a_data_set_are_one_block(tmp_path):
+    for dataset, gain in (("a", 0.02), ("a+imbalance=10", 0.04), ("b", 0.1)):
+        two_arms(tmp_path, n=2, gain=gain, dataset=dataset)
+    found = compare.across(compare.comparisons(results.find(tmp_path)))
+    assert found.datasets == ["a", "b"] and found.area_KM.shape == (3, 2) and found.area_BM.shape == (2, 2)
+    # 3/4 of the mean of 0.021 and 0.041, and of 0.101
+    assert found.area_BM[:, 1] - found.area_BM[:, 0] == pytest.approx([0.75 * 0.031, 0.75 * 0.101])
+
+
+def test_validation_labels_count_in_a_second_share(tmp_path):
+    for seed in range(6):
+        for name, accuracy in (("random", (0.5, 0.6, 0.7)), ("margin", (0.5, 0.7, 0.8))):
+            config = write_run(tmp_path, name, seed, accuracy) / "config.yaml"
+            config.write_text(config.read_text().replace("budget: {", "budget: {validation: 70, "))
+    found = the_study(tmp_path, 0.7)
+    against = found.versus_random["margin"]
+    assert against.efficiency.savings[0] == pytest.approx(1 - 20 / 30)
+    assert against.of_all_labels.savings[0] == pytest.approx(1 - 90 / 100)
+    assert (
+        "needs 33% fewer training labels (10% of all labels, those for validation included) than"
+        in (verdict.sentences(found)[0])
+    )
+    assert tables.row(found, "margin")["of_all_labels_saved"] == pytest.approx(0.1)
 
 
 def test_studies_are_put_side_by_side_on_the_seeds_that_all_strategies_have(tmp_path):

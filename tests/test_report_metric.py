@@ -26,7 +26,7 @@ def test_of_a_loss_less_is_better_and_the_verdict_is_the_same(tmp_path):
     set_metric(tmp_path, "nll", lambda accuracy: round(2 - 2 * accuracy, 9))
     by_accuracy, by_nll = the_study(tmp_path), the_study(tmp_path, metric=METRICS["nll"])
     a, n = by_accuracy.versus_random["margin"], by_nll.versus_random["margin"]
-    assert n.area.mean == pytest.approx(-2 * a.area.mean) and n.significant and n.p_holm == a.p_holm
+    assert n.area.mean == pytest.approx(-2 * a.area.mean) and n.significant and n.test.p == a.test.p
     # Random reaches 0.70 at least with every seed, which is a loss of 0.6.
     assert by_nll.target == 0.6 and n.efficiency.savings == pytest.approx(a.efficiency.savings)
     (words,) = verdict.sentences(by_nll)
@@ -94,7 +94,7 @@ def test_the_report_of_a_metric_lies_beside_that_of_accuracy_and_names_it(tmp_pa
     assert capsys.readouterr().out.startswith(f"Report: {page}\n") and first.read_bytes() == before
     text = page.read_text()
     assert "report by NLL</title>" in text and "judged by NLL, lower is better; " in text
-    assert re.search(r"margin: below random in 2 of 2 studies, -0\.15[78] nats on average\.", text)
+    assert re.search(r"margin: below random on 2 of 2 data sets, -0\.15[78] nats on average\.", text)
     assert "Cost against NLL" in text and "Test NLL (nats)" in text and "mean NLL over labels (nats)" in text
     assert "to show a difference of 0.0075 nats: " in text  # 1% of random's mean, 0.75
     setting = "study / digits / small_cnn / 10+2x10"
@@ -231,7 +231,7 @@ def test_where_accuracy_may_mislead_the_page_says_so_and_which_metric_to_ask_for
 
 
 def test_over_several_studies_the_lower_loss_has_the_better_rank(tmp_path):
-    for i in range(6):
+    for i in range(7):
         two_arms(tmp_path, n=2, gain=0.02 * (i + 1), dataset=f"data_{i}")
         for seed in range(2):
             write_run(tmp_path, "entropy", seed, (0.5, 0.5, 0.5), dataset=f"data_{i}")
@@ -239,7 +239,7 @@ def test_over_several_studies_the_lower_loss_has_the_better_rank(tmp_path):
     found = compare.across(compare.comparisons(results.find(tmp_path), METRICS["nll"]))
     assert found.names == ["random", "entropy", "margin"] and found.ranks.mean_M.tolist() == [2, 3, 1]
     words = verdict.across_sentences(found)
-    assert words[1].startswith("margin: below random in 6 of 6 studies, -0.1")
+    assert words[1].startswith("margin: below random on 7 of 7 data sets, -0.1")
     assert "better by more than 0.0079 nats with probability 1.00" in words[1]  # 1% of random's mean, 0.79
-    assert words[0].startswith("entropy: below random in 0 of 6 studies, +")
+    assert words[0].startswith("entropy: below random on 0 of 7 data sets, +")
     assert np.isfinite(found.area_BM).all()

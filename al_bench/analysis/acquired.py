@@ -26,7 +26,8 @@ def duplicate_share(source_A: ArrayLike) -> float:
 def label_entropy(counts_C: ArrayLike) -> float:
     """Shannon entropy of the acquired labels / log C: 1 is balanced, 0 is one class only (or nothing acquired)."""
     counts_C = np.asarray(counts_C)
-    return float(tests.entropy(counts_C) / log(len(counts_C))) if counts_C.sum() else 0.0
+    several = len(counts_C) > 1 and counts_C.sum() > 0
+    return float(tests.entropy(counts_C) / log(len(counts_C))) if several else 0.0
 
 
 def jaccard(acquired_M: Sequence[ArrayLike]) -> np.ndarray:

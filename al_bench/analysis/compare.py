@@ -1,24 +1,24 @@
 """What is compared: the runs of one setting by one metric, each strategy with random sampling in pairs of one seed.
 
-S seeds, R rounds, M strategies, B comparisons. Numbers only; verdict.py has the words.
+S seeds, R rounds, M strategies, K comparisons, B data sets. Numbers only; verdict.py has the words.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
 from statistics import mean
 
 import numpy as np
 
-from al_bench.analysis import notes, rankings, results, stats
+from al_bench.analysis import family, notes, rankings, results, stats
 from al_bench.analysis.comparable import LeftOut, comparable_runs, usable_references
+from al_bench.analysis.family import FamilyTest
 from al_bench.analysis.metric import ACCURACY, Metric
 from al_bench.analysis.results import Run, Setting
-from al_bench.analysis.stats import Efficiency, PairedDifference
+from al_bench.analysis.stats import ALPHA, Efficiency, PairedDifference
 from al_bench.text import printable
 
 RANDOM, CONTROL = "random", "random_control"
-ALPHA = 0.05
+TESTS = {"max_t": family.max_t, "wilcoxon": family.holm_wilcoxon}
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,39 @@ class VersusRandom:
     """A strategy against random, paired by seed."""
 
     seeds: list[int]
-    area: PairedDifference  # of the areas under the curve
-    p_holm: float | None  # after Holm's correction; None where the pairs are too few to ever be significant
-    efficiency: Efficiency
+    area: PairedDifference  # of the areas under the curve, alone
+    test: FamilyTest | None  # of the areas, among all strategies; None: its pairs allow no call
+    efficiency: Efficiency | None  # of training labels; None: there is no target
+    of_all_labels: Efficiency | None  # the same with validation labels; None: there are none
     difference: tuple[np.ndarray, np.ndarray, np.ndarray]  # mean_R, low_R, high_R of the metric minus random's
-    n_tests: int  # that Holm's method corrects this p-value for: significant if p <= ALPHA / n_tests
+    n_looks: int = 1  # at the data, which p is corrected for
+
+    @property
+    def interval(self) -> tuple[float | None, float | None]:
+        """Of the mean difference of the areas: simultaneous for all strategies where the test has such, else alone."""
+        if self.test is None or self.test.low is None:
+            return self.area.low, self.area.high
+        return self.test.low, self.test.high
 
     @property
     def why_no_call(self) -> str | None:
-        if why := stats.why_no_call(self.area, ALPHA, self.n_tests):
-            return why
-        if self.p_holm < ALPHA and self.area.low <= 0 <= self.area.high:
-            return f"the test of ranks is significant (p = {self.p_holm:.2g}), but the interval of the mean contains 0"
+        d = self.area
+        if d.mean == 0 and d.sd == 0:
+            return f"the two are identical in all {d.n} pairs"
+        least = min(1.0, self.n_looks * d.smallest_p)
+        if least > ALPHA:
+            pairs = f"{d.n} pairs" if d.n > 1 else "1 pair"
+            looks = f" after {self.n_looks} looks" if self.n_looks > 1 else ""
+            return f"{pairs} can never reach p <= {ALPHA:g}{looks}: the smallest possible p is {least:.2g}"
+        if d.low is None:
+            return f"all {d.n} differences are the same: nothing varies that they could be judged by"
+        if self.test.low is None and self.test.p <= ALPHA and d.low <= 0 <= d.high:
+            return f"the test of ranks is significant (p = {self.test.p:.2g}), but the interval of the mean contains 0"
         return None
 
     @property
     def significant(self) -> bool:
-        return self.why_no_call is None and self.p_holm < ALPHA
+        return self.why_no_call is None and self.test.p <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,9 @@ class Comparison:
     left_out: LeftOut
     notes: list[str]
     target: float | None = None  # value of the metric that labels are counted to
+    by_random: bool = False  # the target is what random reaches with every seed; False: it was given
+    test: str = "max_t"  # a key of TESTS
+    n_looks: int = 1  # how often a report could be read before more seeds were planned, and now
     versus_random: dict[str, VersusRandom] = field(default_factory=dict)
 
     @property
@@ -75,7 +94,7 @@ class Comparison:
 
     @property
     def best_first(self) -> list[str]:
-        """The strategies that are compared with random, that of the best mean area first."""
+        """The strategies that are compared with random."""
         return sorted(self.versus_random, key=lambda name: -self.metric.sign * self.versus_random[name].area.mean)
 
     def seeds(self, strategy: str) -> list[int]:
@@ -112,23 +131,26 @@ def at_label_counts(labels_R: np.ndarray, run: Run, metric: str) -> np.ndarray:
     return np.full(len(labels_R), np.nan) if values is None else values[np.isin(run.labels_R, labels_R)]
 
 
-def comparisons(runs: list[Run], metric: Metric = ACCURACY, target: float | None = None) -> list[Comparison]:
+def comparisons(
+    runs: list[Run], metric: Metric = ACCURACY, target: float | None = None, test: str = "max_t"
+) -> list[Comparison]:
     """One for each setting, in the order of their names; full-data runs are references of the settings beside them."""
     settings = results.by_setting(runs)
     full = {setting[:3]: there for setting, there in settings.items() if setting.budget == "full"}
     partial = {setting[:3] for setting in settings if setting.budget != "full"}
     return [
-        comparison(there, [] if setting.budget == "full" else full.get(setting[:3], []), metric, target)
+        comparison(there, [] if setting.budget == "full" else full.get(setting[:3], []), metric, target, test)
         for setting, there in settings.items()
         if setting.budget != "full" or setting[:3] not in partial
     ]
 
 
-def comparison(there: list[Run], full: list[Run], metric: Metric, target: float | None) -> Comparison:
+def comparison(there: list[Run], full: list[Run], metric: Metric, target: float | None, test: str) -> Comparison:
     """there: all runs of one setting; full: those on the full data."""
     runs, left_out = comparable_runs(there, metric.name)
     references, others = usable_references(full, runs, metric.name)
     labels_R = common_labels(runs, metric)
+    n_looks, about_looks = notes.looks(runs)
     c = Comparison(
         setting=there[0].setting,
         metric=metric,
@@ -139,8 +161,11 @@ def comparison(there: list[Run], full: list[Run], metric: Metric, target: float 
         notes=[
             *map(printable, notes.of_runs(runs, references, labels_R, metric)),
             *notes.not_recorded([*there, *full], metric),
+            *about_looks,
         ],
         target=target,
+        test=test,
+        n_looks=n_looks,
     )
     if c.runs and RANDOM not in c.runs:
         return noted(c, ["No finished run of random sampling: there is nothing to compare the strategies with."])
@@ -173,12 +198,14 @@ def common_labels(runs: list[Run], metric: Metric) -> np.ndarray:
 
 def with_random(c: Comparison) -> Comparison:
     """With the target, and each strategy against random."""
-    c = replace(c, target=reached_by_random(c) if c.target is None else c.target)
-    first_S = np.concatenate([c.curve(name)[:, 0] for name in c.runs])
-    if why := notes.reached_from_the_start(c.target, first_S, c.metric):
-        c = noted(replace(c, target=None), why)
-    c = replace(c, versus_random=versus_random(c))
-    return noted(c, notes.other_seeds(c.seeds(RANDOM), {name: c.seeds(name) for name in c.versus_random}))
+    if c.target is None:
+        c = replace(c, target=reached_by_random(c), by_random=True)
+    lucky, seeds = reached_at_once(c), c.seeds(RANDOM)
+    why = notes.reached_from_the_start(c.target, len(lucky & set(seeds)), len(seeds), c.metric)
+    if 2 * len(lucky & set(seeds)) > len(seeds):
+        c = replace(c, target=None)
+    c = noted(replace(c, versus_random=versus_random(c)), why)
+    return noted(c, notes.other_seeds(seeds, {name: c.seeds(name) for name in c.versus_random}))
 
 
 def reached_by_random(c: Comparison) -> float:
@@ -190,37 +217,45 @@ def versus_random(c: Comparison) -> dict[str, VersusRandom]:
     pairs = {
         name: seeds for name in c.runs if name not in (RANDOM, CONTROL) and (seeds := c.shared_seeds([name, RANDOM]))
     }
-    areas = {name: stats.paired_difference(c.area(name, seeds), c.area(RANDOM, seeds)) for name, seeds in pairs.items()}
+    tests = family_tests(c, pairs)
+    n_val = c.runs[RANDOM][0].config.get("budget.validation", 0)
     return {
         name: VersusRandom(
-            seeds=pairs[name],
-            area=areas[name],
-            p_holm=p_holm,
-            efficiency=efficiency(c, name, pairs[name]),
-            difference=stats.difference_curve(c.curve(name, pairs[name]), c.curve(RANDOM, pairs[name])),
-            n_tests=n_tests,
+            seeds=seeds,
+            area=stats.paired_difference(c.area(name, seeds), c.area(RANDOM, seeds)),
+            test=tests[name],
+            efficiency=efficiency(c, name, seeds),
+            of_all_labels=efficiency(c, name, seeds, n_val) if n_val else None,
+            difference=stats.difference_curve(c.curve(name, seeds), c.curve(RANDOM, seeds)),
+            n_looks=c.n_looks,
         )
-        for name, (p_holm, n_tests) in corrected(areas).items()
+        for name, seeds in pairs.items()
     }
 
 
-def corrected(areas: dict[str, PairedDifference]) -> dict[str, tuple[float | None, int]]:
-    """(p_holm, n_tests) of each strategy. Holm's method corrects those whose number of pairs can be significant.
+def family_tests(c: Comparison, pairs: dict[str, list[int]]) -> dict[str, FamilyTest | None]:
+    """The test of each strategy among all. After several looks each has its share of ALPHA, and p grows as much."""
+    seeds = sorted(set().union(*pairs.values()))
+    difference_ST = np.full((len(seeds), len(pairs)), np.nan)
+    for t, (name, shared) in enumerate(pairs.items()):
+        difference_ST[np.isin(seeds, shared), t] = c.area(name, shared) - c.area(RANDOM, shared)
+    found = TESTS[c.test](difference_ST, ALPHA / c.n_looks)
+    looked = [t and replace(t, p=min(1, c.n_looks * t.p), p_alone=min(1, c.n_looks * t.p_alone)) for t in found]
+    return dict(zip(pairs, looked, strict=True))
 
-    The others have (None, 1). They are left out of the correction, where they would only make it stricter.
-    """
-    family = [name for name, area in areas.items() if area.smallest_p <= ALPHA]
-    p_T = stats.holm([areas[name].p_wilcoxon for name in family])
-    n_tests_T = len(family) - (p_T < ALPHA).sum() + (p_T < ALPHA)
-    found = {name: (float(p), int(n)) for name, p, n in zip(family, p_T, n_tests_T, strict=True)}
-    return {name: found.get(name, (None, 1)) for name in areas}
 
-
-def efficiency(c: Comparison, name: str, seeds: list[int]) -> Efficiency:
+def efficiency(c: Comparison, name: str, seeds: list[int], n_val: int = 0) -> Efficiency | None:
+    """Over the pairs that do not reach the target with the initial set. n_val: labels that are counted besides."""
     if c.target is None:
-        never = np.full(len(seeds), inf)
-        return stats.efficiency(never, never)
-    return stats.efficiency(*(c.labels_to_target(x, "envelope", seeds) for x in (RANDOM, name)))
+        return None
+    fair = [seed for seed in seeds if seed not in reached_at_once(c)]
+    return stats.efficiency(*(n_val + c.labels_to_target(x, "envelope", fair) for x in (RANDOM, name)))
+
+
+def reached_at_once(c: Comparison) -> set[int]:
+    """The seeds whose initial set, which no strategy chose, is enough for the target in some run."""
+    goal = c.metric.sign * c.target
+    return {s for name in c.runs for s, first in zip(c.seeds(name), c.scores(name)[:, 0], strict=True) if first >= goal}
 
 
 def noise(c: Comparison) -> tuple[np.ndarray, np.ndarray] | None:
@@ -236,14 +271,17 @@ def noise(c: Comparison) -> tuple[np.ndarray, np.ndarray] | None:
 
 @dataclass(frozen=True)
 class Across:
-    """Strategies over B comparisons, each of which counts once, by its mean over seeds."""
+    """Strategies over comparisons on B data sets. A data set counts once: its budgets are no independent evidence."""
 
     metric: Metric
     settings: list[Setting]
     names: list[str]
-    area_BM: np.ndarray  # area under the curve
+    datasets: list[str]
+    area_KM: np.ndarray  # area under the curve of each comparison, mean over seeds
+    area_BM: np.ndarray  # of each data set, mean over its comparisons
     penalty_MM: np.ndarray  # mean over comparisons: the row beats the column
-    ranks: rankings.Ranks | None  # None: too few comparisons or strategies
+    ranks: rankings.Ranks | None
+    why_no_ranks: str | None
     n_left_out: int  # the same setting under another study's name, or fewer than two seeds that all strategies have
 
 
@@ -258,18 +296,29 @@ def across(found: list[Comparison]) -> Across | None:
         return None
     seeds = [c.shared_seeds(names) for c in usable]
     score_BMSR = [np.array([c.scores(n, s) for n in names]) for c, s in zip(usable, seeds, strict=True)]
-    area_BM = np.array([[c.area(n, s).mean() for n in names] for c, s in zip(usable, seeds, strict=True)])
+    area_KM = np.array([[c.area(n, s).mean() for n in names] for c, s in zip(usable, seeds, strict=True)])
+    of_K = [data_set_of(c.setting) for c in usable]
+    datasets = list(dict.fromkeys(of_K))
+    area_BM = np.array([area_KM[[name == of for of in of_K]].mean(0) for name in datasets])
     metric = usable[0].metric
     try:
-        ranks = rankings.ranks(metric.sign * area_BM)
-    except ValueError:
-        ranks = None
+        ranks, why_no_ranks = rankings.ranks(metric.sign * area_BM), None
+    except ValueError as error:
+        ranks, why_no_ranks = None, str(error)
     return Across(
         metric=metric,
         settings=[c.setting for c in usable],
         names=names,
+        datasets=datasets,
+        area_KM=area_KM,
         area_BM=area_BM,
         penalty_MM=np.mean([*map(rankings.penalty_holm, score_BMSR)], 0),
         ranks=ranks,
+        why_no_ranks=why_no_ranks,
         n_left_out=sum(bool(c.versus_random) for c in found) - len(usable),
     )
+
+
+def data_set_of(setting: Setting) -> str:
+    """The data set without its stressors, which change its images' classes, labels or copies."""
+    return setting.dataset.partition("+")[0]

@@ -108,6 +108,9 @@ def labels_to_target(c: Comparison) -> Drawing | None:
     )
 
 
+UNCORRECTED = "The pairs are not corrected for: among many strategies that are alike, some pair shows a win by chance."
+
+
 def penalty_matrix(c: Comparison) -> Drawing | None:
     names = rivals(c)
     seeds = c.shared_seeds(names)
@@ -117,7 +120,7 @@ def penalty_matrix(c: Comparison) -> Drawing | None:
     return Drawing(
         "Who beats whom",
         "Share of the label counts at which the row beats the column: paired t-tests, with Holm's correction over "
-        "the label counts of each pair.",
+        f"the label counts of each pair. {UNCORRECTED}",
         partial(plots.penalty_matrix, names=names, matrix_MM=rankings.penalty_holm(score_MSR)),
     )
 
@@ -252,7 +255,8 @@ def makers(c: Comparison) -> dict[str, Callable[[], Drawing | None]]:
 
 
 def penalty_matrix_across(a: Across) -> Drawing:
-    caption = f"Mean over {len(a.area_BM)} studies of the share of label counts at which the row beats the column."
+    share = f"Mean over {len(a.settings)} studies of the share of label counts at which the row beats the column."
+    caption = f"{share} {UNCORRECTED}"
     draw = partial(plots.penalty_matrix, names=a.names, matrix_MM=a.penalty_MM)
     return Drawing("Who beats whom", caption, draw)
 
@@ -261,7 +265,7 @@ def ranks_across(a: Across) -> Drawing | None:
     if not a.ranks:
         return None
     caption = (
-        f"Over {a.ranks.n_blocks} studies, by {a.metric.area}; bars join what exact Wilcoxon tests with Holm's "
+        f"Over {a.ranks.n_blocks} data sets, by {a.metric.area}; bars join what exact Wilcoxon tests with Holm's "
         f"correction do not tell apart. Friedman p = {a.ranks.p_friedman:.2g}."
     )
     same_MM = a.ranks.p_wilcoxon_MM >= ALPHA

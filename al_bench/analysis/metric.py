@@ -81,7 +81,11 @@ class Metric:
 
     def bounds(self, low: float | None, high: float | None) -> str:
         """The interval of a difference; nothing where there is none."""
-        return "" if low is None else f" [{self.difference(low)}, {self.difference(high)}]"
+        return "" if low is None else f" [{self.bound(low)}, {self.bound(high)}]"
+
+    def bound(self, x: float) -> str:
+        """As a difference, but a bound just below 0 is -0.0: on which side of 0 it lies is what it says."""
+        return f"-{self.difference(-x)[1:]}" if x < 0 else self.difference(x)
 
     def gain(self, x: float) -> str:
         """A difference with the unit."""

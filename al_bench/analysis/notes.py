@@ -1,13 +1,14 @@
 """What a reader has to know of a comparison besides its verdict: sentences from runs and numbers."""
 
 import re
-from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from al_bench.analysis import planned
 from al_bench.analysis.metric import ACCURACY, RECORDED_IN_TRAINING, Metric
 from al_bench.analysis.results import Run
+from al_bench.errors import UserError
 from al_bench.records import FINISHED
 
 SHOWN = 4  # runs, or values of a fact, that a sentence names
@@ -19,6 +20,7 @@ def of_runs(runs: list[Run], references: list[Run], labels_R: np.ndarray, metric
     return [
         *validation_labels(runs),
         *hardware([*runs, *references]),
+        *first_rounds(runs, metric),
         *label_counts(runs, labels_R),
         *misleading(runs, metric),
     ]
@@ -35,23 +37,34 @@ def not_recorded(runs: list[Run], metric: Metric) -> list[str]:
 
 def validation_labels(runs: list[Run]) -> list[str]:
     n = runs[0].config.get("budget.validation", 0) if runs else 0
-    return [f"Each run has {n:,} labels more, for validation, which are not counted here."] if n else []
+    return [f"Each run has {n:,} labels more, for validation. Curves and label counts leave them out."] if n else []
 
 
 def hardware(runs: list[Run]) -> list[str]:
     words = []
-    for name, counts in circumstances(runs).items():
-        shown = counts.most_common(SHOWN)
-        if n_others := counts.total() - sum(n for _, n in shown):
-            shown.append(("others", n_others))
-        there = ", ".join(f"{value} ({n} of {len(runs)} runs)" for value, n in shown)
+    for name, having in circumstances(runs).items():
+        most_first = sorted(having, key=lambda value: -len(having[value]))
+        shown = {value: having[value] for value in most_first[:SHOWN]}
+        if others := [run for value in most_first[SHOWN:] for run in having[value]]:
+            shown["others"] = others
+        there = ", ".join(
+            f"{value} ({len(with_it)} of {len(runs)} runs{wholly(with_it, runs) if i else ''})"
+            for i, (value, with_it) in enumerate(shown.items())
+        )
         words.append(f"Computed on different hardware or software: {name} {there}")
     return words
 
 
-def circumstances(runs: list[Run]) -> dict[str, Counter[str]]:
-    """For each fact of hardware and software in which the runs differ: how many runs had which value."""
-    facts: dict[str, Counter[str]] = {}
+def wholly(some: list[Run], runs: list[Run]) -> str:
+    """Which strategies have all of their runs among some of the runs: they differ by more than by their choice."""
+    names = dict.fromkeys(run.strategy for run in some)
+    whole = [name for name in names if all(run in some for run in runs if run.strategy == name)]
+    return f": all of {', '.join(whole)}" if whole else ""
+
+
+def circumstances(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
+    """For each fact of hardware and software in which the runs differ: which runs had which value."""
+    facts: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         of_run: dict[str, dict[str, None]] = {}
         for start in run.info.get("starts", []):  # a run that was continued may have changed machines
@@ -61,8 +74,23 @@ def circumstances(runs: list[Run]) -> dict[str, Counter[str]]:
             for name, value in (versions | there).items():
                 of_run.setdefault(name, {})[str(value)] = None
         for name, values in of_run.items():
-            facts.setdefault(name, Counter())[", then ".join(values)] += 1
-    return {name: counts for name, counts in facts.items() if len(counts) > 1}
+            facts.setdefault(name, {}).setdefault(", then ".join(values), []).append(run)
+    return {name: having for name, having in facts.items() if len(having) > 1}
+
+
+def first_rounds(runs: list[Run], metric: Metric) -> list[str]:
+    """A sentence where strategies of one seed do not begin alike, although they share the first fit."""
+    of_seed: dict[int, set[float]] = {}
+    for run in runs:
+        of_seed.setdefault(run.seed, set()).add(round(float(run.metrics[metric.name][0]), 6))
+    apart = [seed for seed, values in sorted(of_seed.items()) if len(values) > 1]
+    if not apart:
+        return []
+    shown = ", ".join(map(str, apart[:SHOWN])) + (" and others" if len(apart) > SHOWN else "")
+    return [
+        f"The first round differs between strategies of the same seed ({shown}), which train on the same labels: part "
+        "of their differences is hardware or software."
+    ]
 
 
 def commit(start: dict[str, Any]) -> str:
@@ -114,14 +142,25 @@ def other_seeds(seeds_of_random: list[int], seeds: dict[str, list[int]]) -> list
     return [f"Not all have the seeds of random; pairs in common: {', '.join(apart)}."] if apart else []
 
 
-def reached_from_the_start(target: float, first_S: np.ndarray, metric: Metric) -> list[str]:
-    """A sentence where some runs reach the target with their initial set, which no strategy chose.
-
-    first_S: the metric of each run after its initial set.
-    """
-    if not (n := int((metric.sign * first_S >= metric.sign * target).sum())):
+def reached_from_the_start(target: float, n: int, n_seeds: int, metric: Metric) -> list[str]:
+    """A sentence where the initial set of n seeds, which no strategy chose, reaches the target."""
+    if not n:
         return []
-    return [
-        f"Labels saved are not computed: {n} of {len(first_S)} runs reach the target of {metric.target(target)} with "
-        "the initial set already. Choose another by --target."
+    with_it = f"{n} of {n_seeds} seeds reach the target of {metric.target(target)} with the initial set already."
+    if 2 * n > n_seeds:
+        return [f"Labels saved are not computed: {with_it} Choose another by --target."]
+    return [f"Labels saved leave out some seeds: {with_it}"]
+
+
+def looks(runs: list[Run]) -> tuple[int, list[str]]:
+    """(how often the results could be looked at, now included; a sentence where seeds were added after a look)."""
+    try:
+        n_looks, added = planned.looks(runs)
+    except UserError as error:
+        return 1, [str(error)]
+    if n_looks == 1:
+        return 1, []
+    return n_looks, [
+        f"Seeds were added after results could be read ({', '.join(map(str, added))}): {n_looks} looks at the data. "
+        f"Each has a chance of a false call, so p-values are multiplied by {n_looks} and intervals are wider."
     ]

@@ -16,6 +16,12 @@ from al_bench.analysis import stats
 MIN_BLOCKS = 6  # the fewest with which an exact Wilcoxon test can reach 0.05
 
 
+def blocks_needed(n_strategies: int, alpha: float = 0.05) -> int:
+    """The fewest blocks with which one pair of these strategies can be told apart, after Holm's correction for all."""
+    n_pairs = n_strategies * (n_strategies - 1) // 2
+    return next(b for b in range(1, 1000) if n_pairs * stats.smallest_p(b) <= alpha)
+
+
 def badge_checkpoints(random_SR: ArrayLike) -> np.ndarray:
     """The rounds at which BADGE's matrix compares: 1, 2, 4, ... (Ash et al., 2020, section 4).
 
@@ -47,8 +53,8 @@ def penalty_badge(accuracy_MSR: ArrayLike, random: int) -> np.ndarray:
 def penalty_holm(accuracy_MSR: ArrayLike, alpha: float = 0.05) -> np.ndarray:
     """Pairwise penalty matrix of one setting over all R rounds: penalty_MM, [i, j] the share in which i beats j.
 
-    Two-sided paired t-tests; for each pair of strategies Holm's correction over its R rounds. A round in which all
-    differences are the same is no win.
+    Two-sided paired t-tests; for each pair of strategies Holm's correction over its R rounds, and none over the pairs.
+    A round in which all differences are the same is no win.
     """
     accuracy_MSR = _strategies(accuracy_MSR)
     t_MMR = _paired_t(accuracy_MSR)
@@ -87,13 +93,15 @@ class Ranks:
 def ranks(score_BM: ArrayLike) -> Ranks:
     """Mean ranks over blocks (Demsar, 2006; pairs by Wilcoxon and Holm: Benavoli et al., 2016).
 
-    score_BM: each block's mean over its seeds. Blocks are (data set x regime) cells: the seeds of one data set are not
-    independent blocks. ValueError below 6 blocks, with which no test here could find anything, or 3 strategies.
+    score_BM: each block's mean. A block is a data set: its seeds and its budgets are no independent blocks. ValueError
+    below 3 strategies, or below the blocks with which some pair can be told apart.
     """
     score_BM = np.round(np.asarray(score_BM, float), stats.DECIMALS)
     b, m = score_BM.shape
-    if b < MIN_BLOCKS or m < 3:
-        raise ValueError(f"Ranks need at least {MIN_BLOCKS} studies and 3 strategies; there are {b} and {m}.")
+    if m < 3:
+        raise ValueError(f"Ranks need at least 3 strategies, and there are {m}.")
+    if b < blocks_needed(m):
+        raise ValueError(f"Ranks of {m} strategies need at least {blocks_needed(m)} data sets, and there are {b}.")
     if not np.isfinite(score_BM).all():
         raise ValueError("A score is not a finite number.")
     rank_BM = tests.rankdata(-score_BM, axis=1)

@@ -54,10 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ask.add_argument("--metric", default=ACCURACY.name, help="the recorded metric to judge by: macro_f1, nll, ...")
     ask.add_argument("--lower-is-better", action="store_true", help="of a metric of your own: lower values are better")
     ask.add_argument("--target", type=float, help="the value to count labels to; of a share a fraction: 0.9")
+    ask.add_argument("--test", choices=[*compare.TESTS], default="max_t", help="of all strategies against random")
     options = ask.parse_args(arguments)
     try:
         metric = named(options.metric, options.lower_is_better)
-        page = write(options.folder, options.target, metric)
+        page = write(options.folder, options.target, metric, options.test)
     except UserError as error:
         print(f"al_bench: {error}", file=sys.stderr)
         return 1
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write(root: Path, target: float | None = None, metric: Metric = ACCURACY) -> Path:
+def write(root: Path, target: float | None = None, metric: Metric = ACCURACY, test: str = "max_t") -> Path:
     """Write the report of all runs below root and return the path of its page. Raises UserError."""
     check_target(metric, target)
     folder = root / folder_name(metric)
@@ -80,7 +81,7 @@ def write(root: Path, target: float | None = None, metric: Metric = ACCURACY) ->
         with filelock.FileLock(folder / ".lock"):  # of sweeps of one study that end together
             if (now := results.stamp(root)) != made_of:  # changed while another process held the lock
                 made_of, runs = now, results.find(root)
-            found = compare.comparisons(runs, metric, target)
+            found = compare.comparisons(runs, metric, target, test)
             sections = [tables.section(c) for c in found]
             for old in (folder / "figures").glob("*.p*"):
                 old.unlink()

@@ -10,6 +10,7 @@ from al_bench.analysis import acquired, stats, verdict
 from al_bench.analysis.compare import Comparison, VersusRandom
 from al_bench.analysis.metric import ACCURACY, Metric
 from al_bench.analysis.results import Run
+from al_bench.analysis.stats import Efficiency
 
 
 @dataclass(frozen=True)
@@ -74,25 +75,36 @@ def row(c: Comparison, name: str) -> dict[str, Any]:
 
 
 def against_random(v: VersusRandom) -> dict[str, Any]:
-    e = v.efficiency
-    saved, saved_low, saved_high = e.savings if e.n_pairs == e.n else (None, None, None)
+    nothing = (None, None, None)
+    saved, saved_low, saved_high = savings_of(v.efficiency) or nothing
+    of_all, of_all_low, of_all_high = savings_of(v.of_all_labels) or nothing
     return {
         "n_pairs": v.area.n,
         "minus_random": v.area.mean,
-        "minus_random_low": v.area.low,
-        "minus_random_high": v.area.high,
-        "interval": v.area.interval,
-        "p_wilcoxon": v.area.p_wilcoxon,
-        "p_holm": v.p_holm,
+        "minus_random_low": v.interval[0],
+        "minus_random_high": v.interval[1],
+        "minus_random_low_alone": v.area.low,
+        "minus_random_high_alone": v.area.high,
+        "p": v.test and v.test.p,
+        "p_alone": v.test and v.test.p_alone,
         "p_t": v.area.p_t,
         "significant": v.significant,
         "why_no_call": v.why_no_call,
         "labels_saved": saved,
         "labels_saved_low": saved_low,
         "labels_saved_high": saved_high,
-        "pairs_that_reached_target": e.n_reached[0],
-        "pairs_in_which_random_did": e.n_reached[1],
+        "of_all_labels_saved": of_all,
+        "of_all_labels_saved_low": of_all_low,
+        "of_all_labels_saved_high": of_all_high,
+        "pairs_that_count_for_target": v.efficiency and v.efficiency.n,
+        "pairs_that_reached_target": v.efficiency and v.efficiency.n_reached[0],
+        "pairs_in_which_random_did": v.efficiency and v.efficiency.n_reached[1],
     }
+
+
+def savings_of(e: Efficiency | None) -> tuple[float | None, float | None, float | None] | None:
+    """(mean, low, high); None where some pair did not reach the target, since a mean over the others would flatter."""
+    return e.savings if e and e.n and e.n_pairs == e.n else None
 
 
 def last_round(c: Comparison, run: Run) -> int:
@@ -120,6 +132,8 @@ def seconds(c: Comparison, run: Run) -> dict[str, float]:
 
 # -- cells that people read --
 
+HEADS = {"max_t": "max-T", "wilcoxon": "Wilcoxon, Holm"}
+
 
 def readable(c: Comparison, r: dict[str, Any]) -> dict[str, str]:
     """heading -> cell, of a row."""
@@ -132,7 +146,7 @@ def readable(c: Comparison, r: dict[str, Any]) -> dict[str, str]:
         f"minus random{unit}": with_bounds(r, "minus_random", metric.difference, metric.bounds),
         "labels to target, median": labels_to_target(c, r["labels_to_target_median"]),
         "labels saved": labels_saved(c, r),
-        "p (Wilcoxon, Holm)": "no call" if r.get("why_no_call") else in_words(r.get("p_holm"), "{:.2g}".format),
+        f"p ({HEADS[c.test]})": "no call" if r.get("why_no_call") else in_words(r.get("p"), "{:.2g}".format),
     }
     if "duplicate_share" in r:  # only where the pool has copies
         cells["copies of what it had bought"] = f"{100 * r['duplicate_share']:.1f}%"
@@ -160,9 +174,9 @@ def labels_to_target(c: Comparison, n: float | None) -> str:
 
 def labels_saved(c: Comparison, r: dict[str, Any]) -> str:
     """The share, or in how many pairs the target was reached where not in all."""
-    if r.get("labels_saved") is None and "n_pairs" in r and c.target is not None:
+    if r.get("labels_saved") is None and r.get("pairs_that_count_for_target"):
         reached = r["pairs_that_reached_target"], r["pairs_in_which_random_did"]
-        return f"reached {verdict.in_pairs(*reached, r['n_pairs'])}"
+        return f"reached {verdict.in_pairs(*reached, r['pairs_that_count_for_target'])}"
     return with_bounds(r, "labels_saved", share_of_labels, verdict.per_cent)
 
 

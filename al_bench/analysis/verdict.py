@@ -4,8 +4,8 @@ from statistics import median
 
 import numpy as np
 
-from al_bench.analysis import power, rankings, stats
-from al_bench.analysis.compare import ALPHA, RANDOM, Across, Comparison, VersusRandom, reached_by_random
+from al_bench.analysis import power, rankings
+from al_bench.analysis.compare import ALPHA, RANDOM, Across, Comparison, VersusRandom
 from al_bench.analysis.metric import Metric
 from al_bench.analysis.stats import Efficiency
 
@@ -19,37 +19,66 @@ def sentences(c: Comparison) -> list[str]:
         if why := c.versus_random[name].why_no_call:
             reasons.setdefault(why, []).append(name)
     words = [f"No call for {', '.join(names)}: {why}." for why, names in reasons.items()]
-    return [sentence(name, c.versus_random[name], c.metric, c.target) for name in c.best_first] + words
+    return [*(sentence(c, name) for name in c.best_first), *words, *misses(c)]
 
 
-def sentence(name: str, v: VersusRandom, metric: Metric, target: float | None) -> str:
-    labels = labels_saved(v.efficiency, metric, target)
+def sentence(c: Comparison, name: str) -> str:
+    v, metric = c.versus_random[name], c.metric
+    labels = labels_saved(v, metric, c.target)
     of = "of" if metric.unit else "in"
-    gain = f"{metric.gain(v.area.mean)} {of} {metric.area}{metric.bounds(v.area.low, v.area.high)}"
+    gain = f"{metric.gain(v.area.mean)} {of} {metric.area}{metric.bounds(*v.interval)}"
     facts = f"{labels}{gain}; n = {v.area.n} {'pair' if v.area.n == 1 else 'pairs'}"
     if v.why_no_call:
         return f"{name}{' ' if labels else ': '}{facts}, no call."
+    family = f" after correcting for {v.test.n_strategies} strategies" if v.test.n_strategies > 1 else ""
     if v.significant:
         better = "better" if metric.sign * v.area.mean > 0 else "worse"
-        return f"{name} is {better} than random: {facts}, p = {v.p_holm:.2g} (Wilcoxon, Holm)."
-    could = metric.amount(power.detectable(v.area.n, v.area.sd, ALPHA / v.n_tests))
-    return (
-        f"{name}: no difference to random that {v.area.n} pairs could show: {facts}, p = {v.p_holm:.2g} (Wilcoxon, "
-        f"Holm). A difference of {could} would have shown four times in five."
-    )
+        return f"{name} is {better} than random: {facts}, p = {v.test.p:.2g}{family}."
+    alone = f" (alone p = {v.test.p_alone:.2g})" if family else ""
+    return f"{name}: not told apart from random{family}: {facts}, p = {v.test.p:.2g}{alone}. {how_close(c, name)}"
 
 
-def labels_saved(e: Efficiency, metric: Metric, target: float | None) -> str:
+def how_close(c: Comparison, name: str) -> str:
+    """That a strategy equals random, or which difference would have shown. It is not told apart from random."""
+    v, metric = c.versus_random[name], c.metric
+    if v.area.equal_within(margin := metric.negligible(c.area(RANDOM).mean())):
+        return f"Equal to random within {metric.amount(margin)}, by two one-sided t-tests at 0.05."
+    could = metric.amount(power.detectable(v.area.n, v.area.sd, ALPHA / v.test.n_strategies))
+    return f"A difference of {could} would have shown {power.DELIVERED}."
+
+
+def misses(c: Comparison) -> list[str]:
+    """A warning where random reaches the target only because it was chosen so, and a strategy misses it at times."""
+    censored = [v.efficiency for v in c.versus_random.values() if v.efficiency and v.efficiency.n_censored_method]
+    if not censored or not c.by_random:
+        return []
+    return [
+        f"The target of {c.metric.target(c.target)} is chosen such that random reaches it with every seed. A strategy "
+        "that is as good as random may miss it in some pairs."
+    ]
+
+
+def labels_saved(v: VersusRandom, metric: Metric, target: float | None) -> str:
     """ "needs 31% [12, 44] fewer training labels than random to reach 90%; ", or why that cannot be said."""
-    if target is None:
+    e = v.efficiency
+    if e is None or not e.n:
         return ""
     level = metric.target(target)
     if e.n_pairs < e.n:  # a mean over those that got there would flatter the strategy
         return f"reached {level} {in_pairs(*e.n_reached, e.n)}; "
+    share, fewer = fewer_labels(e)
+    of_all = ""
+    if v.of_all_labels:
+        share_of_all, _ = fewer_labels(v.of_all_labels)
+        of_all = f" ({share_of_all} of all labels, those for validation included)"
+    return f"needs {share} {fewer} training labels{of_all} than random to reach {level}; "
+
+
+def fewer_labels(e: Efficiency) -> tuple[str, str]:
+    """("31% [12, 44]", "fewer" or "more")"""
     mean, low, high = e.savings
-    fewer = "fewer" if mean >= 0 else "more"
     low, high = (low, high) if mean >= 0 or low is None else (-high, -low)
-    return f"needs {100 * abs(mean):.0f}%{per_cent(low, high)} {fewer} training labels than random to reach {level}; "
+    return f"{100 * abs(mean):.0f}%{per_cent(low, high)}", "fewer" if mean >= 0 else "more"
 
 
 def in_pairs(n: int, n_random: int, n_pairs: int) -> str:
@@ -67,20 +96,26 @@ def method_notes(c: Comparison) -> list[str]:
         return []
     words = [
         f"Paired with random by seed. Mean {c.metric.words} over labels: area under the curve from "
-        f"{c.labels_R[0]:,} to {c.labels_R[-1]:,} labels, divided by its width. 95% intervals: BCa bootstrap over "
-        f"seeds from {stats.BOOTSTRAP_FROM} pairs on, Student's t below; of labels saved, Student's t of their "
-        "logarithms."
+        f"{c.labels_R[0]:,} to {c.labels_R[-1]:,} labels, divided by its width. {TESTS_IN_WORDS[c.test]} Intervals of "
+        "labels saved: Student's t of their logarithms, each strategy alone."
     ]
     if c.target is not None:
         by_random = f", the {c.metric.rounding} that random reaches with every seed"
         extreme = "maximum" if c.metric.higher_is_better else "minimum"
         words.append(
-            f"Target: {c.metric.level(c.target)}{by_random if c.target == reached_by_random(c) else ''}. Labels to the "
+            f"Target: {c.metric.level(c.target)}{by_random if c.by_random else ''}. Labels to the "
             "target: the first label count trained that has it, the median by nearest rank; labels saved: 1 - labels / "
             f"random's labels at the interpolated crossings of the running {extreme}, geometric mean over the pairs "
             "that both reach it."
         )
     return words
+
+
+TESTS_IN_WORDS = {
+    "max_t": "p and 95% intervals of differences hold for all strategies at once (step-down max-T over sign flips of "
+    "whole seeds); below 6 pairs intervals are Student's t, each strategy alone.",
+    "wilcoxon": "p: exact Wilcoxon tests, Holm's correction. 95% intervals: Student's t, each strategy alone.",
+}
 
 
 def planner(c: Comparison, multiples: tuple[int, ...] = (1, 2, 4)) -> str:
@@ -98,7 +133,7 @@ def planner(c: Comparison, multiples: tuple[int, ...] = (1, 2, 4)) -> str:
     )
     return (
         "Seeds it would take, with the spread of the differences seen here, to show a difference of "
-        f"{seeds} (four times in five, at 0.05 divided by the number of strategies)."
+        f"{seeds} ({power.DELIVERED}, at 0.05 divided by the number of strategies). Plan them before the first run."
     )
 
 
@@ -117,6 +152,8 @@ def across_sentences(a: Across) -> list[str]:
         for name, area_B in zip(a.names, a.area_BM.T, strict=True)
         if name != RANDOM
     ]
+    if a.why_no_ranks:
+        words.append(f"No diagram of mean ranks. {a.why_no_ranks}")
     if a.n_left_out:
         words.append(
             f"{a.n_left_out} studies are not in these numbers: the same data, model and budget under another name, or "
@@ -129,7 +166,7 @@ def versus_random_across(metric: Metric, area_B: np.ndarray, random_B: np.ndarra
     gain_B, b = area_B - random_B, len(area_B)
     side = "above" if metric.higher_is_better else "below"
     n_better = int((metric.sign * gain_B > 0).sum())
-    text = f"{side} random in {n_better} of {b} studies, {metric.gain(gain_B.mean())} on average"
+    text = f"{side} random on {n_better} of {b} data sets, {metric.gain(gain_B.mean())} on average"
     if b < rankings.MIN_BLOCKS:
         return text
     rope = metric.negligible(random_B.mean())
