@@ -8,13 +8,15 @@ import warnings
 
 # Lightning's warnings that concern no run of ours: whole batches need no loader processes, torch deprecates a part that
 # Lightning uses, and a run is one process even where srun is installed. Matplotlib draws a box for each letter that its
-# font lacks.
+# font lacks. Hydra merges conf/hydra/launcher/ray.yaml into the Ray launcher's own settings, which have the same
+# name. A version that does not will take ours alone, and they are complete.
 QUIET = (
     ".*does not have many workers.*",
     ".*LeafSpec.*is deprecated.*",
     "The `srun` command is available.*",
     r"Glyph \d+ .* missing from",
     "Matplotlib currently does not support",
+    r"\s*'hydra/launcher/ray' is validated against",
 )
 
 

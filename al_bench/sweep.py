@@ -6,10 +6,12 @@ Nothing here imports torch, so a finished sweep returns at once.
 import functools
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,10 @@ class Sweeper(SweeperPlugin):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
         self.parser = OverridesParser.create(hydra_context.config_loader)
+        if config.hydra.runtime.choices["hydra/launcher"] == "ray" and not find_spec(
+            "hydra_plugins.hydra_ray_launcher"
+        ):
+            raise UserError("hydra/launcher=ray needs a package that is not installed: pip install hydra-ray-launcher")
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -73,6 +79,8 @@ class Sweeper(SweeperPlugin):
             try:
                 self.launch([job for job, _ in todo.values()])
             except (KeyboardInterrupt, SystemExit):
+                if "ray" in sys.modules:
+                    sys.modules["ray"].shutdown()  # ends the runs
                 note_interrupted([store for _, store in todo.values()])
                 raise
         signals.stop_if_asked()
@@ -129,6 +137,8 @@ class Sweeper(SweeperPlugin):
                 print(f"al_bench: {type(error).__name__}: {error}", file=sys.stderr)
                 if "submitit" in sys.modules:
                     wait_for_slurm()
+                if "ray" in sys.modules:
+                    wait_for_ray(error)
 
 
 def register() -> None:
@@ -268,3 +278,16 @@ def wait_for_slurm() -> None:
     tasks = [job for job in watcher._registered if "_" in job]  # without the array itself, which never ends
     while not all(map(watcher.is_done, tasks)):
         time.sleep(1)
+
+
+def wait_for_ray(error: Exception) -> None:
+    """Wait until all tasks have ended. The launcher stops waiting at the first one whose worker died.
+
+    The launcher keeps its tasks in a local variable, `runs`, which its error still refers to.
+    """
+    import ray
+
+    local = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
+    tasks = next((names["runs"] for names in local if "runs" in names), [])
+    if tasks:
+        ray.wait(tasks, num_returns=len(tasks))

@@ -43,11 +43,11 @@ def settings(*overrides: str) -> config.Config:
         return config.read(compose("config", ["trainer.progress=false", "trainer.accelerator=cpu", *overrides]))
 
 
-def data() -> tuple[Dataset, Pool]:
+def data(n: int = N_IMAGES, size: int = SIZE) -> tuple[Dataset, Pool]:
     stream = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (N_IMAGES, SIZE, SIZE, 3), dtype=torch.uint8, generator=stream)
-    labels = torch.randint(0, 2, (N_IMAGES,), generator=stream)
-    everything, nothing = torch.arange(N_IMAGES), torch.empty(0, dtype=torch.int64)
+    images = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=stream)
+    labels = torch.randint(0, 2, (n,), generator=stream)
+    everything, nothing = torch.arange(n), torch.empty(0, dtype=torch.int64)
     half = (0.5, 0.5, 0.5)
     dataset = Dataset(
         "noise", images.permute(0, 3, 1, 2), everything, nothing, nothing, ("cat", "dog"), half, half, "noise"
@@ -59,6 +59,7 @@ def data() -> tuple[Dataset, Pool]:
 def our_fit(c: config.Config, dataset: Dataset, pool: Pool) -> float:
     learner = Learner(c.model, c.trainer, dataset, c.seed)
     net = learner.build(0)
+    learner.images  # noqa: B018  a run brings them to the device once
     start = time.perf_counter()
     learner.fit(net, pool, 0)
     return c.trainer.batch_size * c.trainer.max_steps / (time.perf_counter() - start)
@@ -67,7 +68,8 @@ def our_fit(c: config.Config, dataset: Dataset, pool: Pool) -> float:
 def our_predict(c: config.Config, dataset: Dataset, n: int) -> float:
     learner = Learner(c.model, c.trainer, dataset, c.seed)
     net = learner.build(0)
-    idx = torch.randperm(N_IMAGES)[:n].sort().values  # a pool: ascending, with gaps
+    learner.images  # noqa: B018
+    idx = torch.randperm(len(dataset.images))[:n].sort().values  # a pool: ascending, with gaps
     start = time.perf_counter()
     learner.predict(net, idx)
     return n / (time.perf_counter() - start)
@@ -83,27 +85,45 @@ def bare_net() -> nn.Module:
     return nn.Sequential(*convolutions, *dense).to(memory_format=torch.channels_last)
 
 
-def bare_fit(x: Tensor, y: Tensor, batch_size: int, steps: int, bf16: bool) -> float:
-    net = bare_net()
+def bare_fit(net: nn.Module, x: Tensor, y: Tensor, batch_size: int, steps: int, bf16: bool) -> float:
+    """Images per second of a loop on the device that holds net, x and y."""
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     start = time.perf_counter()
     for _ in range(steps):
-        rows = torch.randint(0, len(x), (batch_size,))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        rows = torch.randint(0, len(x), (batch_size,), device=x.device)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             loss = F.cross_entropy(net(x[rows]), y[rows])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    wait_for(x.device)
     return batch_size * steps / (time.perf_counter() - start)
 
 
-def bare_predict(x: Tensor, n: int, bf16: bool) -> float:
-    net = bare_net().eval()
+def bare_predict(net: nn.Module, x: Tensor, n: int, bf16: bool) -> float:
+    net.eval()
     start = time.perf_counter()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         for i in range(0, n, PREDICT_BATCH):
             net(x[i % len(x) :][: min(PREDICT_BATCH, n - i)])
+    wait_for(x.device)
     return n / (time.perf_counter() - start)
+
+
+def wait_for(device: torch.device) -> None:
+    """A GPU works on while Python goes on: wait until it has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def in_turn(name: str, ours: Callable[[], float], bare: Callable[[], float], repeats: int) -> dict:
+    """Medians of images per second, and of their ratio. Each goes first in half of the repeats."""
+    ours(), bare()
+    pairs = [(ours(), bare()) if i % 2 else (bare(), ours())[::-1] for i in range(repeats)]
+    return {
+        "what": name, "ours": median(o for o, _ in pairs), "bare": median(b for _, b in pairs),
+        "ratio": median(o / b for o, b in pairs), "ratios": sorted(o / b for o, b in pairs),
+    }  # fmt: skip
 
 
 def ratios(repeats: int, seconds: float) -> list[dict]:
@@ -114,26 +134,20 @@ def ratios(repeats: int, seconds: float) -> list[dict]:
     bf16 = hardware.precision(base.trainer) == "bf16-mixed"
     contests: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {}
     for batch_size in (16, 128):
-        steps = int(seconds * bare_fit(x, y, batch_size, 20, bf16) / batch_size) + 1
+        steps = int(seconds * bare_fit(bare_net(), x, y, batch_size, 20, bf16) / batch_size) + 1
         c = settings(f"trainer.batch_size={batch_size}", f"trainer.max_steps={steps}")
         contests[f"train, batches of {batch_size}"] = (
             lambda c=c: our_fit(c, dataset, pool),
-            lambda b=batch_size, s=steps: bare_fit(x, y, b, s, bf16),
+            lambda b=batch_size, s=steps: bare_fit(bare_net(), x, y, b, s, bf16),
         )
-    n = min(N_IMAGES, int(seconds * bare_predict(x, 2 * PREDICT_BATCH, bf16)) // PREDICT_BATCH * PREDICT_BATCH)
+    n = min(
+        N_IMAGES, int(seconds * bare_predict(bare_net(), x, 2 * PREDICT_BATCH, bf16)) // PREDICT_BATCH * PREDICT_BATCH
+    )
     contests[f"predict, batches of {PREDICT_BATCH}"] = (
         lambda: our_predict(base, dataset, n),
-        lambda: bare_predict(x, n, bf16),
+        lambda: bare_predict(bare_net(), x, n, bf16),
     )
-    rows = []
-    for name, (ours, bare) in contests.items():
-        ours(), bare()
-        pairs = [(ours(), bare()) if i % 2 else (bare(), ours())[::-1] for i in range(repeats)]
-        rows.append({
-            "what": name, "ours": median(o for o, _ in pairs), "bare": median(b for _, b in pairs),
-            "ratio": median(o / b for o, b in pairs), "ratios": sorted(o / b for o, b in pairs),
-        })  # fmt: skip
-    return rows
+    return [in_turn(name, ours, bare, repeats) for name, (ours, bare) in contests.items()]
 
 
 def precisions(repeats: int, seconds: float) -> list[dict]:

@@ -114,7 +114,7 @@ def test_settings_may_stand_before_and_after_flags(tmp_path):
         ("strategy=[random,entropy]", "For several runs: -m strategy=random,entropy"),
         ("strategy=", "strategy=: strategy is one of alfa_mix, "),
         ("logger=null", "logger=null: logger is one of csv, none, "),
-        ("hydra/launcher=0", "hydra/launcher=0: hydra/launcher is one of local, slurm."),
+        ("hydra/launcher=0", "hydra/launcher=0: hydra/launcher is one of local, ray, slurm."),
         ("hydra/sweeper=[1]", "hydra/sweeper=[1]: hydra/sweeper takes the name of an option."),
         ("hydra=5", "hydra=5: hydra takes the name of an option."),
         ("study=", "study= has no value."),

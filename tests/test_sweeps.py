@@ -1,6 +1,7 @@
 """Sweeps as a person types them: one process, worker processes, a real Slurm; real signals, and the command again."""
 
 import csv
+import importlib.util
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,7 +20,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from conftest import QUICK, asked, command, lines_of
+from conftest import QUICK, STARTED, asked, command, lines_of
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -480,6 +482,61 @@ def test_slurm_requeues_a_preempted_run_and_goes_on_after_a_killed_one(slurm, st
         "Sweep: 1 finished, 3 there already, 0 failed.",
     )
     assert records(place) == undisturbed
+
+
+# Ray
+
+
+@pytest.fixture
+def ray() -> Iterator[SimpleNamespace]:
+    """A Ray cluster of this one machine, whose workers begin in another folder than the sweep."""
+    if not importlib.util.find_spec("ray") or not importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"):
+        pytest.skip("Ray is not installed here: no hydra-ray-launcher, the extra `ray` of pyproject.toml")
+    folder = Path(tempfile.mkdtemp(prefix="ray_", dir="/tmp"))  # paths of sockets must be short
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = os.environ | {"HOME": str(folder), "RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_USAGE_STATS_ENABLED": "0"}
+    up = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
+          "--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]  # fmt: skip
+    head = subprocess.Popen(up, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    cluster = psutil.Process(head.pid)
+    try:
+        yield SimpleNamespace(cluster=cluster, env=env)
+    finally:
+        processes = [*cluster.children(recursive=True), cluster]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait()
+        psutil.wait_procs(processes, timeout=10)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_ray_goes_on_after_a_killed_worker_and_equals_one_process(ray, start, place, undisturbed, monkeypatch):
+    for name, value in ray.env.items():
+        monkeypatch.setenv(name, value)
+    ask = (*SWEEP, "hydra/launcher=ray", *RUNS)
+    driver = start(place, *ask, "hydra.launcher.ray.remote.max_retries=0")
+    until(lambda: n_records(place, "random/seed=0"), driver, 120)
+    at_work = [p for p in ray.cluster.children(recursive=True) if p.cmdline()[:1] == ["ray::_run_job"]]
+    at_work[0].kill()
+    out, err = driver.communicate(timeout=120)
+    assert driver.returncode == 1 and "Traceback" not in err and err.splitlines()[-1] == AGAIN, err
+    assert "Sweep: 3 finished, 0 there already, 1 failed." in err
+    assert ": killed, or at work in another process" in err
+
+    again = command(place, *ask[:-2], "strategy=breaks,random,entropy", "seed=0,1", program=STARTED)
+    assert again.returncode == 1 and "Sweep: 3 to run, 3 there already." in again.stdout, again.stderr
+    assert "Sweep: 1 finished, 3 there already, 2 failed." in again.stderr
+    assert again.stderr.count(f"/breaks/seed=1: {BREAKS}") == 1
+    assert {run: lines for run, lines in records(place).items() if "breaks" not in run} == undisturbed
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"), reason="the Ray launcher is here")
+def test_without_ray_its_launcher_says_what_to_install(tmp_path):
+    done = command(tmp_path, "-m", "hydra/launcher=ray", "seed=0,1")
+    said = "hydra/launcher=ray needs a package that is not installed: pip install hydra-ray-launcher"
+    assert done.returncode == 1 and done.stderr == f"al_bench: {said}\n"
 
 
 def test_a_report_that_fails_is_no_run_that_failed(tmp_path):
