@@ -77,10 +77,12 @@ BOUNDS = {
 def violations(flat: dict[str, Any]) -> Iterator[str]:
     """Yield a sentence for each number that is out of its bounds. flat: the configuration with dotted keys."""
     for key, value in flat.items():
-        if bound := BOUNDS.get(key):
+        if key == "budget.query" and value in ([], None):
+            yield f"budget.query={value}: labels a round, one number or a list of several."
+        elif bound := BOUNDS.get(key):
             for number in value if isinstance(value, list) else [value]:
-                # The schema does not check the types of a strategy's keys.
-                kinds = int if key.startswith("strategy.") else int | float
+                # The schema does not check the types of a strategy's keys and of budget.query.
+                kinds = int if key.startswith("strategy.") or key == "budget.query" else int | float
                 if number is not None and not (is_number(number, kinds) and bound.holds(number)):
                     yield f"{key}={value}: {bound}."
         elif key.startswith(("model.optimizer.", "model.options.")):

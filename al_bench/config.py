@@ -139,11 +139,20 @@ class StopConfig:
 class BudgetConfig:
     name: str | None = None
     initial: int | None = MISSING
-    query: int = MISSING
+    query: Any = MISSING  # an int, or a list of ints: one a round, the last repeated
     rounds: int | None = MISSING
     validation: int = MISSING
     start: InitialDraw = InitialDraw.random
     stop: StopConfig = field(default_factory=StopConfig)
+
+    @property
+    def queries(self) -> list[int]:
+        """The labels of the first rounds, one number a round. Later rounds acquire as many as the last of them."""
+        return self.query if isinstance(self.query, list) else [self.query]
+
+    def query_of(self, round: int) -> int:
+        """How many labels the round acquires."""
+        return self.queries[min(round, len(self.queries) - 1)]
 
 
 @dataclass
@@ -240,8 +249,8 @@ def _mistakes(c: Config) -> Iterator[str]:
     yield from _budget_mistakes(c.budget, c.trainer)
     yield from _training_mistakes(c.trainer)
     yield from _naming_mistakes(c)
-    if (n := c.strategy.get("candidates")) is not None and n < c.budget.query:
-        yield f"strategy.candidates={n}: {c.budget.query} or more (budget.query), or null."
+    if (n := c.strategy.get("candidates")) is not None and n < (most := max(c.budget.queries)):
+        yield f"strategy.candidates={n}: {most} or more (budget.query), or null."
     if c.strategy.get("members") is not None and c.trainer.start is not Weights.fresh:
         yield "strategy.members trains its nets from fresh weights: set trainer.start=fresh."
     mean, std, noise = c.dataset.mean, c.dataset.std, c.stressor.noise

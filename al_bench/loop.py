@@ -61,7 +61,7 @@ def run(c: Config, store: RunStore) -> None:
             metrics = measure(average_prediction(test.log_probs_PSC).float(), learner.dataset.test_labels_V, own)
         # Stop, or let the strategy choose.
         stopped = stop.reason(round, pool, metrics, kept_validation)
-        acquired = Acquired() if stopped else acquire(strategy, learner, net, pool, c.budget.query, round)
+        acquired = Acquired() if stopped else acquire(strategy, learner, net, pool, c.budget.query_of(round), round)
         # The record is the checkpoint: on disk before the next round.
         signals.stop_if_asked()
         next_pool = pool.acquire(acquired.idx_K, oracle)

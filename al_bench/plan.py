@@ -71,8 +71,10 @@ def label_counts(c: Config, n_train: int) -> list[int]:
     """The number of training labels at each fit. n_train: images that may be labelled for training."""
     if c.budget.initial is None:
         return [n_train]
-    last = n_train if c.budget.rounds is None else c.budget.initial + c.budget.rounds * c.budget.query
-    return [*range(c.budget.initial, last, c.budget.query), last]
+    counts = [c.budget.initial]
+    while counts[-1] < n_train and len(counts) - 1 != c.budget.rounds:
+        counts.append(min(n_train, counts[-1] + c.budget.query_of(len(counts) - 1)))
+    return counts
 
 
 def _memory(c: Config, image_shape: tuple[int, int, int], used: Split, n_predictions: int) -> dict[str, int]:

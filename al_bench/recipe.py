@@ -40,7 +40,9 @@ def run_name(c: dict[str, Any]) -> str:
     """<dataset>/<model>/<budget>/<strategy>/seed=<n>, from a flat configuration. Each record holds it."""
     model = c["model.name"] if c["model.mode"] == "finetune" else f"{c['model.name']}-{c['model.mode']}"
     rounds = "all" if c["budget.rounds"] is None else c["budget.rounds"]
-    budget = c["budget.name"] or f"{c['budget.initial']}+{rounds}x{c['budget.query']}"
+    query = c["budget.query"]
+    a_round = "-".join(map(str, query)) if isinstance(query, list) else query
+    budget = c["budget.name"] or f"{c['budget.initial']}+{rounds}x{a_round}"
     stress = [f"{k.removeprefix('stressor.')}={c[k]:g}" for k, usual in UNSTRESSED.items() if c[k] != usual]
     names = ["+".join([c["dataset.name"], *stress]), model, budget, c["strategy.name"]]
     return "/".join([*map(as_file_name, names), f"seed={c['seed']}"])

@@ -8,6 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from al_bench import config, plan
+from al_bench.data.pool import check_budget
 from al_bench.errors import UserError
 from al_bench.hints import near_misses
 from al_bench.imports import function
@@ -114,6 +115,12 @@ def test_the_length_of_training_by_hand(overrides, length):
     [
         ("budget.rounds=-1", "budget.rounds=-1: 0 or more, or null"),
         ("budget.query=0", "budget.query=0"),
+        ("budget.query=[]", "budget.query=[]: labels a round, one number or a list of several."),
+        ("budget.query=[5,0]", "budget.query=[5, 0]: 1 or more labels a round."),
+        ("budget.query=[5,true]", "budget.query=[5, True]: 1 or more labels a round."),
+        ("budget.query=2.5", "budget.query=2.5: 1 or more labels a round."),
+        ("budget.query=few", "budget.query=few: 1 or more labels a round."),
+        ("budget.query=[10,20] strategy.candidates=15", "strategy.candidates=15: 20 or more (budget.query), or null."),
         ("budget.validation=-1", "budget.validation=-1"),
         ("trainer.batch_size=1", "trainer.batch_size=1: from 2 to 65,536 (batch norm needs two images)"),
         ("trainer.max_steps=null", "Set trainer.max_steps or trainer.max_epochs"),
@@ -227,3 +234,27 @@ def test_the_page_of_strategies_describes_every_one_that_there_is():
     rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
     names = re.findall(r"`(\w+)`", " ".join(rows))
     assert sorted(names) == sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
+
+
+def test_the_labels_of_a_round_may_be_a_list():
+    c = asked("budget.query=[10,20,50]", "budget.rounds=5")
+    assert [c.budget.query_of(round) for round in range(5)] == [10, 20, 50, 50, 50]
+    assert plan.label_counts(c, n_train=1000) == [20, 30, 50, 100, 150, 200]
+    assert run_folder(c).parts[-3] == "20+5x10-20-50"
+    c = asked("budget.query=[10,20]", "budget.rounds=null")
+    assert plan.label_counts(c, n_train=85) == [20, 30, 50, 70, 85]
+    one = asked("budget.query=10", "budget.rounds=5")
+    assert one.budget.query == 10 and run_folder(one).parts[-3] == "20+5x10"
+    assert plan.label_counts(one, n_train=1000) == [20, 30, 40, 50, 60, 70]
+
+
+@pytest.mark.parametrize("n_train, at_most", [(69, None), (68, 1), (40, 0)])
+def test_a_list_of_queries_has_to_fit_the_pool(n_train, at_most):
+    budget = asked("budget.query=[10,20]", "budget.rounds=2", "budget.initial=20", "budget.validation=19").budget
+    if at_most is None:  # 20 + 19 + 10 + 20
+        check_budget(n_train, budget)
+        return
+    with pytest.raises(
+        UserError, match="is larger than the pool" if n_train == 40 else r"query=\[10, 20\] is more than"
+    ):
+        check_budget(n_train, budget)

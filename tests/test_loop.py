@@ -225,3 +225,9 @@ def test_an_impossible_option_is_told_before_anything_is_read_or_trained(tmp_pat
     strategy, *rest = options.split()
     with pytest.raises(UserError, match=said):
         run_here(tmp_path, f"strategy={strategy}", *(f"++{option}" for option in rest))
+
+
+def test_each_round_acquires_its_own_number_of_labels(tmp_path):
+    quick = ("trainer.max_steps=2", "budget.query=[5,10]", "budget.rounds=3")
+    whole = run_here(tmp_path, *quick).records()
+    assert [(r.n_labelled, len(r.acquired)) for r in whole] == [(20, 5), (25, 10), (35, 10), (45, 0)]

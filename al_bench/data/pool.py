@@ -106,13 +106,16 @@ def check_budget(n_train: int, budget: BudgetConfig) -> None:
         )
     if budget.initial is None:
         return
-    if budget.rounds != 0 and budget.query > left:
+    if budget.rounds != 0 and (first := budget.query_of(0)) > left:
         raise UserError(
-            f"budget.query={budget.query:,} is larger than the pool: {left:,} images are left after validation and the "
+            f"budget.query={first:,} is larger than the pool: {left:,} images are left after validation and the "
             "initial set. Lower one of budget.query, budget.initial and budget.validation."
         )
-    if budget.rounds is not None and budget.rounds * budget.query > left:
-        raise UserError(
-            f"budget.rounds={budget.rounds} times budget.query={budget.query:,} is more than the pool's {left:,} "
-            f"images. At most {left // budget.query} rounds, or budget.rounds=null to go on until the pool is empty."
-        )
+    acquired = 0
+    for round in range(budget.rounds or 0):
+        acquired += budget.query_of(round)
+        if acquired > left:
+            raise UserError(
+                f"budget.rounds={budget.rounds} times budget.query={budget.query} is more than the pool's {left:,} "
+                f"images. At most {round} rounds, or budget.rounds=null to go on until the pool is empty."
+            )
