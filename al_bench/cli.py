@@ -81,11 +81,11 @@ def command(name: str, arguments: list[str]) -> int:
 def run(cfg: DictConfig) -> None:
     """Do one run. In a sweep an error is printed and kept in the run's folder, and the other runs go on."""
     process.prepare()  # `main` has not run in a process that a sweep started
-    os.chdir(HydraConfig.get().runtime.cwd)  # the workers of a Ray cluster begin in another folder
     if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's: no DataLoader can start workers with it
         multiprocessing.set_start_method("fork", force=True)
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
+        os.chdir(HydraConfig.get().runtime.cwd)  # the workers of a Ray cluster begin in another folder
         run_one(config.read(cfg))
     except UserError as error:
         if not in_sweep:
