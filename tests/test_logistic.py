@@ -88,6 +88,16 @@ def test_the_penalty_follows_the_scale_of_the_features_and_the_number_of_labels(
     torch.testing.assert_close(one, 10 * ten, atol=1e-2, rtol=1e-3)  # the same predictions
 
 
+@pytest.mark.parametrize("overrides, relative", [((), None), (("model.penalty=0.5",), 0.5)])
+def test_a_fit_ends_at_the_optimum_of_the_standardised_features(overrides, relative):
+    features, labels = clusters()
+    learner, pool = learner_of(features.float() * torch.tensor([1, 100, 0.01, 1, 1]) + 7, labels, 40, *overrides)
+    weight_CD = fitted(learner, pool)[0].net.get_classifier().weight
+    x_LD = ((learner.dataset.images - learner.dataset.mean) / learner.dataset.std)[:40].double()
+    exact_CD, _ = minimise(x_LD, labels[:40], 3, penalty_of(x_LD, relative))
+    torch.testing.assert_close(weight_CD.double(), exact_CD, atol=2e-3 * float(exact_CD.abs().max()), rtol=0)
+
+
 def test_two_fits_are_equal_to_the_bit_and_depend_on_no_seed():
     features, labels = clusters()
     (a, length), (b, _), (other, _) = (

@@ -1,7 +1,7 @@
 """A linear head at the optimum of its penalised cross-entropy, and samples of its weights around that optimum.
 
 The objective is convex with one optimum, so the head depends on the labelled images alone: not on first weights, the
-order of batches or a learning rate. All of it is computed in float64.
+order of batches or a learning rate.
 L labelled, S samples, C classes, D embedding width, B images in a batch.
 """
 
@@ -38,19 +38,20 @@ def relative_penalty(n_labelled: int) -> float:
 
 
 def penalty_of(x_LD: Tensor, relative: float | None) -> float:
-    """The weight of |W|^2 / 2 beside the mean cross-entropy. Above 0, also where all embeddings are 0."""
-    norm = float(x_LD.square().sum(1).mean()) or 1.0
+    """The weight of |W|^2 / 2 beside the mean cross-entropy: above 0, unless all embeddings are 0."""
+    norm = float(x_LD.square().sum(1).mean())
     return (relative_penalty(len(x_LD)) if relative is None else relative) * norm
 
 
 def minimise(x_LD: Tensor, labels_L: Tensor, n_classes: int, penalty: float) -> tuple[Tensor, int]:
     """(weight_CD, iterations) that minimise the mean cross-entropy of x @ W.T plus penalty / 2 * |W|^2.
 
-    x_LD: float64. L-BFGS (Liu & Nocedal, 1989) from W = 0. There is no bias: with few labels it would learn by how
-    much the class counts differ by chance.
+    L-BFGS (Liu & Nocedal, 1989) from W = 0, float64. The products with x_LD, most of the work, have its precision:
+    those of float32 are exact enough for this gradient. There is no bias: with few labels it would learn by how much
+    the class counts differ by chance.
     """
-    weight_CD = x_LD.new_zeros(n_classes, x_LD.shape[1])
-    target_LC = F.one_hot(labels_L, n_classes).to(x_LD.dtype)
+    weight_CD = x_LD.new_zeros(n_classes, x_LD.shape[1], dtype=torch.float64)
+    target_LC = F.one_hot(labels_L, n_classes).double()
     optimizer = torch.optim.LBFGS(
         [weight_CD], max_iter=MAX_ITERATIONS, max_eval=2 * MAX_ITERATIONS, history_size=20, tolerance_grad=GRADIENT,
         tolerance_change=1e-12, line_search_fn="strong_wolfe",
@@ -59,8 +60,9 @@ def minimise(x_LD: Tensor, labels_L: Tensor, n_classes: int, penalty: float) -> 
     @torch.no_grad()
     def objective() -> Tensor:
         signals.stop_if_asked()
-        log_probs_LC = (x_LD @ weight_CD.T).log_softmax(1)
-        weight_CD.grad = (log_probs_LC.exp() - target_LC).T @ x_LD / len(x_LD) + penalty * weight_CD
+        log_probs_LC = (x_LD @ weight_CD.T.to(x_LD)).double().log_softmax(1)
+        pull_CD = (log_probs_LC.exp() - target_LC).T.to(x_LD) @ x_LD
+        weight_CD.grad = pull_CD.double() / len(x_LD) + penalty * weight_CD
         return -(log_probs_LC * target_LC).sum() / len(x_LD) + penalty / 2 * weight_CD.square().sum()
 
     optimizer.step(objective)
@@ -71,11 +73,11 @@ def minimise(x_LD: Tensor, labels_L: Tensor, n_classes: int, penalty: float) -> 
 
 
 def sample(weight_CD: Tensor, x_LD: Tensor, precision: float, n: int, stream: torch.Generator) -> Tensor:
-    """weights_SCD, float64: n draws from the Gaussian N(W, H^-1), the Laplace approximation of the posterior of W.
+    """weights_SCD: n draws from the Gaussian N(W, H^-1), the Laplace approximation of the posterior of W.
 
     H = sum_i (diag(p_i) - p_i p_i^T) (x) x_i x_i^T + precision * I is the whole Hessian at W, never built: each draw
     solves H d = sqrt(precision) * xi_0 + J^T xi_1, whose right-hand side has the covariance H (Papandreou & Yuille,
-    2010), by conjugate gradients. precision: L times the penalty of `minimise`. stream: on the CPU.
+    2010), by conjugate gradients. All is float64. precision: L times the penalty of `minimise`. stream: on the CPU.
     """
     probs_LC = (x_LD @ weight_CD.T).softmax(1)
     root_LC = probs_LC.sqrt()
@@ -163,14 +165,14 @@ class LogisticLearner(Learner):
         net.penalty, net.labelled_L = penalty_of(x_LD, self.model.penalty), pool.labelled_L
         weight_CD, iterations = minimise(x_LD, labels_L, self.dataset.n_classes, net.penalty)
         net.net.get_classifier().weight.data.copy_(weight_CD)
-        logits_LC = x_LD @ weight_CD.T
+        logits_LC = (x_LD @ weight_CD.T.to(x_LD)).double()
         loss, hits = F.cross_entropy(logits_LC, labels_L), logits_LC.argmax(1) == labels_L
         net.history.append({"loss": float(loss), "accuracy": float(hits.double().mean())})
         return len(net.history), iterations
 
     def passes(self, classifier: Classifier, n: int, purpose: str, round: int) -> LaplacePasses:
         """n passes, each with weights drawn around the optimum, from the random stream of this purpose."""
-        x_LD = self._embeddings(classifier, classifier.labelled_L)
+        x_LD = self._embeddings(classifier, classifier.labelled_L).double()
         weight_CD = classifier.net.get_classifier().weight.detach().to(x_LD)
         stream = rng.stream(self.seed, purpose, round)
         weights_SCD = sample(weight_CD, x_LD, len(x_LD) * classifier.penalty, n, stream)
@@ -182,10 +184,11 @@ class LogisticLearner(Learner):
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
     def _embeddings(self, net: Classifier, idx_L: Tensor) -> Tensor:
-        """[L, D], float64."""
+        """[L, D], float32."""
         with torch.no_grad():
-            x_LD = torch.cat([net.net.forward_features(images) for images in self._batches(net, idx_L)])
-        return x_LD.to(self._solver).double()
+            return torch.cat([net.net.forward_features(images) for images in self._batches(net, idx_L)]).to(
+                self._solver
+            )
 
     def _fill_buffer(self, net: Classifier, idx_P: Tensor) -> None:
         with torch.inference_mode():
