@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from al_bench import rng, signals
+from al_bench import process, rng, signals
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.models.classifier import Classifier
@@ -161,8 +161,9 @@ class LogisticLearner(Learner):
 
     def fit(self, net: Classifier, pool: Pool, round: int, member: int = 0) -> tuple[int, int]:
         """Set the weights to the optimum. Returns (1, iterations); the history's one entry is of the optimum."""
+        process.return_freed_memory()
         x_LD, labels_L = self._embeddings(net, pool.labelled_L), pool.labels_L.to(self._solver)
-        net.penalty, net.labelled_L = penalty_of(x_LD, self.model.penalty), pool.labelled_L
+        net.penalty, net.labelled_L = penalty_of(x_LD, self.model.penalty), pool.labelled_L  # for `passes`
         weight_CD, iterations = minimise(x_LD, labels_L, self.dataset.n_classes, net.penalty)
         net.net.get_classifier().weight.data.copy_(weight_CD)
         logits_LC = (x_LD @ weight_CD.T.to(x_LD)).double()
@@ -186,9 +187,8 @@ class LogisticLearner(Learner):
     def _embeddings(self, net: Classifier, idx_L: Tensor) -> Tensor:
         """[L, D], float32."""
         with torch.no_grad():
-            return torch.cat([net.net.forward_features(images) for images in self._batches(net, idx_L)]).to(
-                self._solver
-            )
+            x_LD = torch.cat([net.net.forward_features(images) for images in self._batches(net, idx_L)])
+        return x_LD.to(self._solver)
 
     def _fill_buffer(self, net: Classifier, idx_P: Tensor) -> None:
         with torch.inference_mode():
