@@ -97,11 +97,14 @@ def measured(c: config.Config, dataset: Dataset, labels: Tensor, budget: str) ->
     return found
 
 
-def cases(data: dict[str, list[str]], weights: dict[str, str], seeds: int, rows: list[dict]) -> Iterator[dict]:
+def cases(
+    data: dict[str, list[str]], backbones: list[str], weights: dict[str, str], seeds: int, rows: list[dict]
+) -> Iterator[dict]:
     """Measure and yield each case that `rows` lacks, one seed of all settings after the other."""
     done = {tuple(row[k] for k in ("data set", "backbone", "budget", "seed")) for row in rows}
     for seed in range(seeds):
-        for backbone, (images, test_fraction) in BACKBONES.items():
+        for backbone in backbones:
+            images, test_fraction = BACKBONES[backbone]
             for name, overrides in data.items():
                 left = [budget for budget in LABELS_A_CLASS if (name, backbone, budget, seed) not in done]
                 if not left:
@@ -117,6 +120,11 @@ def cases(data: dict[str, list[str]], weights: dict[str, str], seeds: int, rows:
                     yield case | {"n_test": len(part.test_idx)} | measured(c, dataset, labels, budget)
 
 
+def place(setting: tuple[str, str, str]) -> tuple[str, str, int]:
+    """Sorts the table: the budgets of a data set and backbone in their order."""
+    return *setting[:2], list(LABELS_A_CLASS).index(setting[2])
+
+
 def table(rows: list[dict]) -> str:
     """Each setting's row and what they say together, in Markdown."""
     heads = [
@@ -124,7 +132,7 @@ def table(rows: list[dict]) -> str:
         "NLL", "CPU seconds of the fits",
     ]  # fmt: skip
     lines, gains, worst = [], [], []
-    for setting in dict.fromkeys((r["data set"], r["backbone"], r["budget"]) for r in rows):
+    for setting in sorted({(r["data set"], r["backbone"], r["budget"]) for r in rows}, key=place):
         ours = [r for r in rows if (r["data set"], r["backbone"], r["budget"]) == setting]
         old, new = (100 * np.array([r[head]["accuracy"] for r in ours]) for head in HEADS)
         d = stats.paired_difference(new.mean(1), old.mean(1))
@@ -152,6 +160,7 @@ def main() -> None:
     ask.add_argument("--dogs-vs-cats", type=Path, required=True)
     ask.add_argument("--weights", nargs="*", default=[], metavar="NAME=FILE", help="where there is no network")
     ask.add_argument("--seeds", type=int, default=10)
+    ask.add_argument("--backbones", nargs="*", default=list(BACKBONES), choices=BACKBONES)
     a = ask.parse_args()
     process.prepare()
     data = {
@@ -163,7 +172,8 @@ def main() -> None:
     machine = {k: v for k, v in circumstances().items() if k not in ("time", "host")}
     found = json.loads(OUT.read_text()) if OUT.exists() else {"machine": machine, "rows": []}
     torch.set_num_threads(1)
-    for case in cases(data, dict(pair.split("=", 1) for pair in a.weights), a.seeds, found["rows"]):
+    weights = dict(pair.split("=", 1) for pair in a.weights)
+    for case in cases(data, a.backbones, weights, a.seeds, found["rows"]):
         found["rows"].append(case)
         OUT.write_text(json.dumps(found) + "\n")  # all that is measured, if the next case fails
     published.fill(check_results.RESULTS / "README.md", bench_head=table(found["rows"]))
