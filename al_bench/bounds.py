@@ -50,6 +50,7 @@ BOUNDS = {
     "stressor.noise": Bound(0, 1000),
     "stressor.foreign": Bound(0, note=" classes"),
     "model.dropout": Bound(0, 1, below_high=True),
+    "model.penalty": Bound(0, 1000, ", or null", above_low=True),
     "budget.initial": Bound(1, note=" labels to start from"),
     "budget.query": Bound(1, note=" labels a round"),
     "budget.rounds": Bound(0, note=", or null until the pool is empty"),

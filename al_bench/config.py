@@ -19,72 +19,21 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from al_bench.bounds import violations
+from al_bench.choices import (
+    Augment,
+    Extractor,
+    Head,
+    InitialDraw,
+    Mode,
+    Monitor,
+    OnBadImage,
+    Schedule,
+    StopAt,
+    TrackingMode,
+    Weights,
+)
 from al_bench.errors import UserError
 from al_bench.options import shipped
-
-
-class OnBadImage(Enum):
-    stop = "stop"
-    skip = "skip"
-
-
-class InitialDraw(Enum):
-    """What chooses the initial set: chance, chance balanced by class, or a strategy that sees fixed features alone."""
-
-    random = "random"
-    balanced = "balanced"
-    k_center = "k_center"
-    k_means = "k_means"
-    typiclust = "typiclust"
-    prob_cover = "prob_cover"
-
-
-class Extractor(Enum):
-    """Where fixed features come from: pixels through PCA, a timm backbone, or the model of the round."""
-
-    pca = "pca"
-    backbone = "backbone"
-    model = "model"
-
-
-class Weights(Enum):
-    """Which weights a round's fit starts from."""
-
-    fresh = "fresh"
-    previous = "previous"
-    best = "best"
-
-
-class Mode(Enum):
-    finetune = "finetune"
-    frozen = "frozen"
-
-
-class Schedule(Enum):
-    constant = "constant"
-    cosine = "cosine"
-
-
-class Augment(Enum):
-    none = "none"
-    flip = "flip"
-    flip_crop = "flip_crop"
-
-
-class Monitor(Enum):
-    loss = "loss"
-    accuracy = "accuracy"
-
-
-class StopAt(Enum):
-    validation = "validation"
-    test = "test"
-
-
-class TrackingMode(Enum):
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
 
 
 @dataclass
@@ -121,6 +70,8 @@ class ModelConfig:
     pretrained: bool = False
     weights: str | None = None
     mode: Mode = Mode.finetune
+    head: Head | None = None  # null: model.optimizer trains the last layer, and all of the net with mode=finetune
+    penalty: float | None = None  # of head=logistic, relative to the features; null: models/logistic.py's formula
     dropout: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = MISSING
@@ -248,6 +199,7 @@ def _mistakes(c: Config) -> Iterator[str]:
     """Yield a sentence for each combination of values that cannot work. bounds.py checks each number by itself."""
     yield from _budget_mistakes(c.budget, c.trainer)
     yield from _training_mistakes(c.trainer)
+    yield from _head_mistakes(c)
     yield from _naming_mistakes(c)
     if (n := c.strategy.get("candidates")) is not None and n < (most := max(c.budget.queries)):
         yield f"strategy.candidates={n}: {most} or more (budget.query), or null."
@@ -310,6 +262,24 @@ def _training_mistakes(t: TrainerConfig) -> Iterator[str]:
             "trainer.later_max_epochs replaces trainer.max_epochs after the first round: set trainer.max_epochs too, "
             "and trainer.max_steps=null."
         )
+
+
+def _head_mistakes(c: Config) -> Iterator[str]:
+    m, t = c.model, c.trainer
+    if m.head is None:
+        if m.penalty is not None:
+            yield f"model.penalty={m.penalty} is for model.head=logistic: set that as well, or model.penalty=null."
+        return
+    unfit = {
+        "trains on features that stay the same: set model.mode=frozen": m.mode is not Mode.frozen,
+        "has no dropout: set model.dropout=0. strategy.passes=20 draws weights instead": m.dropout > 0,
+        "ends at the same weights wherever it starts: set trainer.start=fresh": t.start is not Weights.fresh,
+        "trains to its optimum: set trainer.early_stopping.patience=null": t.early_stopping.patience is not None,
+        "would make all members the same: set strategy.members=null. strategy.passes=20 draws weights instead": (
+            c.strategy.get("members") is not None
+        ),
+    }
+    yield from (f"model.head={m.head.name} {why}." for why, is_so in unfit.items() if is_so)
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from al_bench import observe, pictures, rng, signals, stopping, tracking
-from al_bench.config import Config, Extractor, Mode
+from al_bench.config import Config, Extractor, Head, Mode
 from al_bench.data import Dataset, sources
 from al_bench.data.oracle import Oracle
 from al_bench.data.pool import Pool, check_budget, start
@@ -22,6 +22,7 @@ from al_bench.metrics import measure, own_metrics, try_out
 from al_bench.models import features, hardware, nets
 from al_bench.models.classifier import Classifier, build_optimizer
 from al_bench.models.learner import Learner, Prediction
+from al_bench.models.logistic import LogisticLearner
 from al_bench.models.warm_start import WarmStart
 from al_bench.records import RoundRecord
 from al_bench.store import RunStore
@@ -97,7 +98,7 @@ def begin(
     dataset, oracle = sources.load(c.dataset, source, c.seed, c.stressor, c.cache_dir, store.folder.parents[3])
     check_budget(len(dataset.train_idx), c.budget)
     dataset = features.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
-    learner = Learner(c.model, c.trainer, dataset, c.seed)
+    learner = (LogisticLearner if c.model.head is Head.logistic else Learner)(c.model, c.trainer, dataset, c.seed)
     observe.try_dropout(strategy, learner)
     used = c.features.extractor if strategy.needs.features or c.budget.start in observe.COLD_STARTS else None
     learner = replace(learner, features_NF=features.fixed_features(c, dataset) if used else None)
@@ -106,6 +107,8 @@ def begin(
     if used is Extractor.backbone:
         store.identify_weights(features=nets.weights_version(c.features))
     store.note(features=used.name if used else None)
+    if c.model.head is Head.logistic and (strategy.n_passes or c.trainer.test_passes):
+        store.note(passes="weights drawn from the Laplace approximation of the logistic head, with its full Hessian")
     records = store.records()
     for past in records:
         pool = pool.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)

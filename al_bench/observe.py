@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from al_bench import rng
-from al_bench.config import InitialDraw
+from al_bench.config import Head, InitialDraw
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.imports import function
-from al_bench.models.classifier import Classifier
-from al_bench.models.dropout import DropoutPasses
+from al_bench.models.classifier import Classifier, Passes
 from al_bench.models.learner import Learner
 from al_bench.strategies import PoolView, Size, Strategy
 from al_bench.strategies.example import example_view
@@ -51,7 +50,8 @@ def try_options(strategy: Strategy) -> None:
 
 def try_dropout(strategy: Strategy, learner: Learner) -> None:
     """Raises UserError if the strategy or the test needs passes with dropout and the net cannot make them."""
-    if not (learner.trainer.test_passes or strategy.n_passes):
+    asked = learner.trainer.test_passes or strategy.n_passes
+    if not asked or learner.model.head is Head.logistic:  # its passes need no dropout
         return
     net = learner.build(round=0)
     learner.test_passes(net, round=0)
@@ -133,7 +133,7 @@ def _predict(
     return log_probs_PSC, seen[0].emb_PD
 
 
-def _passes(strategy: Strategy, learner: Learner, net: Classifier, round: int, member: int) -> DropoutPasses:
+def _passes(strategy: Strategy, learner: Learner, net: Classifier, round: int, member: int) -> Passes:
     try:
         return learner.passes(net, strategy.n_passes, rng.of_member("dropout", member), round)
     except UserError as error:

@@ -8,7 +8,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from al_bench import process
-from al_bench.config import Config, Extractor, Mode
+from al_bench.config import Config, Extractor, Head, Mode
 from al_bench.data import Dataset, pool, sources
 from al_bench.data.stressors import Split
 from al_bench.models import contract, nets
@@ -36,6 +36,11 @@ def show(c: Config) -> None:
         table.add_row(*(f"{n:,}" for n in row))
     console = Console(highlight=False)
     console.print(table)
+    if c.model.head is Head.logistic:
+        console.print(
+            "model.head=logistic trains to its optimum on all labelled images at once: model.optimizer and the keys of "
+            "trainer on steps, epochs, batches and the schedule have no effect. An image is counted once a fit."
+        )
     n = c.budget.validation
     console.print(f"Labels acquired: {plan.labels[-1] + n:,} ({plan.labels[-1]:,} to train on, {n:,} for validation)")
     console.print(
@@ -60,11 +65,16 @@ def make(c: Config) -> Plan:
     n_nets = [members] * (len(labels) - 1) + [1]  # the last round acquires nothing, so it needs no committee
     return Plan(
         labels=labels,
-        trained=[n * images_trained(c.trainer, labels[round], round) for round, n in enumerate(n_nets)],
+        trained=[n * _trained(c, labels[round], round) for round, n in enumerate(n_nets)],
         predicted=[min(n_train - n, strategy.candidates or n_train) * times for n in labels[:-1]] + [0],
         tested=len(used.test_idx) * (c.trainer.test_passes or 1),
         memory=_memory(c, source.image_shape, used, max(n_nets) * passes),
     )
+
+
+def _trained(c: Config, n_labelled: int, round: int) -> int:
+    """The images that a fit trains on, repeats included; of a fit to the optimum without them."""
+    return n_labelled if c.model.head is Head.logistic else images_trained(c.trainer, n_labelled, round)
 
 
 def label_counts(c: Config, n_train: int) -> list[int]:

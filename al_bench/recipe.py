@@ -38,7 +38,8 @@ def run_folder(c: Config) -> Path:
 
 def run_name(c: dict[str, Any]) -> str:
     """<dataset>/<model>/<budget>/<strategy>/seed=<n>, from a flat configuration. Each record holds it."""
-    model = c["model.name"] if c["model.mode"] == "finetune" else f"{c['model.name']}-{c['model.mode']}"
+    mode = None if c["model.mode"] == "finetune" else c["model.mode"]
+    model = "-".join(filter(None, [c["model.name"], mode, c.get("model.head")]))
     rounds = "all" if c["budget.rounds"] is None else c["budget.rounds"]
     query = c["budget.query"]
     a_round = "-".join(map(str, query)) if isinstance(query, list) else query

@@ -171,13 +171,17 @@ def cost(run: Run) -> dict[str, float]:
     times = members * (c["strategy.passes"] or 1) if needs.predictions else by_model
     of_labelled = times if needs.labelled else by_model
     queries = [r for r in lines if r["acquired"]]
+
+    def batch(record: dict[str, Any]) -> int:  # model.head=logistic: each step is on all labelled images
+        return record["n_labelled"] if c.get("model.head") else c["trainer.batch_size"]
+
     epochs = sum(r["epochs"] for r in lines) if c["trainer.early_stopping.patience"] else 0
     seconds = {k: float(v.sum()) for k, v in run.seconds.items()}
     began, ended = (datetime.fromisoformat(t) for t in (run.info["starts"][-1]["time"], run.info["ended"]))
     in_one_go = len(run.info["starts"]) == 1
     whole = (ended - began).total_seconds() if in_one_go else sum(seconds.values())
     return {
-        "trained": sum(r["steps"] * (members if r in queries else 1) for r in lines) * c["trainer.batch_size"],
+        "trained": sum(r["steps"] * (members if r in queries else 1) * batch(r) for r in lines),
         "predicted": sum(r["n_candidates"] * times + r["n_labelled"] * of_labelled for r in queries)
         + len(lines) * run.info["dataset"]["n_test"] * (c.get("trainer.test_passes") or 1)
         + (len(lines) + epochs) * lines[0]["n_val"],

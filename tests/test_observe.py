@@ -271,7 +271,7 @@ def test_a_test_with_dropout_of_a_model_without_it_is_refused_before_anything_is
         run_here(tmp_path, *ask)
     assert str(error.value) == (
         "trainer.test_passes=4: the model has no dropout, so all passes would be the same. Set model.dropout=0.5 (timm "
-        "and frozen models) or choose model=small_cnn or bcnn."
+        "and frozen models) or model.head=logistic (frozen models), or choose model=small_cnn or bcnn."
     )
 
 

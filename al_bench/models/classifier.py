@@ -3,7 +3,7 @@
 B images in a batch, S passes, C classes, D embedding width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from al_bench import signals
 from al_bench.config import Schedule
 from al_bench.errors import UserError
-from al_bench.models.dropout import DropoutPasses
+
+Passes = Callable[[Tensor], Tensor]  # images -> logits_BSC, as DropoutPasses and LaplacePasses are called
 
 
 class PredictionBuffer:
@@ -55,7 +56,7 @@ class Classifier(pl.LightningModule):
         self.net = net.to(memory_format=torch.channels_last)  # as the batches come
         self.optimizer_config, self.schedule = optimizer, schedule
         self.keep_embeddings = False
-        self.passes: DropoutPasses | None = None  # they predict in place of the one deterministic pass
+        self.passes: Passes | None = None  # they predict in place of the one deterministic pass
         self.buffer: PredictionBuffer | None = None  # of the prediction in progress
         self.history: list[dict[str, float]] = []
 

@@ -36,7 +36,7 @@ class DropoutPasses:
         if first is None:
             raise UserError(
                 "the model has no dropout, so all passes would be the same. Set model.dropout=0.5 (timm and frozen "
-                "models) or choose model=small_cnn or bcnn"
+                "models) or model.head=logistic (frozen models), or choose model=small_cnn or bcnn"
             )
         seen = seen_shapes(layers, image)[first:]
         self.once, rest = layers[:first], layers[first:]

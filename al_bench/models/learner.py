@@ -21,7 +21,7 @@ from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.metrics import loss_and_accuracy
 from al_bench.models import contract, hardware
-from al_bench.models.classifier import Classifier, PredictionBuffer
+from al_bench.models.classifier import Classifier, Passes, PredictionBuffer
 from al_bench.models.dropout import DropoutPasses
 from al_bench.models.nets import LinearHead
 
@@ -46,6 +46,8 @@ class Learner:
     dataset: Dataset
     seed: int
     features_NF: Tensor | None = None  # fixed features, where the strategy or the initial draw asks for them
+
+    ADVICE_ON_NAN = "Lower model.optimizer.lr, or try trainer.precision=32-true."  # ends a message
 
     @cached_property
     def device(self) -> torch.device:
@@ -110,26 +112,30 @@ class Learner:
         return lambda purpose: rng.stream(self.seed, rng.of_member(purpose, member), round)
 
     def predict(
-        self, net: Classifier, idx_P: Tensor, embeddings: bool = False, passes: DropoutPasses | None = None
+        self, net: Classifier, idx_P: Tensor, embeddings: bool = False, passes: Passes | None = None
     ) -> Prediction:
         """Without augmentation, in the order of idx_P; results on the CPU. One deterministic pass, or these `passes`.
 
         Raises UserError where a prediction is not a number.
         """
         net.keep_embeddings, net.passes, net.buffer = embeddings, passes, PredictionBuffer(len(idx_P))
-        trainer = hardware.new_trainer(self.trainer, "Predicting")
         try:
-            trainer.predict(net, image_loader(self.images, idx_P, self.trainer), return_predictions=False)
+            self._fill_buffer(net, idx_P)
             log_probs_PSC, emb_PD = net.buffer.log_probs_PSC, net.buffer.emb_PD
         finally:
             net.buffer = net.passes = None
-            hardware.let_go(trainer, net)
         if n_nan := int(log_probs_PSC.isnan().flatten(1).any(1).sum()):
             raise UserError(
-                f"the predictions of {n_nan:,} of {len(idx_P):,} images are not numbers. Lower model.optimizer.lr, or "
-                "try trainer.precision=32-true."
+                f"the predictions of {n_nan:,} of {len(idx_P):,} images are not numbers. {self.ADVICE_ON_NAN}"
             )
         return Prediction(log_probs_PSC, emb_PD)
+
+    def _fill_buffer(self, net: Classifier, idx_P: Tensor) -> None:
+        trainer = hardware.new_trainer(self.trainer, "Predicting")
+        try:
+            trainer.predict(net, image_loader(self.images, idx_P, self.trainer), return_predictions=False)
+        finally:
+            hardware.let_go(trainer, net)
 
     def validate(self, net: Classifier, pool: Pool) -> dict[str, float] | None:
         """Loss and accuracy on the validation images; None where there are none."""
@@ -139,10 +145,10 @@ class Learner:
         return loss_and_accuracy(log_probs_VC, pool.validation_labels_V)
 
     def test(self, net: Classifier, round: int) -> Prediction:
-        """The test images, predicted once, or by trainer.test_passes passes with dropout. Reads no label."""
+        """The test images, predicted once, or by trainer.test_passes passes. Reads no label."""
         return self.predict(net, self.dataset.test_idx, passes=self.test_passes(net, round))
 
-    def test_passes(self, net: Classifier, round: int) -> DropoutPasses | None:
+    def test_passes(self, net: Classifier, round: int) -> Passes | None:
         """The passes that predict the test images; None without trainer.test_passes. Raises UserError."""
         n = self.trainer.test_passes
         try:
@@ -150,7 +156,7 @@ class Learner:
         except UserError as error:
             raise UserError(f"trainer.test_passes={n}: {error}.") from None
 
-    def passes(self, classifier: Classifier, n: int, purpose: str, round: int) -> DropoutPasses:
+    def passes(self, classifier: Classifier, n: int, purpose: str, round: int) -> Passes:
         """n passes with dropout for `predict`, each with its own masks, drawn from the random stream of this purpose.
 
         Raises UserError if the net has no dropout. Its text ends a sentence: the caller puts the option before it and a
