@@ -236,6 +236,11 @@ def test_the_page_of_strategies_describes_every_one_that_there_is():
     assert sorted(names) == sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
 
 
+def test_a_folder_of_images_may_have_the_name_of_a_data_set():
+    c = asked("dataset=image_folder", "dataset.name=cifar10", "dataset.root=images")
+    assert c.dataset.name == "cifar10" and c.dataset._target_.endswith("image_folder")
+
+
 def test_the_labels_of_a_round_may_be_a_list():
     c = asked("budget.query=[10,20,50]", "budget.rounds=5")
     assert [c.budget.query_of(round) for round in range(5)] == [10, 20, 50, 50, 50]
