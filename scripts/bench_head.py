@@ -78,7 +78,10 @@ def measured(c: config.Config, dataset: Dataset, labels: Tensor, budget: str) ->
     """Both heads at each label count of the budget: accuracy and NLL on the test set, CPU seconds of the fit."""
     n = LABELS_A_CLASS[budget] * dataset.n_classes
     order = torch.randperm(len(labels), generator=rng.stream(c.seed, "labelled"))
-    counts, nothing = plan.label_counts(replace(c, budget=replace(c.budget, initial=n, query=n)), 0), order[:0]
+    counts, nothing = (
+        plan.label_counts(replace(c, budget=replace(c.budget, initial=n, query=n)), len(labels)),
+        order[:0],
+    )
     found: dict = {"labels": counts} | {name: {"accuracy": [], "nll": [], "seconds": []} for name in HEADS}
     for i, count in enumerate(counts):
         rows = order[:count]
