@@ -183,10 +183,12 @@ HEAVY = ("heavy tails", lambda rng, shape: rng.standard_t(3, size=shape))
 @pytest.mark.parametrize("kind", [NORMAL, SKEWED, HEAVY], ids=lambda kind: kind[0])
 @pytest.mark.parametrize("n", [3, 5, 8, 10, 20])
 def test_the_intervals_cover(n, kind):
-    """4,000 samples: two standard errors are 0.7 points. Heavy tails make Student's interval a little too wide."""
-    samples_KS = kind[1](np.random.default_rng(n), (4000, n))
-    found = [paired_difference(d_S, np.zeros(n)) for d_S in samples_KS]
-    assert 0.93 < np.mean([c.low < 0 < c.high for c in found]) < 0.975 + 0.005 * (kind is HEAVY)
+    """100,000 samples: two standard errors are 0.15 points."""
+    samples_SK = kind[1](np.random.default_rng(n), (n, 100_000))
+    _, low_K, high_K = stats.difference_curve(samples_SK, np.zeros((n, 100_000)))
+    assert 0.93 < np.mean((low_K < 0) & (high_K > 0)) < 0.97
+    one = paired_difference(samples_SK[:, 0], np.zeros(n))
+    assert (one.low, one.high) == pytest.approx((low_K[0], high_K[0]))
 
 
 def test_a_level_is_a_level():
@@ -428,13 +430,13 @@ def test_the_bayesian_test_knows_better_worse_and_the_same_and_leaves_numpys_sta
 # Planning, acquisitions
 
 
-@pytest.mark.parametrize("n, n_strategies", [(6, 1), (8, 1), (10, 5), (20, 1), (10, 15)])
+@pytest.mark.parametrize("n, n_strategies", [(6, 1), (8, 1), (10, 5), (14, 1), (10, 15)])
 def test_what_can_be_detected_is_detected_so_often(n, n_strategies):
     """By the test that a report makes, for independent strategies of which one is better."""
     shift_T = np.eye(n_strategies)[0] * power.detectable(n, alpha=0.05 / n_strategies)
     rng = np.random.default_rng(1)
-    found = np.mean([family.max_t(rng.normal(shift_T, 1, (n, n_strategies)))[0].p <= 0.05 for _ in range(600)])
-    assert 0.8 - 0.05 < found < 0.9
+    found = np.mean([family.max_t(rng.normal(shift_T, 1, (n, n_strategies)))[0].p <= 0.05 for _ in range(400)])
+    assert 0.8 - 0.06 < found < 0.9
 
 
 def test_plans_are_those_of_what_can_be_detected():
