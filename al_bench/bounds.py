@@ -16,6 +16,7 @@ class Bound(NamedTuple):
     note: str = ""  # ends the message: the unit, another allowed value, or the reason for the bound
     above_low: bool = False  # low itself is refused
     below_high: bool = False  # high itself is refused
+    whole: bool = False  # the schema does not check that it is a whole number
 
     def holds(self, value: float) -> bool:
         low = self.low < value if self.above_low else self.low <= value
@@ -52,7 +53,7 @@ BOUNDS = {
     "model.dropout": Bound(0, 1, below_high=True),
     "model.penalty": Bound(0, 1000, ", or null", above_low=True),
     "budget.initial": Bound(1, note=" labels to start from"),
-    "budget.query": Bound(1, note=" labels a round"),
+    "budget.query": Bound(1, note=" labels a round", whole=True),
     "budget.rounds": Bound(0, note=", or null until the pool is empty"),
     "budget.validation": COUNT,
     "budget.stop.tolerance": SHARE,
@@ -69,9 +70,9 @@ BOUNDS = {
     "trainer.threads": Bound(1, THREADS, f" ({n_cores()} cores are here)"),
     "features.width": Bound(1, 2**16),
     "logger.images": Bound(0, 10_000),
-    "strategy.passes": Bound(2, 10_000, ", or null"),
-    "strategy.members": Bound(2, 1000, ", or null"),
-    "strategy.candidates": LENGTH,
+    "strategy.passes": Bound(2, 10_000, ", or null", whole=True),
+    "strategy.members": Bound(2, 1000, ", or null", whole=True),
+    "strategy.candidates": LENGTH._replace(whole=True),
 }
 
 
@@ -82,8 +83,7 @@ def violations(flat: dict[str, Any]) -> Iterator[str]:
             yield f"budget.query={value}: labels a round, one number or a list of several."
         elif bound := BOUNDS.get(key):
             for number in value if isinstance(value, list) else [value]:
-                # The schema does not check the types of a strategy's keys and of budget.query.
-                kinds = int if key.startswith("strategy.") or key == "budget.query" else int | float
+                kinds = int if bound.whole else int | float
                 if number is not None and not (is_number(number, kinds) and bound.holds(number)):
                     yield f"{key}={value}: {bound}."
         elif key.startswith(("model.optimizer.", "model.options.")):

@@ -1,5 +1,6 @@
 """The yaml files of options, one folder a group: those that al_bench brings, and those of a user's own folder."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ def files_by_group(own: str | None) -> dict[str, dict[str, Path]]:
     return groups
 
 
+@cache  # a sweep asks for each of its runs
 def shipped(group: str, name: str) -> dict[str, Any] | None:
     """The settings of the option `name` that al_bench brings in this group; None if it brings none."""
-    files = {file.stem: file for file in (conf_dir() / group).glob("*.yaml")}
-    if name not in files:
+    if (file := files_by_group(None)[group].get(name)) is None:
         return None
-    settings = OmegaConf.to_container(OmegaConf.load(files[name]))
+    settings = OmegaConf.to_container(OmegaConf.load(file))
     return settings.get(group, settings)  # a global file has the group's name above its settings

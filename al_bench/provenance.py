@@ -32,6 +32,11 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def machine() -> dict[str, Any]:
+    """What a published measurement was made with: the circumstances without when and on which host."""
+    return {name: fact for name, fact in circumstances().items() if name not in ("time", "host")}
+
+
 def n_cores() -> int:
     """The number of cores that this process may use. Its affinity may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

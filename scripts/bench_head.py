@@ -35,7 +35,7 @@ from al_bench.models import features
 from al_bench.models.learner import Learner
 from al_bench.models.logistic import LogisticLearner
 from al_bench.options import conf_dir
-from al_bench.provenance import circumstances
+from al_bench.provenance import machine
 
 OUT = check_results.RESULTS / "bench_head.json"
 # The images that a backbone sees, None for all, and the share of cats and dogs that is the test set.
@@ -78,10 +78,8 @@ def measured(c: config.Config, dataset: Dataset, labels: Tensor, budget: str) ->
     """Both heads at each label count of the budget: accuracy and NLL on the test set, CPU seconds of the fit."""
     n = LABELS_A_CLASS[budget] * dataset.n_classes
     order = torch.randperm(len(labels), generator=rng.stream(c.seed, "labelled"))
-    counts, nothing = (
-        plan.label_counts(replace(c, budget=replace(c.budget, initial=n, query=n)), len(labels)),
-        order[:0],
-    )
+    counts = plan.label_counts(replace(c, budget=replace(c.budget, initial=n, query=n)), len(labels))
+    nothing = order[:0]
     found: dict = {"labels": counts} | {name: {"accuracy": [], "nll": [], "seconds": []} for name in HEADS}
     for i, count in enumerate(counts):
         rows = order[:count]
@@ -172,8 +170,7 @@ def main() -> None:
         "dogs_vs_cats": ["dataset=dogs_vs_cats", f"dataset.root={a.dogs_vs_cats.resolve()}", "dataset.image_size=224"],
     }  # fmt: skip
     assert data.keys() == CLASSES.keys()
-    machine = {k: v for k, v in circumstances().items() if k not in ("time", "host")}
-    found = json.loads(OUT.read_text()) if OUT.exists() else {"machine": machine, "rows": []}
+    found = json.loads(OUT.read_text()) if OUT.exists() else {"machine": machine(), "rows": []}
     torch.set_num_threads(1)
     weights = dict(pair.split("=", 1) for pair in a.weights)
     for case in cases(data, a.backbones, weights, a.seeds, found["rows"]):

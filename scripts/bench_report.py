@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from al_bench.provenance import circumstances
+from al_bench.provenance import circumstances, machine
 
 SETTINGS, STRATEGIES, SEEDS, ROUNDS, CLASSES = 10, 10, 10, 30, 10
 # Wanted for 5,000 runs (--seeds 50) too, except for `status`.
@@ -88,8 +88,7 @@ def main() -> None:
             limit = f", wanted below {WANTED[name][key]:g}" if key in WANTED[name] else ""
             print(f"{name} {key}: {value:.4g}{limit}")
     if args.out:
-        machine = {k: v for k, v in circumstances().items() if k not in ("time", "host")}
-        facts = {"machine": machine, "runs": SETTINGS * STRATEGIES * args.seeds, **found}
+        facts = {"machine": machine(), "runs": SETTINGS * STRATEGIES * args.seeds, **found}
         args.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -31,7 +31,7 @@ from rich.table import Table
 from torch import Tensor
 
 from al_bench.options import conf_dir
-from al_bench.provenance import circumstances
+from al_bench.provenance import machine
 from al_bench.strategies import PoolView, Strategy, load
 from al_bench.strategies.guard import select
 
@@ -258,12 +258,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or temporary
         found = json.loads(args.out.read_text()) if args.out and args.out.exists() else {"machine": {}}
-        machine = {k: v for k, v in circumstances().items() if k not in ("time", "host")}
         parts = {"peers": list(PEERS), "alone": names, "50,000": list(LIMITS), "1,280,000": LARGE}
         for part, strategies in parts.items():
             wanted = {"large": "1,280,000"}.get(args.only, args.only)
             if wanted == part or (wanted is None and part != "1,280,000"):
-                found[part], found["machine"][part] = [], machine
+                found[part], found["machine"][part] = [], machine()
                 for name in strategies:
                     found[part].append(run_case(part, name, args.repeats, folder))
                     if args.out:  # keep the results if the next case fails

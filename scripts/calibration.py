@@ -23,7 +23,7 @@ import published
 from al_bench.analysis import family, power, report, stats
 from al_bench.analysis.compare import CONTROL, RANDOM
 from al_bench.analysis.family import FamilyTest
-from al_bench.analysis.stats import ALPHA
+from al_bench.analysis.stats import ALPHA, FEWEST
 
 OUT = check_results.RESULTS / "calibration"
 CELLS = ("digits", "frozen_features/dogs_vs_cats-low", "frozen_features/cifar10-high")  # what sweeps look like
@@ -32,9 +32,8 @@ COMMITTED = (
     *(f"frozen_features/{d}-{b}" for d in ("cifar10", "dogs_vs_cats") for b in ("low", "medium", "high")),
 )  # fmt: skip
 SEEDS, FAMILIES = (3, 5, 6, 7, 8, 10, 15, 20), (1, 5, 15)
-FEWEST = 6  # seeds with which a call is possible
 EFFECT = 1.5  # standard deviations of the paired difference, of the one strategy that is better
-TESTS = {"max-T": family.max_t, "Wilcoxon, Holm": family.holm_wilcoxon}
+TESTS = {method.short: method.test for method in family.METHODS.values()}
 
 
 @dataclass(frozen=True)

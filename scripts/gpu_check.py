@@ -38,7 +38,7 @@ from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.models import hardware
 from al_bench.options import conf_dir, shipped
-from al_bench.provenance import circumstances
+from al_bench.provenance import machine
 from al_bench.store import RunStore
 from al_bench.strategies import load
 
@@ -360,7 +360,7 @@ def main() -> None:
     out = args.out or (OUT if device.type == "cuda" else None)
     found: dict[str, Any] = {
         "device": name_of(device), "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "machine": {k: v for k, v in circumstances().items() if k not in ("time", "host")}, "sizes": asdict(sizes),
+        "machine": machine(), "sizes": asdict(sizes),
         "checks": {},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

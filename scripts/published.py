@@ -95,7 +95,7 @@ def noise(rounds: pd.DataFrame, target: float) -> str:
     labels_R, curve = check_results.curves(rounds, (CONTROL, RANDOM))
     area = stats.paired_difference(*(stats.aubc(labels_R, accuracy_SR) / 100 for accuracy_SR in curve.values()))
     e = savings(rounds, CONTROL, target) if pd.notna(target) else None
-    return gain((area.mean, area.low, area.high), e.savings if e and e.n_pairs == e.n else None)
+    return gain((area.mean, area.low, area.high), e.savings if e and e.complete else None)
 
 
 def gain(area: Sequence[float], saved: Sequence[float] | None, significant: bool = False) -> str:

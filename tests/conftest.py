@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import warm
 from hydra import compose, initialize_config_dir
 
 from al_bench import config, loop, process, signals
+from al_bench.models.learner import Learner
 from al_bench.options import conf_dir
 from al_bench.store import RunStore
 from al_bench.strategies import PoolView
@@ -127,3 +129,19 @@ def tiny_disk() -> Iterator[Path]:
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
     place.rmdir()
+
+
+@contextmanager
+def pulled_plug(n_labelled: int) -> Iterator[None]:
+    """Within it a run breaks after the fit on so many labels, and the error is caught."""
+    validate = Learner.validate
+
+    def broken(learner, net, pool):
+        if len(pool.labelled_L) == n_labelled:
+            raise RuntimeError("pulled the plug")
+        return validate(learner, net, pool)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "validate", broken)
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            yield

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import asked, command, lines_of, run_here, seeded
+from conftest import asked, command, lines_of, pulled_plug, run_here, seeded
 from sklearn.linear_model import LogisticRegression
 
 from al_bench import plan
@@ -15,7 +15,6 @@ from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.models.features import _with_features
-from al_bench.models.learner import Learner
 from al_bench.models.logistic import LogisticLearner, minimise, penalty_of, relative_penalty, sample, solve
 from al_bench.recipe import run_folder
 
@@ -336,19 +335,11 @@ def test_a_run_learns_and_its_folder_names_the_head(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["badge", "bald"])
-def test_a_run_that_was_stopped_goes_on_to_the_same_records(tmp_path, strategy, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_to_the_same_records(tmp_path, strategy):
     options = (*LOGISTIC, f"strategy={strategy}")
     whole = run_here(tmp_path / "whole", *options)
-
-    def evaluate(learner, net, pool, validate=Learner.validate):
-        if len(pool.labelled_L) == 40:
-            raise RuntimeError("pulled the plug")
-        return validate(learner, net, pool)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "validate", evaluate)
-        with pytest.raises(RuntimeError, match="pulled the plug"):
-            run_here(tmp_path / "broken", *options)
+    with pulled_plug(40):
+        run_here(tmp_path / "broken", *options)
     assert lines_of(run_here(tmp_path / "broken", *options).folder) == lines_of(whole.folder)
     assert len(lines_of(whole.folder)) == 4
 

@@ -1,5 +1,8 @@
 """Which seeds were planned together, and what a report says of seeds that were added."""
 
+import subprocess
+import sys
+
 import pytest
 from conftest import command
 from test_report import the_study, two_arms, write_run
@@ -100,3 +103,10 @@ def test_a_plan_of_other_seeds_is_no_look(tmp_path):
     (setting / planned.PLANS).write_text("nonsense")
     found = the_study(tmp_path)
     assert found.n_looks == 1 and any("is no list of lists of seeds" in note for note in found.notes)
+
+
+def test_a_command_starts_without_torch_and_without_the_statistics():
+    """Each command imports sweep.py, and scipy alone takes longer than all the rest."""
+    ask = "import sys, al_bench.sweep; print([name for name in ('torch', 'scipy', 'pandas') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

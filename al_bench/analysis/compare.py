@@ -9,16 +9,15 @@ from statistics import mean
 
 import numpy as np
 
-from al_bench.analysis import family, notes, rankings, results, stats
+from al_bench.analysis import notes, rankings, results, stats
 from al_bench.analysis.comparable import LeftOut, comparable_runs, usable_references
-from al_bench.analysis.family import FamilyTest
+from al_bench.analysis.family import METHODS, FamilyTest, Method
 from al_bench.analysis.metric import ACCURACY, Metric
 from al_bench.analysis.results import Run, Setting
 from al_bench.analysis.stats import ALPHA, Efficiency, PairedDifference
 from al_bench.text import printable
 
 RANDOM, CONTROL = "random", "random_control"
-TESTS = {"max_t": family.max_t, "wilcoxon": family.holm_wilcoxon}
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Comparison:
     notes: list[str]
     target: float | None = None  # value of the metric that labels are counted to
     by_random: bool = False  # the target is what random reaches with every seed; False: it was given
-    test: str = "max_t"  # a key of TESTS
+    method: Method = METHODS["max_t"]
     n_looks: int = 1  # how often a report could be read before more seeds were planned, and now
     versus_random: dict[str, VersusRandom] = field(default_factory=dict)
 
@@ -164,7 +163,7 @@ def comparison(there: list[Run], full: list[Run], metric: Metric, target: float 
             *about_looks,
         ],
         target=target,
-        test=test,
+        method=METHODS[test],
         n_looks=n_looks,
     )
     if c.runs and RANDOM not in c.runs:
@@ -201,10 +200,11 @@ def with_random(c: Comparison) -> Comparison:
     if c.target is None:
         c = replace(c, target=reached_by_random(c), by_random=True)
     lucky, seeds = reached_at_once(c), c.seeds(RANDOM)
-    why = notes.reached_from_the_start(c.target, len(lucky & set(seeds)), len(seeds), c.metric)
-    if 2 * len(lucky & set(seeds)) > len(seeds):
-        c = replace(c, target=None)
-    c = noted(replace(c, versus_random=versus_random(c)), why)
+    n_lucky = len(lucky & set(seeds))
+    too_many = 2 * n_lucky > len(seeds)
+    c = noted(c, notes.reached_from_the_start(c.target, n_lucky, len(seeds), c.metric, too_many))
+    c = replace(c, target=None) if too_many else c
+    c = replace(c, versus_random=versus_random(c, lucky))
     return noted(c, notes.other_seeds(seeds, {name: c.seeds(name) for name in c.versus_random}))
 
 
@@ -213,19 +213,21 @@ def reached_by_random(c: Comparison) -> float:
     return c.metric.rounded_target(c.scores(RANDOM).max(1).min())
 
 
-def versus_random(c: Comparison) -> dict[str, VersusRandom]:
+def versus_random(c: Comparison, lucky: set[int]) -> dict[str, VersusRandom]:
+    """lucky: seeds that labels saved leave out."""
     pairs = {
         name: seeds for name in c.runs if name not in (RANDOM, CONTROL) and (seeds := c.shared_seeds([name, RANDOM]))
     }
     tests = family_tests(c, pairs)
     n_val = c.runs[RANDOM][0].config.get("budget.validation", 0)
+    fair = {name: [seed for seed in seeds if seed not in lucky] for name, seeds in pairs.items()}
     return {
         name: VersusRandom(
             seeds=seeds,
             area=stats.paired_difference(c.area(name, seeds), c.area(RANDOM, seeds)),
             test=tests[name],
-            efficiency=efficiency(c, name, seeds),
-            of_all_labels=efficiency(c, name, seeds, n_val) if n_val else None,
+            efficiency=efficiency(c, name, fair[name]),
+            of_all_labels=efficiency(c, name, fair[name], n_val) if n_val else None,
             difference=stats.difference_curve(c.curve(name, seeds), c.curve(RANDOM, seeds)),
             n_looks=c.n_looks,
         )
@@ -239,17 +241,16 @@ def family_tests(c: Comparison, pairs: dict[str, list[int]]) -> dict[str, Family
     difference_ST = np.full((len(seeds), len(pairs)), np.nan)
     for t, (name, shared) in enumerate(pairs.items()):
         difference_ST[np.isin(seeds, shared), t] = c.area(name, shared) - c.area(RANDOM, shared)
-    found = TESTS[c.test](difference_ST, ALPHA / c.n_looks)
+    found = c.method.test(difference_ST, ALPHA / c.n_looks)
     looked = [t and replace(t, p=min(1, c.n_looks * t.p), p_alone=min(1, c.n_looks * t.p_alone)) for t in found]
     return dict(zip(pairs, looked, strict=True))
 
 
 def efficiency(c: Comparison, name: str, seeds: list[int], n_val: int = 0) -> Efficiency | None:
-    """Over the pairs that do not reach the target with the initial set. n_val: labels that are counted besides."""
+    """Over the pairs of these seeds. n_val: labels that are counted besides."""
     if c.target is None:
         return None
-    fair = [seed for seed in seeds if seed not in reached_at_once(c)]
-    return stats.efficiency(*(n_val + c.labels_to_target(x, "envelope", fair) for x in (RANDOM, name)))
+    return stats.efficiency(*(n_val + c.labels_to_target(x, "envelope", seeds) for x in (RANDOM, name)))
 
 
 def reached_at_once(c: Comparison) -> set[int]:

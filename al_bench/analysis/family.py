@@ -4,6 +4,7 @@ Two tests give the same record: `max_t`, with simultaneous intervals, and `holm_
 vectors, n_T pairs. The difference of a pair that a strategy lacks is nan.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -132,3 +133,27 @@ def holm_wilcoxon(difference_ST: ArrayLike, alpha: float = 0.05) -> list[FamilyT
         for t, p, p_alone in zip(there, stats.holm(p_alone_T), p_alone_T, strict=True)
     }
     return [found.get(t) for t in pairs]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A test of a family: how it is computed, and what a report calls it."""
+
+    test: Callable[..., list[FamilyTest | None]]  # (difference_ST, alpha)
+    short: str  # in the head of a column
+    words: str  # below a table
+
+
+METHODS = {
+    "max_t": Method(
+        max_t,
+        "max-T",
+        "p and 95% intervals of differences hold for all strategies at once (step-down max-T over sign flips of whole "
+        "seeds); below 6 pairs intervals are Student's t, each strategy alone.",
+    ),
+    "wilcoxon": Method(
+        holm_wilcoxon,
+        "Wilcoxon, Holm",
+        "p: exact Wilcoxon tests, Holm's correction. 95% intervals: Student's t, each strategy alone.",
+    ),
+}

@@ -8,6 +8,7 @@ import numpy as np
 from al_bench.analysis import planned
 from al_bench.analysis.metric import ACCURACY, RECORDED_IN_TRAINING, Metric
 from al_bench.analysis.results import Run
+from al_bench.analysis.stats import FEWEST
 from al_bench.errors import UserError
 from al_bench.records import FINISHED
 
@@ -142,12 +143,15 @@ def other_seeds(seeds_of_random: list[int], seeds: dict[str, list[int]]) -> list
     return [f"Not all have the seeds of random; pairs in common: {', '.join(apart)}."] if apart else []
 
 
-def reached_from_the_start(target: float, n: int, n_seeds: int, metric: Metric) -> list[str]:
-    """A sentence where the initial set of n seeds, which no strategy chose, reaches the target."""
+def reached_from_the_start(target: float, n: int, n_seeds: int, metric: Metric, too_many: bool) -> list[str]:
+    """A sentence where the initial set of n seeds, which no strategy chose, reaches the target.
+
+    too_many: no labels saved are computed from the others.
+    """
     if not n:
         return []
     with_it = f"{n} of {n_seeds} seeds reach the target of {metric.target(target)} with the initial set already."
-    if 2 * n > n_seeds:
+    if too_many:
         return [f"Labels saved are not computed: {with_it} Choose another by --target."]
     return [f"Labels saved leave out some seeds: {with_it}"]
 
@@ -155,7 +159,7 @@ def reached_from_the_start(target: float, n: int, n_seeds: int, metric: Metric) 
 def looks(runs: list[Run]) -> tuple[int, list[str]]:
     """(how often the results could be looked at, now included; a sentence where seeds were added after a look)."""
     try:
-        n_looks, added = planned.looks(runs)
+        n_looks, added = planned.looks(runs, FEWEST)
     except UserError as error:
         return 1, [str(error)]
     if n_looks == 1:

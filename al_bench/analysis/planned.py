@@ -1,7 +1,7 @@
 """Which seeds were planned together. A sweep notes its seeds before its first run, in seeds.json beside the strategies.
 
 Seeds that are added once results could be read make one more look at the data. Each look has a chance of a false call,
-so a report corrects for their number.
+so a report corrects for their number. Every command imports this file, which therefore imports no statistics.
 """
 
 import json
@@ -10,7 +10,6 @@ from pathlib import Path
 import filelock
 
 from al_bench.analysis.results import Run
-from al_bench.analysis.stats import ALPHA, smallest_p
 from al_bench.errors import UserError
 from al_bench.files import is_there, read_file, write_atomically
 
@@ -50,10 +49,10 @@ def read(setting: Path) -> list[set[int]]:
     return plans
 
 
-def looks(runs: list[Run]) -> tuple[int, list[int]]:
+def looks(runs: list[Run], fewest: int) -> tuple[int, list[int]]:
     """(how often a call could be made, now included; the seeds that were added after the first time).
 
-    A look at so few seeds that no call is possible has no chance of a false one.
+    fewest: seeds with which a call is possible. A look at fewer has no chance of a false one.
     """
     seeds = {run.seed for run in runs}
     settings = {run.folder.parents[1] for run in runs if run.folder}
@@ -61,8 +60,7 @@ def looks(runs: list[Run]) -> tuple[int, list[int]]:
     so_far: set[int] = set()
     added: list[set[int]] = []  # at each look
     for plan in plans:
-        could_call = smallest_p(len(so_far)) <= ALPHA
-        added = [*added, plan & seeds - so_far] if could_call else [so_far | plan & seeds]
+        added = [*added, plan & seeds - so_far] if len(so_far) >= fewest else [so_far | plan & seeds]
         so_far |= plan & seeds
     added = [new for new in added if new]
     return max(1, len(added)), sorted(set().union(*added[1:]))

@@ -20,9 +20,9 @@ def power_of(effect: float, n: int, alpha: float) -> float:
 
     6 pairs show one only if all have the same sign.
     """
-    if stats.smallest_p(n) > stats.ALPHA:
+    if n < stats.FEWEST:
         return 0.0
-    same_sign = tests.norm.cdf(effect) ** n if n == 6 else 1.0
+    same_sign = tests.norm.cdf(effect) ** n if n == stats.FEWEST else 1.0
     by_t = float(tests.ncf.sf(tests.t.isf(alpha / 2, n - 1) ** 2, 1, n - 1, n * effect**2))
     return min(same_sign, by_t)
 
@@ -49,6 +49,6 @@ def detectable(n: int, sd: float = 1.0, alpha: float = 0.05) -> float:
 
     ValueError below 6 pairs, which show nothing.
     """
-    if stats.smallest_p(n) > stats.ALPHA:
+    if n < stats.FEWEST:
         raise ValueError(f"{n} pairs never reach p <= 0.05, however large the difference.")
     return sd * optimize.brentq(lambda effect: power_of(effect, n, alpha) - POWER, 0, LARGE)

@@ -13,8 +13,6 @@ from scipy import stats as tests
 
 from al_bench.analysis import stats
 
-MIN_BLOCKS = 6  # the fewest with which an exact Wilcoxon test can reach 0.05
-
 
 def blocks_needed(n_strategies: int, alpha: float = 0.05) -> int:
     """The fewest blocks with which one pair of these strategies can be told apart, after Holm's correction for all."""

@@ -33,6 +33,7 @@ from al_bench import process
 from al_bench.analysis import compare, figures, results, rounds, tables, verdict
 from al_bench.analysis.canvas import new_figure
 from al_bench.analysis.compare import CONTROL, Across, Comparison
+from al_bench.analysis.family import METHODS
 from al_bench.analysis.figures import Drawing
 from al_bench.analysis.metric import ACCURACY, METRICS, Metric, check_recorded, check_target, named
 from al_bench.analysis.tables import Section
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ask.add_argument("--metric", default=ACCURACY.name, help="the recorded metric to judge by: macro_f1, nll, ...")
     ask.add_argument("--lower-is-better", action="store_true", help="of a metric of your own: lower values are better")
     ask.add_argument("--target", type=float, help="the value to count labels to; of a share a fraction: 0.9")
-    ask.add_argument("--test", choices=[*compare.TESTS], default="max_t", help="of all strategies against random")
+    ask.add_argument("--test", choices=[*METHODS], default="max_t", help="of all strategies against random")
     options = ask.parse_args(arguments)
     try:
         metric = named(options.metric, options.lower_is_better)

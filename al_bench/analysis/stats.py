@@ -124,6 +124,11 @@ class Efficiency:
         return self.n - self.n_censored_method - missed, self.n - self.n_censored_random - missed
 
     @property
+    def complete(self) -> bool:
+        """Whether both reached the target in every pair. Otherwise a mean over those that did flatters one of them."""
+        return 0 < self.n == self.n_pairs
+
+    @property
     def savings(self) -> tuple[float | None, float | None, float | None]:
         """Share of Random's labels that the method saves, 1 - 1/efficiency: (mean, low, high). Negative: it costs."""
         mean, low, high = (None if e is None else 1 - 1 / e for e in (self.mean, self.low, self.high))
@@ -184,7 +189,7 @@ class PairedDifference:
 def paired_difference(a_S: ArrayLike, b_S: ArrayLike, level: float = 0.95) -> PairedDifference:
     """Paired difference of two strategies' scores (one number a seed: AUBC, or the accuracy of one round).
 
-    Student's t at every n: BCa bootstrap intervals are too narrow below some 30 pairs (results/calibration/).
+    results/calibration/ has the coverage of the interval.
     """
     difference_S = _differences(a_S, b_S)
     n = len(difference_S)
@@ -285,6 +290,9 @@ def smallest_p(n: int) -> float:
     All signs are alike, which has the chance 2 / 2^n.
     """
     return min(1.0, 2.0 ** (1 - n))
+
+
+FEWEST = next(n for n in range(1, 100) if smallest_p(n) <= ALPHA)  # pairs with which a call is possible
 
 
 def holm(p_T: ArrayLike) -> np.ndarray:

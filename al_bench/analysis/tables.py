@@ -104,7 +104,7 @@ def against_random(v: VersusRandom) -> dict[str, Any]:
 
 def savings_of(e: Efficiency | None) -> tuple[float | None, float | None, float | None] | None:
     """(mean, low, high); None where some pair did not reach the target, since a mean over the others would flatter."""
-    return e.savings if e and e.n and e.n_pairs == e.n else None
+    return e.savings if e and e.complete else None
 
 
 def last_round(c: Comparison, run: Run) -> int:
@@ -132,8 +132,6 @@ def seconds(c: Comparison, run: Run) -> dict[str, float]:
 
 # -- cells that people read --
 
-HEADS = {"max_t": "max-T", "wilcoxon": "Wilcoxon, Holm"}
-
 
 def readable(c: Comparison, r: dict[str, Any]) -> dict[str, str]:
     """heading -> cell, of a row."""
@@ -146,7 +144,7 @@ def readable(c: Comparison, r: dict[str, Any]) -> dict[str, str]:
         f"minus random{unit}": with_bounds(r, "minus_random", metric.difference, metric.bounds),
         "labels to target, median": labels_to_target(c, r["labels_to_target_median"]),
         "labels saved": labels_saved(c, r),
-        f"p ({HEADS[c.test]})": "no call" if r.get("why_no_call") else in_words(r.get("p"), "{:.2g}".format),
+        f"p ({c.method.short})": "no call" if r.get("why_no_call") else in_words(r.get("p"), "{:.2g}".format),
     }
     if "duplicate_share" in r:  # only where the pool has copies
         cells["copies of what it had bought"] = f"{100 * r['duplicate_share']:.1f}%"

@@ -4,7 +4,7 @@ from statistics import median
 
 import numpy as np
 
-from al_bench.analysis import power, rankings
+from al_bench.analysis import power, rankings, stats
 from al_bench.analysis.compare import ALPHA, RANDOM, Across, Comparison, VersusRandom
 from al_bench.analysis.metric import Metric
 from al_bench.analysis.stats import Efficiency
@@ -64,7 +64,7 @@ def labels_saved(v: VersusRandom, metric: Metric, target: float | None) -> str:
     if e is None or not e.n:
         return ""
     level = metric.target(target)
-    if e.n_pairs < e.n:  # a mean over those that got there would flatter the strategy
+    if not e.complete:
         return f"reached {level} {in_pairs(*e.n_reached, e.n)}; "
     share, fewer = fewer_labels(e)
     of_all = ""
@@ -96,7 +96,7 @@ def method_notes(c: Comparison) -> list[str]:
         return []
     words = [
         f"Paired with random by seed. Mean {c.metric.words} over labels: area under the curve from "
-        f"{c.labels_R[0]:,} to {c.labels_R[-1]:,} labels, divided by its width. {TESTS_IN_WORDS[c.test]} Intervals of "
+        f"{c.labels_R[0]:,} to {c.labels_R[-1]:,} labels, divided by its width. {c.method.words} Intervals of "
         "labels saved: Student's t of their logarithms, each strategy alone."
     ]
     if c.target is not None:
@@ -109,13 +109,6 @@ def method_notes(c: Comparison) -> list[str]:
             "that both reach it."
         )
     return words
-
-
-TESTS_IN_WORDS = {
-    "max_t": "p and 95% intervals of differences hold for all strategies at once (step-down max-T over sign flips of "
-    "whole seeds); below 6 pairs intervals are Student's t, each strategy alone.",
-    "wilcoxon": "p: exact Wilcoxon tests, Holm's correction. 95% intervals: Student's t, each strategy alone.",
-}
 
 
 def planner(c: Comparison, multiples: tuple[int, ...] = (1, 2, 4)) -> str:
@@ -167,7 +160,7 @@ def versus_random_across(metric: Metric, area_B: np.ndarray, random_B: np.ndarra
     side = "above" if metric.higher_is_better else "below"
     n_better = int((metric.sign * gain_B > 0).sum())
     text = f"{side} random on {n_better} of {b} data sets, {metric.gain(gain_B.mean())} on average"
-    if b < rankings.MIN_BLOCKS:
+    if b < stats.FEWEST:
         return text
     rope = metric.negligible(random_B.mean())
     better, same, worse = rankings.bayesian_signed_rank(metric.sign * area_B, metric.sign * random_B, rope)

@@ -8,7 +8,6 @@ import pickle
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from al_bench import strategies
 from al_bench.check.inputs import Case
 from al_bench.errors import UserError
 from al_bench.strategies import PoolView, Strategy, StrategyFunction, needs_of
-from al_bench.strategies.guard import package_of, select
+from al_bench.strategies.guard import last_call, package_of, select
 
 NAN_MESSAGE = "a NaN reached"  # how the message of process.NaNWatch begins
 
@@ -69,14 +68,6 @@ def is_refusal(strategy: StrategyFunction, error: BaseException) -> bool:
         and code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]  # int("x") raises without this instruction
         and not str(error).startswith(NAN_MESSAGE)
     )
-
-
-def last_call(error: BaseException) -> TracebackType:
-    """Return the innermost call of an error's traceback."""
-    call = error.__traceback__
-    while call.tb_next:
-        call = call.tb_next
-    return call
 
 
 def explain(error: UserError) -> str:

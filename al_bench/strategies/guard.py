@@ -9,6 +9,7 @@ import traceback
 from dataclasses import fields
 from difflib import SequenceMatcher
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import psutil
@@ -66,11 +67,19 @@ def why_it_failed(error: BaseException, function: StrategyFunction, view: PoolVi
     line = line_of(error, function)
     if isinstance(error, AttributeError) and isinstance(error.obj, PoolView):
         return f"it uses view.{error.name}{line}, but a view has only the fields {fields_like(error.name)}."
-    if isinstance(error, TypeError) and list(traceback.walk_tb(error.__traceback__))[-1][0].f_code is select.__code__:
+    if isinstance(error, TypeError) and last_call(error).tb_frame.f_code is select.__code__:
         return f"{reason_of(error)}. {call_with(getattr(function, 'keywords', {}))}"
     if isinstance(error, SystemExit):
         return f"it asks to end the process, as sys.exit() does{line}. Return the positions, or raise ValueError."
     return f"{reason_of(error)}{line}."
+
+
+def last_call(error: BaseException) -> TracebackType:
+    """Return the innermost call of an error's traceback."""
+    call = error.__traceback__
+    while call.tb_next:
+        call = call.tb_next
+    return call
 
 
 def fields_like(name: str) -> str:
