@@ -87,13 +87,14 @@ def label_counts(c: Config, n_train: int) -> list[int]:
     return counts
 
 
-def _memory(c: Config, image_shape: tuple[int, int, int], used: Split, n_predictions: int) -> dict[str, int]:
+def _memory(c: Config, image_shape: tuple[int, ...], used: Split, n_predictions: int) -> dict[str, int]:
     """Estimated bytes of the program and its arrays. The work space of convolutions and of the strategy comes on top.
 
     n_predictions: of each image.
     """
     one = torch.arange(1)
-    image = torch.zeros(1, *image_shape, dtype=torch.uint8)
+    computed = len(image_shape) == 1  # features that were computed elsewhere
+    image = torch.zeros(1, *image_shape, dtype=torch.float32 if computed else torch.uint8)
     mean, std = tuple(c.dataset.mean), tuple(c.dataset.std)
     fake = Dataset(c.dataset.name, image, one, one, one, used.class_names, mean, std, checksum="")
     net = contract.build(replace(c.model, pretrained=False, weights=None), fake).eval()
@@ -103,7 +104,7 @@ def _memory(c: Config, image_shape: tuple[int, int, int], used: Split, n_predict
     activations = 0 if frozen else _activations(net, image) * c.trainer.batch_size
     return {
         "the program": process.peak_memory(),
-        "images": fake.images[0].nbytes * len(used.labels_N),
+        **({} if computed else {"images": image.nbytes * len(used.labels_N)}),
         **({"features": 4 * net.head_hidden_size * len(used.labels_N)} if frozen else {}),
         "weights, gradients and optimiser": weights if frozen else 4 * weights,
         "a training batch": 2 * activations,

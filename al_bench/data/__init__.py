@@ -12,7 +12,7 @@ class Dataset:
     """Images and the test split. It holds no training label: only the Oracle has those."""
 
     name: str
-    images: Tensor  # uint8 [N, channels, H, W], or frozen features float32 [N, D]
+    images: Tensor  # uint8 [N, channels, H, W], or features float32 [N, D]
     train_idx: Tensor  # int64: the images that may be labelled
     test_idx: Tensor  # int64 [V]
     test_labels_V: Tensor

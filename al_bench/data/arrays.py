@@ -16,7 +16,7 @@ from al_bench.errors import UserError
 
 @dataclass(frozen=True)
 class Images:
-    pixels: np.ndarray  # uint8 [N, H, W, channels]
+    pixels: np.ndarray  # uint8 [N, H, W, channels], or features float32 [N, D]
     checksum: str
     kept_N: Tensor  # their positions among the source's images
     skipped: tuple[str, ...] = ()  # file names
@@ -30,7 +30,7 @@ class Source:
 
     labels_N: Tensor
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # channels, height, width
+    image_shape: tuple[int, ...]  # channels, height, width; or the width of features
     test_idx: Tensor | None  # the data's own test split
     read: Callable[[], Images]
     files: tuple[str, ...] = ()  # the name of each image's file, where it has one
@@ -62,7 +62,7 @@ def in_memory(
 
 
 def _refuse_arrays(c: DatasetConfig, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
-    what = f"dataset {c.name}: images have to be uint8 [N, size, size, channels], but are {_kind(images)}."
+    what = f"dataset {c.name}: images have to be uint8 [N, size, size, channels], but are {kind(images)}."
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         raise UserError(f"{what} {_cure_of_type(images)}")
     if images.ndim != 4:
@@ -72,10 +72,10 @@ def _refuse_arrays(c: DatasetConfig, images: np.ndarray, labels: np.ndarray, cla
         raise UserError(f"{what} " + ("images.transpose(0, 2, 3, 1) puts the channels last." if last else SQUARE))
     what = f"dataset {c.name}: labels have to be one whole number for each of {len(images):,} images"
     if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{what}, but are {_kind(labels)}. {INTEGERS}")
+        raise UserError(f"{what}, but are {kind(labels)}. {INTEGERS}")
     if labels.shape != images.shape[:1]:
         one_hot = labels.shape == (len(images), len(class_names))
-        raise UserError(f"{what}, but are {_kind(labels)}." + (" One-hot: labels.argmax(1)." if one_hot else ""))
+        raise UserError(f"{what}, but are {kind(labels)}." + (" One-hot: labels.argmax(1)." if one_hot else ""))
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
         raise UserError(
             f"dataset {c.name}: labels have to lie between 0 and {len(class_names) - 1}, for {len(class_names)} class "
@@ -87,7 +87,8 @@ SQUARE = "Crop or pad them to squares."
 INTEGERS = "names, labels = np.unique(labels, return_inverse=True) makes class names and such labels of any values."
 
 
-def _kind(values: Any) -> str:
+def kind(values: Any) -> str:
+    """The type and the shape of an array, for a message."""
     return f"{values.dtype} {list(values.shape)}" if hasattr(values, "dtype") else type(values).__name__
 
 

@@ -87,9 +87,11 @@ def load(
     if used.copied_N is not None:
         sd = [stressor.noise * std for std in c.std]
         pixels, seen = stressors.noisy_copies(pixels, seen, used, sd, seed, cache_dir)
+    values = torch.from_numpy(pixels)
     dataset = Dataset(
         name=c.name,
-        images=torch.from_numpy(pixels).permute(0, 3, 1, 2),  # stored [N, H, W, C]: batches are channels_last
+        # Images are stored as [N, H, W, C]: batches are channels_last. Features are [N, D].
+        images=values.permute(0, 3, 1, 2) if values.ndim == 4 else values,
         train_idx=used.train_idx,
         test_idx=used.test_idx,
         test_labels_V=used.labels_N[used.test_idx],
@@ -114,6 +116,11 @@ def _listing(folder: Path, source: Source, kept_N: Tensor, used: Split) -> Path 
 
 def stressed(c: DatasetConfig, source: Source, kept_N: Tensor, seed: int, stressor: StressorConfig) -> Split:
     """The split after all stressors and the oracle's answers. No image is decoded."""
+    if stressor.copies > 1 and len(source.image_shape) == 1:
+        raise UserError(
+            f"stressor.copies={stressor.copies} adds noise to pixels, and dataset {c.name} holds features. "
+            "Set stressor.copies=1."
+        )
     labels_N = source.labels_N[kept_N]
     train_idx, test_idx = split(c, source, kept_N, seed)
     _refuse_empty_class(c, labels_N[train_idx], source.class_names, "training image")

@@ -9,11 +9,17 @@ from al_bench.errors import UserError, failure_of, users_code
 from al_bench.imports import function
 from al_bench.models.dropout import run
 
+LINEAR_HEAD = "al_bench.models.nets.linear_head"  # the one net for features computed elsewhere
 MEMBERS = ("head_hidden_size", "forward_features", "forward_head", "get_classifier")
 
 
 def build(c: ModelConfig, dataset: Dataset) -> nn.Module:
     """What model._target_(c, dataset) returns. Raises UserError where a user's function fails or its net is no use."""
+    if dataset.images.ndim == 2 and c._target_ != LINEAR_HEAD:
+        raise UserError(
+            f"model={c.name} takes images, and dataset {dataset.name} holds features. Leave out model=...: "
+            "dataset=features sets model=linear."
+        )
     make = function("model._target_", c._target_)
     if c._target_.startswith("al_bench."):
         return make(c, dataset)

@@ -17,7 +17,7 @@ from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig
 from al_bench.data import Dataset
 from al_bench.data.cache import cached_array
 from al_bench.errors import UserError
-from al_bench.models import hardware
+from al_bench.models import contract, hardware
 from al_bench.models.learner import Learner
 from al_bench.models.nets import weights_version
 
@@ -27,11 +27,15 @@ log = logging.getLogger("al_bench")
 def freeze(c: Config, dataset: Dataset) -> Dataset:
     """The data set with a frozen backbone's embeddings [N, D] in place of its images, computed once and cached.
 
-    Its mean and std are those of the training images' embeddings. Raises UserError where images are augmented.
+    Features computed elsewhere are used as they are. The mean and std are those of the training images' embeddings.
+    Raises UserError where images are augmented.
     """
     m = c.model
     if c.trainer.augment is not Augment.none:
         raise UserError("model.mode=frozen sees each image once, not augmented. Set trainer.augment=none.")
+    if dataset.images.ndim == 2:
+        contract.build(m, dataset)  # raises UserError for a net that takes images
+        return _without_constants(_with_features(dataset, dataset.images))
     hardware.set_threads(c.trainer)  # an earlier run of this process may have set fewer
     plain = replace(m, mode=Mode.finetune, dropout=0.0)  # model.dropout is the linear head's
     learner = Learner(plain, c.trainer, dataset, c.seed)
@@ -61,6 +65,14 @@ def _with_features(dataset: Dataset, features_ND: Tensor) -> Dataset:
     mean_D = train_TD.mean(0)
     std_D = train_TD.sub_(mean_D).square_().mean(0).sqrt_()  # torch.std takes five times as long along this axis
     return replace(dataset, images=features_ND, mean=mean_D, std=std_D.clamp_min(1e-6))
+
+
+def _without_constants(dataset: Dataset) -> Dataset:
+    """Give std 1 to a column with one value in all training items, else the net would see 1e6 times a test item's."""
+    train_TD = dataset.images[dataset.train_idx]
+    constant_D = (train_TD == train_TD[0]).all(0)
+    mean_D = dataset.mean.where(~constant_D, train_TD[0])  # exactly: the sum is rounded
+    return replace(dataset, mean=mean_D, std=dataset.std.masked_fill(constant_D, 1.0))
 
 
 def fixed_features(c: Config, dataset: Dataset) -> Tensor | None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from al_bench.config import FeaturesConfig, ModelConfig
+from al_bench.config import FeaturesConfig, Mode, ModelConfig
 from al_bench.data import Dataset
 from al_bench.errors import UserError
 from al_bench.models.backbone import input_of, short, timm_backbone
@@ -182,6 +182,20 @@ class LinearHead(nn.Module):
 
     def layers(self) -> list[nn.Module]:
         return [self.normalise, self.dropout, self.classifier]
+
+
+def linear_head(c: ModelConfig, dataset: Dataset) -> nn.Module:
+    """The linear head by itself, for features that were computed elsewhere."""
+    if dataset.images.ndim != 2:
+        raise UserError(f"model={c.name} takes features, and dataset {dataset.name} holds images. Set another model.")
+    if c.mode is not Mode.frozen:
+        raise UserError(f"model.mode={c.mode.name}: model={c.name} has no backbone to train. Set model.mode=frozen.")
+    if c.pretrained or c.weights or c.options:
+        raise UserError(
+            f"model.pretrained={c.pretrained}, model.weights={c.weights}, model.options={c.options}: model={c.name} "
+            "has none of them. Leave them out."
+        )
+    return LinearHead(dataset, c.dropout)
 
 
 def small_cnn(c: ModelConfig, dataset: Dataset) -> nn.Module:
