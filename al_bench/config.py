@@ -277,9 +277,8 @@ def _head_mistakes(c: Config) -> Iterator[str]:
         "has no dropout: set model.dropout=0. strategy.passes=20 draws weights instead": m.dropout > 0,
         "ends at the same weights wherever it starts: set trainer.start=fresh": t.start is not Weights.fresh,
         "trains to its optimum: set trainer.early_stopping.patience=null": t.early_stopping.patience is not None,
-        "would make all members the same: set strategy.members=null. strategy.passes=20 draws weights instead": (
-            c.strategy.get("members") is not None
-        ),
+        "would make all members the same: set model.head=null. Or set strategy.members=null: strategy.passes=20 draws "
+        "weights instead": (c.strategy.get("members") is not None),
     }
     yield from (f"model.head={m.head.name} {why}." for why, is_so in unfit.items() if is_so)
 

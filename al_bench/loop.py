@@ -91,7 +91,7 @@ def begin(
     Raises UserError. A bad option of the strategy or the optimizer and a missing reference are reported before images
     are decoded, everything else before anything is trained.
     """
-    observe.try_options(strategy)
+    observe.try_options(strategy, c.model)
     build_optimizer(c.model.optimizer, [nn.Parameter(torch.zeros(1, 1))])
     reference = stopping.find_reference(c)
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
@@ -109,6 +109,8 @@ def begin(
     store.note(features=used.name if used else None)
     if c.model.head is Head.logistic and (strategy.n_passes or c.trainer.test_passes):
         store.note(passes="weights drawn from the Laplace approximation of the logistic head, with its full Hessian")
+    if strategy.needs.held_out:
+        store.note(held_out="by five refits of the logistic head" if observe.holds_out(strategy, c.model) else None)
     records = store.records()
     for past in records:
         pool = pool.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)

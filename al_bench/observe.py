@@ -4,6 +4,7 @@ P candidates of the pool, L labelled, N images of the data set, S passes of all 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from al_bench import rng
-from al_bench.config import Head, InitialDraw
+from al_bench.config import Head, InitialDraw, ModelConfig
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.imports import function
@@ -31,7 +32,7 @@ COLD_STARTS = {
 }
 
 
-def try_options(strategy: Strategy) -> None:
+def try_options(strategy: Strategy, model: ModelConfig) -> None:
     """Raises UserError if a strategy of al_bench cannot choose from a small random pool with its options.
 
     So a bad option is reported before anything is read or trained. A user's own strategy is not tried, since it may
@@ -40,12 +41,18 @@ def try_options(strategy: Strategy) -> None:
     if package_of(strategy.function) != "al_bench":
         return
     size = Size(P=12, L=6, S=(strategy.n_passes or 1) * (strategy.members or 1), C=3, D=4, F=4, k=2)
+    needs = replace(strategy.needs, held_out=holds_out(strategy, model))
     try:
-        select(strategy, example_view(size, 0, strategy.needs), size.k, torch.Generator(), 0)
+        select(strategy, example_view(size, 0, needs), size.k, torch.Generator(), 0)
     except UserError as error:
         if not isinstance(error.__cause__, TypeError | AttributeError):
             raise
         raise UserError(f"strategy {strategy.name}: its options do not fit it ({error.__cause__}).") from error
+
+
+def holds_out(strategy: Strategy, model: ModelConfig) -> bool:
+    """Whether the view has held-out predictions: of the logistic head alone, whose fits are cheap, by a single pass."""
+    return strategy.needs.held_out and model.head is Head.logistic and not strategy.n_passes
 
 
 def try_dropout(strategy: Strategy, learner: Learner) -> None:
@@ -118,6 +125,8 @@ def pool_view(
         head = nets[0].net.get_classifier()
         seen["head_weight_CD"] = head.weight.detach().float().cpu()
         seen["head_bias_C"] = head.bias.detach().float().cpu()
+    if holds_out(strategy, learner.model):
+        seen["held_out_log_probs_LC"] = learner.held_out(nets[0], pool, round)
     return PoolView(len(idx_P), learner.dataset.n_classes, **seen)
 
 

@@ -48,7 +48,9 @@ HEADS = {"optimizer": Learner, "logistic": LogisticLearner}
 
 def settings(*overrides: str) -> config.Config:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return config.read(compose("config", ["experiment=frozen_features", "trainer.threads=1", *overrides]))
+        return config.read(
+            compose("config", ["experiment=frozen_features", "model.head=null", "trainer.threads=1", *overrides])
+        )
 
 
 def a_part(dataset: Dataset, oracle: Oracle, n: int | None) -> tuple[Dataset, Tensor]:

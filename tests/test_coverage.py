@@ -31,7 +31,7 @@ from al_bench.strategies.coverage import (
 )
 from al_bench.strategies.diversity import sq_norms
 from al_bench.strategies.guard import select
-from al_bench.strategies.uncertainty import margin_score
+from al_bench.strategies.uncertainty import TEMPERATURES, fitted_temperature, margin_score
 
 ALL = {"prob_cover": prob_cover, "max_herding": max_herding, "uncertainty_herding": uncertainty_herding, "dcom": dcom}
 
@@ -253,6 +253,37 @@ def test_uncertainty_is_an_option_and_nonsense_is_refused():
         uncertainty_herding(view, 5, seeded(), uncertainty="test_coverage.negative")
 
 
+def test_the_temperature_is_fitted_to_held_out_predictions_where_there_are_some():
+    # All four images have the confidence 0.9, and three are right: 0.75 is calibrated.
+    held_out_LC = torch.tensor([[0.9, 0.05, 0.05]] * 4).log()
+    view = replace(
+        view_of(noise(20), noise(4, seed=9)),
+        held_out_log_probs_LC=held_out_LC,
+        labelled_labels_L=torch.tensor([0, 0, 0, 1]),
+    )
+    fitted = fitted_temperature(held_out_LC, view.labelled_labels_L)
+    top = 1 / (1 + 2 * (0.05 / 0.9) ** (1 / fitted))
+    assert abs(top - 0.75) < 0.02 and fitted in TEMPERATURES
+    constant = replace(view, held_out_log_probs_LC=None)
+    picks = uncertainty_herding(view, 10, seeded()).tolist()
+    assert picks == uncertainty_herding(constant, 10, seeded(), temperature=fitted).tolist()
+    plain = uncertainty_herding(constant, 10, seeded()).tolist()
+    assert picks != plain == uncertainty_herding(view, 10, seeded(), fit_temperature=False).tolist()
+    with pytest.raises(ValueError, match="temperature=2.0 has no effect where it is fitted"):
+        uncertainty_herding(view, 5, seeded(), temperature=2.0)
+    with pytest.raises(ValueError, match="fit_temperature=true needs model.head=logistic"):
+        uncertainty_herding(constant, 5, seeded(), fit_temperature=True)
+
+
+def test_the_fitted_temperature_is_the_one_that_was_planted():
+    logits = 2 * torch.randn(20_000, 3, generator=seeded(), dtype=torch.float64)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=seeded(1))[:, 0]
+    for planted in (0.5, 1.0, 3.0):
+        fitted = fitted_temperature((planted * logits).log_softmax(1), labels)
+        assert abs(fitted / planted - 1) < 0.13  # one step of the grid
+    assert fitted_temperature(torch.full((5, 4), 0.25).log(), torch.tensor([0, 1, 2, 3, 0])) == 1  # no one is better
+
+
 def negative(log_probs_PSC):
     return log_probs_PSC[:, 0, 0]
 
@@ -416,6 +447,6 @@ def test_no_block_of_distances_is_larger_than_a_chunk(strategy, monkeypatch):
 
 def test_what_they_ask_for():
     assert needs_of(max_herding) == Needs(predictions=False, features=True)
-    assert needs_of(uncertainty_herding) == Needs(features=True)
+    assert needs_of(uncertainty_herding) == Needs(features=True, held_out=True)
     assert needs_of(prob_cover).features and not needs_of(prob_cover).predictions
     assert needs_of(dcom).features and needs_of(dcom).predictions

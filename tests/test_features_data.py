@@ -63,7 +63,7 @@ def test_a_run_on_features_of_ones_own(tmp_path):
     path = saved(tmp_path, is_test=is_test, names=np.array([f"{i}.jpg" for i in range(N)]))
     cold = settings(path, "strategy=typiclust", "budget.start=k_means", "trainer.max_steps=150")
     store = run_here(tmp_path, *cold)
-    assert store.folder.relative_to(tmp_path).as_posix() == "default/features/linear-frozen/6+3x3/typiclust/seed=0"
+    assert store.folder.relative_to(tmp_path).as_posix() == "default/features/linear-frozen-logistic/6+3x3/typiclust/seed=0"
     assert len(store.records()) == 4 and store.records()[-1].metrics["accuracy"] > 0.6
     facts = json.loads((store.folder / "run.json").read_text())["dataset"]
     assert (facts["n_train"], facts["n_test"], facts["classes"], facts["warnings"]) == (60, 30, ["0", "1", "2"], [])
@@ -284,7 +284,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path):
     [
         ("model=small_cnn", "model=small_cnn takes images, and dataset features holds features"),
         ("model=timm model.mode=frozen model.pretrained=false", "model=resnet18 takes images"),
-        ("model.mode=finetune", "model=linear has no backbone to train. Set model.mode=frozen"),
+        ("model.mode=finetune model.head=null", "model=linear has no backbone to train. Set model.mode=frozen"),
         ("+model.options.bias=1", "model=linear has none of them"),
         ("stressor=redundant", "stressor.copies=5 adds noise to pixels, and dataset features holds features"),
         ("dataset.image_size=32", "dataset.image_size is about images"),

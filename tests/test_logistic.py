@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import asked, command, lines_of, pulled_plug, run_here, seeded
 from sklearn.linear_model import LogisticRegression
 
-from al_bench import plan
+from al_bench import plan, rng
 from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
@@ -206,7 +206,7 @@ def test_a_fit_that_does_not_reach_its_optimum_says_so(monkeypatch, caplog):
     [
         (("model.mode=finetune",), "model.head=logistic trains on features that stay the same: set model.mode=frozen."),
         (("model.dropout=0.5",), "set model.dropout=0. strategy.passes=20 draws weights instead."),
-        (("strategy=ensemble_bald",), "set strategy.members=null. strategy.passes=20 draws weights instead."),
+        (("strategy=ensemble_bald",), "set model.head=null. Or set strategy.members=null: strategy.passes=20 draws weights instead."),
         (("trainer.start=previous",), "ends at the same weights wherever it starts: set trainer.start=fresh."),
         (
             ("trainer.early_stopping.patience=2", "budget.validation=20"),
@@ -332,6 +332,46 @@ def test_a_run_learns_and_its_folder_names_the_head(tmp_path):
     assert store.folder.parts[-4] == "small_cnn-frozen-logistic" and "Laplace" in store.info()["passes"]
     plain = run_here(tmp_path, *LOGISTIC, "model.head=null", "strategy=margin", "budget.rounds=0")
     assert plain.folder.parts[-4] == "small_cnn-frozen" and "passes" not in plain.info()
+
+
+def test_held_out_predictions_are_those_of_fits_without_the_image():
+    features, labels = clusters(apart=0.5)
+    learner, pool = learner_of(features.float(), labels)
+    net, _ = fitted(learner, pool)
+    held_out_LC = learner.held_out(net, pool, 3)
+    x_LD = learner._embeddings(net, pool.labelled_L)
+    rest = torch.randperm(40, generator=rng.stream(learner.seed, "held out", 3)) % 5 != 0
+    penalty = penalty_of(x_LD[rest], None)
+    theirs = LogisticRegression(C=1 / (penalty * int(rest.sum())), fit_intercept=False, tol=1e-8, max_iter=10_000)
+    theirs.fit(x_LD[rest].double().numpy(), pool.labels_L[rest].numpy())
+    logits = torch.from_numpy(x_LD[~rest].double().numpy() @ theirs.coef_.T)
+    torch.testing.assert_close(held_out_LC[~rest].double(), logits.log_softmax(1), atol=1e-3, rtol=1e-3)
+    # No image's label decides its own prediction.
+    first = int((~rest).nonzero()[0])
+    changed = pool.labels_L.clone()
+    changed[first] = (changed[first] + 1) % 3
+    again = learner.held_out(net, replace(pool, labels_L=changed), 3)
+    torch.testing.assert_close(again[~rest], held_out_LC[~rest], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(again[rest], held_out_LC[rest], atol=1e-3)
+    assert learner.held_out(net, replace(pool, labelled_L=pool.labelled_L[:1], labels_L=labels[:1]), 0) is None
+
+
+@pytest.mark.parametrize("head, says", [("logistic", "by five refits of the logistic head"), ("null", None)])
+def test_a_run_notes_whether_its_temperature_is_fitted(tmp_path, head, says):
+    asked_for = [
+        *LOGISTIC,
+        f"model.head={head}",
+        "strategy=uncertainty_herding",
+        "budget.rounds=1",
+        "trainer.max_steps=2",
+    ]
+    store = run_here(tmp_path, *asked_for)
+    assert store.info()["held_out"] == says
+    constant = run_here(tmp_path / "constant", *asked_for, "strategy.fit_temperature=false")
+    fitted, plain = store.records()[0], constant.records()[0]
+    assert (fitted.acquired != plain.acquired) == (says is not None)
+    with pytest.raises(UserError, match="temperature=2.0 has no effect|True needs|fit_temperature=true needs"):
+        run_here(tmp_path / "no", *asked_for, "strategy.temperature=2.0" if says else "strategy.fit_temperature=true")
 
 
 @pytest.mark.parametrize("strategy", ["badge", "bald"])

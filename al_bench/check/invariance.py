@@ -84,6 +84,7 @@ def renumbered(view: PoolView, order_C: Tensor) -> PoolView:
         "log_probs_PSC": lambda values: values[:, :, order_C],
         "labelled_labels_L": lambda values: order_C.argsort()[values],
         "labelled_log_probs_LC": lambda values: values[:, order_C],
+        "held_out_log_probs_LC": lambda values: values[:, order_C],
         "head_weight_CD": lambda values: values[order_C],
         "head_bias_C": lambda values: values[order_C],
     }
@@ -91,7 +92,10 @@ def renumbered(view: PoolView, order_C: Tensor) -> PoolView:
 
 
 def labelled_reordered(view: PoolView, order_L: Tensor) -> PoolView:
-    names = ("labelled_emb_LD", "labelled_labels_L", "labelled_log_probs_LC", "labelled_features_LF")
+    names = (
+        "labelled_emb_LD", "labelled_labels_L", "labelled_log_probs_LC", "labelled_features_LF",
+        "held_out_log_probs_LC",
+    )  # fmt: skip
     return with_changes(view, {name: lambda values: values[order_L] for name in names})
 
 

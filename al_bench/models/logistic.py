@@ -25,6 +25,7 @@ log = logging.getLogger("al_bench")
 MAX_ITERATIONS = 500  # a fit needs 15 to 50; only a penalty near 0 on separable images needs more
 GRADIENT = 1e-5  # the fit ends where no entry of the gradient is larger
 RESIDUAL = 1e-4  # the relative residual at which a sample of the weights is accurate enough
+FOLDS = 5  # of the labelled images, for predictions that are held out
 CHUNK = 2**24  # numbers in one array of the samples' computation
 
 
@@ -43,14 +44,18 @@ def penalty_of(x_LD: Tensor, relative: float | None) -> float:
     return (relative_penalty(len(x_LD)) if relative is None else relative) * norm
 
 
-def minimise(x_LD: Tensor, labels_L: Tensor, n_classes: int, penalty: float) -> tuple[Tensor, int]:
+def minimise(
+    x_LD: Tensor, labels_L: Tensor, n_classes: int, penalty: float, start_CD: Tensor | None = None
+) -> tuple[Tensor, int]:
     """(weight_CD, iterations) that minimise the mean cross-entropy of x @ W.T plus penalty / 2 * |W|^2.
 
-    L-BFGS (Liu & Nocedal, 1989) from W = 0, float64. The products with x_LD, most of the work, have its precision:
-    those of float32 are exact enough for this gradient. There is no bias: with few labels it would learn by how much
-    the class counts differ by chance.
+    L-BFGS (Liu & Nocedal, 1989) from start_CD or 0, float64. The products with x_LD, most of the work, have its
+    precision: those of float32 are exact enough for this gradient. There is no bias: with few labels it would learn by
+    how much the class counts differ by chance.
     """
     weight_CD = x_LD.new_zeros(n_classes, x_LD.shape[1], dtype=torch.float64)
+    if start_CD is not None:
+        weight_CD += start_CD
     target_LC = F.one_hot(labels_L, n_classes).double()
     optimizer = torch.optim.LBFGS(
         [weight_CD], max_iter=MAX_ITERATIONS, max_eval=2 * MAX_ITERATIONS, history_size=20, tolerance_grad=GRADIENT,
@@ -178,6 +183,25 @@ class LogisticLearner(Learner):
         stream = rng.stream(self.seed, purpose, round)
         weights_SCD = sample(weight_CD, x_LD, len(x_LD) * classifier.penalty, n, stream)
         return LaplacePasses(classifier.net, weights_SCD.to(self.device, torch.float32))
+
+    def held_out(self, net: Classifier, pool: Pool, round: int) -> Tensor | None:
+        """log_probs_LC of each labelled image, float32 on the CPU, by a head that was fit to the other folds.
+
+        The labelled images are dealt to FOLDS folds at random. None with fewer than two of them. Each fit starts from
+        the optimum of all: the end does not depend on the start.
+        """
+        n = len(pool.labelled_L)
+        if n < 2:
+            return None
+        x_LD, labels_L = self._embeddings(net, pool.labelled_L), pool.labels_L.to(self._solver)
+        fold_L = torch.randperm(n, generator=rng.stream(self.seed, "held out", round)).to(self._solver) % FOLDS
+        logits_LC = x_LD.new_zeros(n, self.dataset.n_classes)
+        for fold in range(min(FOLDS, n)):
+            rest_L, start_CD = fold_L != fold, net.net.get_classifier().weight.detach().to(self._solver)
+            penalty = penalty_of(x_LD[rest_L], self.model.penalty)
+            weight_CD, _ = minimise(x_LD[rest_L], labels_L[rest_L], self.dataset.n_classes, penalty, start_CD)
+            logits_LC[~rest_L] = x_LD[~rest_L] @ weight_CD.T.to(x_LD)
+        return logits_LC.log_softmax(1).cpu()
 
     @property
     def _solver(self) -> torch.device:

@@ -41,6 +41,8 @@ class PoolView:
     labelled_features_LF: Tensor | None = None
     head_weight_CD: Tensor | None = None  # logits = emb_PD @ head_weight_CD.T + head_bias_C
     head_bias_C: Tensor | None = None
+    # Each labelled image by a head that was fit without it. None unless the model gives it: model.head=logistic does.
+    held_out_log_probs_LC: Tensor | None = None
 
 
 FIELDS_OF = {  # the fields that each need fills; labelled_labels_L is always given
@@ -49,6 +51,7 @@ FIELDS_OF = {  # the fields that each need fills; labelled_labels_L is always gi
     "labelled": ["labelled_log_probs_LC"],
     "features": ["features_PF", "labelled_features_LF"],
     "head": ["head_weight_CD", "head_bias_C"],
+    "held_out": ["held_out_log_probs_LC"],
 }
 
 
@@ -72,6 +75,7 @@ class Needs:
     labelled: bool = False  # predictions for the labelled images
     features: bool = False  # fixed features of pool and labelled images
     head: bool = False  # weight and bias of the last linear layer
+    held_out: bool = False  # predictions for the labelled images by a head fit without them, where there are some
     passes: bool = False  # at least two passes or members
     memory: Callable[[Size], float] | None = None  # bytes it uses beyond its view; None: negligible
 
@@ -101,13 +105,14 @@ def needs(
     labelled: bool = False,
     features: bool = False,
     head: bool = False,
+    held_out: bool = False,
     passes: bool = False,
     memory: Callable[[Size], float] | None = None,
 ) -> Callable[[StrategyFunction], StrategyFunction]:
     """Declare what a strategy's view holds. A function without this decorator gets predictions only."""
 
     def declare(function: StrategyFunction) -> StrategyFunction:
-        function.needs = Needs(predictions, embeddings, labelled, features, head, passes, memory)  # type: ignore[attr-defined]
+        function.needs = Needs(predictions, embeddings, labelled, features, head, held_out, passes, memory)  # type: ignore[attr-defined]
         return function
 
     return declare

@@ -30,7 +30,7 @@ from al_bench.strategies.diversity import (
     to_all,
 )
 from al_bench.strategies.greedy import lazy_greedy, random_argmax, rounded
-from al_bench.strategies.uncertainty import log_mean_probs, margin_score
+from al_bench.strategies.uncertainty import fitted_temperature, log_mean_probs, margin_score
 
 Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities; it may overwrite its input
 
@@ -221,7 +221,7 @@ def least_distance(x_LF: Points) -> float:
     return 1.0 if least == inf else least**0.5
 
 
-@needs(features=True)
+@needs(features=True, held_out=True)
 def uncertainty_herding(
     view: PoolView,
     k: int,
@@ -229,6 +229,7 @@ def uncertainty_herding(
     *,
     uncertainty: str = "al_bench.strategies.uncertainty.margin_score",
     temperature: float = 1.0,
+    fit_temperature: bool | None = None,
 ) -> Tensor:
     """MaxHerding with each image weighted by its uncertainty (Bae, Oliveira & Sutherland, 2025: UHerding).
 
@@ -236,19 +237,35 @@ def uncertainty_herding(
     choice moves from covering the pool to its most uncertain images. Copies do not count. With fewer than two distinct
     labelled images sigma is 1.0.
 
-    temperature divides the logits. The paper fits it each round, to the least calibration error on labelled images that
-    are held out of a separate training. A strategy trains nothing, so here it is a constant.
+    temperature divides the logits. Where the view has predictions of labelled images that are held out, it is fitted to
+    them each round: see fitted_temperature. So does the paper, with one held-out part and a separate training.
+    Elsewhere, and with fit_temperature=False, it is the constant. fit_temperature=True refuses a view without them.
     """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature} and has to be above 0")
+    temperature = temperature_of(view, temperature, fit_temperature)
     score = function("strategy.uncertainty", uncertainty)
-    weight_P = by_chunks(lambda x: score((x.float() / temperature).log_softmax(-1)).float(), view.log_probs_PSC)
+    weight_P = by_chunks(lambda x: score((x.float() / temperature).log_softmax(-1)), view.log_probs_PSC)
     if not (weight_P >= 0).all():
         raise ValueError(f"{uncertainty} is NaN or below 0 for some images and cannot weigh them")
+    weight_P = torch.ldexp(weight_P, -torch.frexp(weight_P.max()).exponent).float()  # exact: float32 rounds none to 0
     view = with_centred_features(view)
     kernel = gaussian(least_distance(view.labelled_features_LF))
     covered_P = kernel(nearest(view.features_PF, view.labelled_features_LF)[0])
     return cover(view.features_PF, kernel, weight_P, covered_P, k, rng)
+
+
+def temperature_of(view: PoolView, constant: float, fit: bool | None) -> float:
+    held_out_LC = view.held_out_log_probs_LC
+    if fit and held_out_LC is None:
+        raise ValueError("fit_temperature=true needs model.head=logistic, strategy.passes=null and two labelled images")
+    if fit is False or held_out_LC is None:
+        return constant
+    if constant != 1:
+        raise ValueError(
+            f"temperature={constant} has no effect where it is fitted. Set fit_temperature=false to use it"
+        )
+    return fitted_temperature(held_out_LC, view.labelled_labels_L)
 
 
 def competence(coverage: float, steepness: float = 30.0, centre: float = 0.9) -> float:

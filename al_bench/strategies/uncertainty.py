@@ -22,6 +22,8 @@ from al_bench.strategies.greedy import rounded
 # nearly even predictions could be equal in float64 while their margins differ.
 DIGITS = 25
 
+TEMPERATURES = [10 ** (i / 20) for i in range(-14, 15)]  # that fitted_temperature tries: 0.2 to 5
+
 
 def log_mean_probs(log_probs_PSC: Tensor) -> Tensor:
     """Log of the mean prediction over passes [P, C], in float64, for scores.
@@ -70,6 +72,23 @@ def margin_score(log_probs_PSC: Tensor) -> Tensor:
     """1 minus the gap between the two likeliest classes (Scheffer et al., 2001): 1 - (p1 - p2) = (1 - p1) + p2."""
     unlikely_PC = unlikely_probs(log_probs_PSC)
     return unlikely_PC.sum(dim=-1) + unlikely_PC.max(dim=-1).values
+
+
+def fitted_temperature(log_probs_LC: Tensor, labels_L: Tensor) -> float:
+    """The temperature with the least calibration error on images whose labels the net has not seen.
+
+    The error is the expected calibration error with 15 bins of equal width (Guo et al., 2017, Equation 3). TEMPERATURES
+    are tried, and of equally good ones the nearest to 1 is taken. Without images it is 1.
+    """
+    hit_L = (log_probs_LC.argmax(1) == labels_L).double()
+
+    def error(temperature: float) -> float:
+        confidence_L = (log_probs_LC.double() / temperature).softmax(1).amax(1)
+        bin_L = (15 * confidence_L).ceil().long()
+        return float(bin_L.bincount(weights=confidence_L - hit_L).abs().sum()) / max(1, len(hit_L))
+
+    nearest_first = sorted(TEMPERATURES, key=lambda t: abs(log(t)))
+    return min(nearest_first, key=lambda t: round(error(t), 9))
 
 
 def entropy_of(probs: Tensor) -> Tensor:
