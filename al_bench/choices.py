@@ -57,6 +57,12 @@ class Augment(Enum):
     flip_crop = "flip_crop"
 
 
+class Masks(Enum):
+    """What dropout masks are drawn from in training, other than by torch; null is torch."""
+
+    bytes = "bytes"
+
+
 class Monitor(Enum):
     loss = "loss"
     accuracy = "accuracy"

@@ -24,6 +24,7 @@ from al_bench.choices import (
     Extractor,
     Head,
     InitialDraw,
+    Masks,
     Mode,
     Monitor,
     OnBadImage,
@@ -127,6 +128,7 @@ class TrainerConfig:
     start: Weights = MISSING
     schedule: Schedule = MISSING
     augment: Augment = MISSING
+    dropout_masks: Masks | None = None
     test_passes: int | None = MISSING
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     num_workers: int = MISSING
@@ -276,6 +278,7 @@ def _head_mistakes(c: Config) -> Iterator[str]:
         "trains on features that stay the same: set model.mode=frozen": m.mode is not Mode.frozen,
         "has no dropout: set model.dropout=0. strategy.passes=20 draws weights instead": m.dropout > 0,
         "ends at the same weights wherever it starts: set trainer.start=fresh": t.start is not Weights.fresh,
+        "has no dropout: set trainer.dropout_masks=null": t.dropout_masks is not None,
         "trains to its optimum: set trainer.early_stopping.patience=null": t.early_stopping.patience is not None,
         "would make all members the same: set model.head=null. Or set strategy.members=null: strategy.passes=20 draws "
         "weights instead": (c.strategy.get("members") is not None),

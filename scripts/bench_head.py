@@ -5,8 +5,9 @@
 FOLDER holds CIFAR-10 as images, train/<class>/ and test/<class>/. Without a network give timm's weights of both
 backbones as files. For each seed the labelled images are random ones of the training split, at the ten label counts of
 each budget, the same for both heads. Both are fitted in turn, in one process with one thread, with the settings of
-experiment=frozen_features. Its default is the head that is nowhere worse by 0.3 points and better on average. The larger backbone sees a random part of the images. The same command continues after a
-stop. Writes results/bench_head.json and a table in results/README.md.
+experiment=frozen_features. Its default is the head that is nowhere worse by 0.3 points and better on average. The
+larger backbone sees a random part of the images. The same command continues after a stop. Writes
+results/bench_head.json and a table in results/README.md.
 """
 
 import argparse

@@ -3,6 +3,7 @@
     python scripts/bench_spine.py --out results/bench_spine.json
     python scripts/bench_spine.py --zip train.zip --out ...      also times the decoding of cats and dogs
     python scripts/bench_spine.py --only precision --out results/bench_precision.json     float32 against bf16 autocast
+    python scripts/bench_spine.py --only masks --out results/bench_masks.json     dropout masks from random bytes
 
 The bare PyTorch loop trains the article's CNN with the same autocast, memory format and batch sizes. Its images are
 normalised floats in memory. Ours are 20,000 uint8 images, so our time includes reading and converting them. The two
@@ -140,9 +141,8 @@ def ratios(repeats: int, seconds: float) -> list[dict]:
             lambda c=c: our_fit(c, dataset, pool),
             lambda b=batch_size, s=steps: bare_fit(bare_net(), x, y, b, s, bf16),
         )
-    n = min(
-        N_IMAGES, int(seconds * bare_predict(bare_net(), x, 2 * PREDICT_BATCH, bf16)) // PREDICT_BATCH * PREDICT_BATCH
-    )
+    batches = int(seconds * bare_predict(bare_net(), x, 2 * PREDICT_BATCH, bf16)) // PREDICT_BATCH
+    n = min(N_IMAGES, max(1, batches) * PREDICT_BATCH)
     contests[f"predict, batches of {PREDICT_BATCH}"] = (
         lambda: our_predict(base, dataset, n),
         lambda: bare_predict(bare_net(), x, n, bf16),
@@ -151,25 +151,42 @@ def ratios(repeats: int, seconds: float) -> list[dict]:
 
 
 def precisions(repeats: int, seconds: float) -> list[dict]:
-    """Return images per second of Learner.fit in float32 and in bf16, measured in turn.
+    """bf16 against float32: which of the two trainer.precision=auto should choose on this processor."""
+    key, new, old = "trainer.precision", "bf16-mixed", "32-true"
+    small, timm = ("model=small_cnn", "trainer.batch_size=32"), ("model=timm", "trainer.batch_size=32")
+    resnet = (*timm, "model.name=resnet18", "model.pretrained=false")
+    return [
+        fits_in_turn("train small_cnn", small, (key, new, old), repeats, seconds),
+        fits_in_turn("train resnet18", resnet, (key, new, old), repeats, seconds),
+    ]
 
-    They show which of the two trainer.precision=auto should choose on this processor.
-    """
+
+def masks(repeats: int, seconds: float) -> list[dict]:
+    """Dropout masks from random bytes against torch's."""
+    key = ("trainer.dropout_masks", "bytes", "null")
+    return [
+        fits_in_turn(f"train small_cnn, batches of {n}", (f"trainer.batch_size={n}",), key, repeats, seconds)
+        for n in (16, 64, 128)
+    ]
+
+
+def fits_in_turn(
+    name: str, recipe: tuple[str, ...], values: tuple[str, str, str], repeats: int, seconds: float
+) -> dict:
+    """Images per second of Learner.fit with both values of a key, measured in turn. values: the key, and the two."""
     dataset, pool = data()
-    rows = []
-    for name, *model in (["small_cnn", "model=small_cnn"], ["resnet18", "model=timm", "model.name=resnet18"]):
+    key, new, old = values
 
-        def fit(precision: str, steps: int, model: list[str] = model) -> float:
-            recipe = (*model, "model.pretrained=false", "trainer.batch_size=32", f"trainer.max_steps={steps}")
-            return our_fit(settings(*recipe, f"trainer.precision={precision}"), dataset, pool)
+    def fit(value: str, steps: int) -> float:
+        return our_fit(settings(*recipe, f"trainer.max_steps={steps}", f"{key}={value}"), dataset, pool)
 
-        steps = int(seconds * fit("32-true", 3) / 32) + 3
-        pairs = [(fit("bf16-mixed", steps), fit("32-true", steps)) for _ in range(repeats)]
-        rows.append({
-            "what": f"train {name}", "bf16": median(b for b, _ in pairs), "float32": median(f for _, f in pairs),
-            "ratio": median(b / f for b, f in pairs), "ratios": sorted(b / f for b, f in pairs),
-        })  # fmt: skip
-    return rows
+    steps = int(seconds * fit(old, 3) / settings(*recipe).trainer.batch_size) + 3
+    fit(new, 3)
+    pairs = [(fit(new, steps), fit(old, steps)) for _ in range(repeats)]
+    return {
+        "what": name, new: median(n for n, _ in pairs), old: median(o for _, o in pairs),
+        "ratio": median(n / o for n, o in pairs), "ratios": sorted(n / o for n, o in pairs),
+    }  # fmt: skip
 
 
 def decode_seconds(archive: str) -> dict:
@@ -204,7 +221,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0, help="approximate length of one measurement")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="1 varies less on a busy machine")
-    parser.add_argument("--only", choices=["ratios", "start", "precision"])
+    parser.add_argument("--only", choices=["ratios", "start", "precision", "masks"])
     args = parser.parse_args()
 
     process.prepare()
@@ -214,6 +231,9 @@ def main() -> None:
         able = getattr(torch.cpu, "get_capabilities", dict)()
         found["multiplies bf16"] = sorted(name for name, there in able.items() if "bf16" in name and there is True)
         found["precision"] = precisions(args.repeats, args.seconds)
+        print(json.dumps(found, indent=1))
+    if args.only == "masks":
+        found["masks"] = masks(args.repeats, args.seconds)
         print(json.dumps(found, indent=1))
     if args.only in (None, "ratios"):
         found |= {"repeats": args.repeats, "throughput": ratios(args.repeats, args.seconds)}

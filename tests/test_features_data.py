@@ -63,7 +63,10 @@ def test_a_run_on_features_of_ones_own(tmp_path):
     path = saved(tmp_path, is_test=is_test, names=np.array([f"{i}.jpg" for i in range(N)]))
     cold = settings(path, "strategy=typiclust", "budget.start=k_means", "trainer.max_steps=150")
     store = run_here(tmp_path, *cold)
-    assert store.folder.relative_to(tmp_path).as_posix() == "default/features/linear-frozen-logistic/6+3x3/typiclust/seed=0"
+    assert (
+        store.folder.relative_to(tmp_path).as_posix()
+        == "default/features/linear-frozen-logistic/6+3x3/typiclust/seed=0"
+    )
     assert len(store.records()) == 4 and store.records()[-1].metrics["accuracy"] > 0.6
     facts = json.loads((store.folder / "run.json").read_text())["dataset"]
     assert (facts["n_train"], facts["n_test"], facts["classes"], facts["warnings"]) == (60, 30, ["0", "1", "2"], [])

@@ -206,7 +206,10 @@ def test_a_fit_that_does_not_reach_its_optimum_says_so(monkeypatch, caplog):
     [
         (("model.mode=finetune",), "model.head=logistic trains on features that stay the same: set model.mode=frozen."),
         (("model.dropout=0.5",), "set model.dropout=0. strategy.passes=20 draws weights instead."),
-        (("strategy=ensemble_bald",), "set model.head=null. Or set strategy.members=null: strategy.passes=20 draws weights instead."),
+        (
+            ("strategy=ensemble_bald",),
+            "set model.head=null. Or set strategy.members=null: strategy.passes=20 draws weights instead.",
+        ),
         (("trainer.start=previous",), "ends at the same weights wherever it starts: set trainer.start=fresh."),
         (
             ("trainer.early_stopping.patience=2", "budget.validation=20"),

@@ -4,6 +4,7 @@ N images of the data set, L labelled, P images predicted, S passes, C classes, D
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from al_bench.metrics import loss_and_accuracy
 from al_bench.models import contract, hardware
 from al_bench.models.classifier import Classifier, Passes, PredictionBuffer
 from al_bench.models.dropout import DropoutPasses
+from al_bench.models.masks import byte_masks
 from al_bench.models.nets import LinearHead
 
 MONITORS = {Monitor.loss: ("val_loss", "min"), Monitor.accuracy: ("val_accuracy", "max")}
@@ -88,7 +90,8 @@ class Learner:
             limit_val_batches=1.0 if stops_early else 0,
         )
         try:
-            with rng.seeded(self.seed, rng.of_member("fit", member), round):
+            cheaper = byte_masks(net) if t.dropout_masks else nullcontext()
+            with cheaper, rng.seeded(self.seed, rng.of_member("fit", member), round):
                 trainer.fit(net, datamodule=data)
             steps = trainer.global_step
         except UserError as error:
