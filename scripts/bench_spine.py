@@ -239,7 +239,7 @@ def main() -> None:
         found |= {"repeats": args.repeats, "throughput": ratios(args.repeats, args.seconds)}
         table = Table("images per second", "al_bench", "bare loop", "ratio", "(lowest, highest)")
         for row in found["throughput"]:
-            low, *_, high = row["ratios"]
+            low, high = row["ratios"][0], row["ratios"][-1]
             table.add_row(row["what"], f"{row['ours']:,.0f}", f"{row['bare']:,.0f}", f"{row['ratio']:.2f}",
                           f"({low:.2f}, {high:.2f})")  # fmt: skip
         Console().print(table)
