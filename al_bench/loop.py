@@ -187,7 +187,7 @@ def draw_pictures(
 ) -> None:
     """A picture that cannot be drawn is left out with a warning: it must not fail a finished run."""
     draw = {"learning_curve.png": partial(pictures.learning_curve, records=records, name=name)}
-    if dataset.images.ndim == 4:  # frozen features have no pixels
+    if dataset.pictures is not None:
         draw["acquired.jpg"] = partial(pictures.picked, dataset=dataset, records=records)
         if test:
             draw["most_uncertain.jpg"] = partial(

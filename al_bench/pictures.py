@@ -38,7 +38,7 @@ def picked(path: Path, dataset: Dataset, records: Sequence[RoundRecord]) -> None
     """Show the first images that each round acquired. Of more than ROUNDS rounds, show some, evenly spaced."""
     acquiring = [r for r in records if r.acquired]
     rounds = acquiring[:: -(-len(acquiring) // ROUNDS) or 1]
-    rows = [Row(f"Picked with {r.n_labels:,} labels", dataset.images[r.acquired[:PICKED]]) for r in rounds]
+    rows = [Row(f"Picked with {r.n_labels:,} labels", dataset.pictures[r.acquired[:PICKED]]) for r in rounds]
     save(contact_sheet(rows, PICKED), path)
 
 
@@ -53,7 +53,7 @@ def most_uncertain(path: Path, dataset: Dataset, log_probs_VSC: Tensor) -> None:
         for value, true, guess in zip(score_K, dataset.test_labels_V[top_K], predicted_V[top_K], strict=True):
             right = names[guess] if true == guess else f"{names[true]}, not {names[guess]}"
             captions.append(f"{shown(right, 9)}\n{value:.3g}")
-        rows.append(Row(name, dataset.images[dataset.test_idx[top_K]], captions))
+        rows.append(Row(name, dataset.pictures[dataset.test_idx[top_K]], captions))
     save(contact_sheet(rows, UNCERTAIN), path)
 
 

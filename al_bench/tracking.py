@@ -272,8 +272,8 @@ def picked(learner: Learner, net: Classifier, pool: Pool, n_before: int, n: int)
     """Return one row per image that the round acquired, in the order of picking, for at most n images.
 
     n_before: the number of training labels before the acquisition. The prediction comes from the round's net without
-    dropout. Its entropy, in nats, stands in for the score, because strategies do not return their scores. Frozen
-    features have no image to show.
+    dropout. Its entropy, in nats, stands in for the score, because strategies do not return their scores. Features have
+    no image to show, unless they came with some.
     """
     dataset, chosen = learner.dataset, slice(n_before, n_before + n)
     idx_K, labels_K = pool.labelled_L[chosen], pool.labels_L[chosen]
@@ -288,6 +288,6 @@ def picked(learner: Learner, net: Classifier, pool: Pool, n_before: int, n: int)
         "prediction entropy": entropy_score(log_probs_K1C).tolist(),
         "label": [printable(dataset.class_names[i]) for i in labels_K],
     }
-    if dataset.images.ndim == 4:
-        columns = {"image": [*dataset.images[idx_K].permute(0, 2, 3, 1).numpy()]} | columns
+    if dataset.pictures is not None:
+        columns = {"image": [*dataset.pictures[idx_K].permute(0, 2, 3, 1).numpy()]} | columns
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

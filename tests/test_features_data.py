@@ -159,7 +159,7 @@ def test_what_is_odd_is_told_in_the_record(tmp_path):
     odd = np.concatenate([FEATURES, np.full((N, 2), 0.1, np.float32)], 1)
     dataset, _ = loaded(saved(tmp_path, features=odd, labelled=LABELS))
     assert dataset.warnings == (
-        "x.npz: not read: labelled. al_bench reads features, labels, class_names, is_test, names.",
+        "x.npz: not read: labelled. al_bench reads features, labels, class_names, is_test, names, images.",
         "x.npz: 2 of the 6 columns of features have the same value in all rows. A linear head learns nothing from "
         "them: features[:, features.std(0) > 0] leaves them out.",
     )
@@ -332,3 +332,27 @@ def test_the_page_shows_how_to_save_them(tmp_path, monkeypatch):
     (root,) = re.findall(r"dataset=features dataset.root=(\S+)`", section)
     dataset, _ = loaded(Path(root))
     assert dataset.class_names == ("malignant", "benign") and dataset.images.shape == (569, 30)
+
+
+def test_images_are_for_contact_sheets_alone(tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (N, 8, 6, 3)).astype(np.uint8)
+    plain = run_here(tmp_path / "plain", *settings(saved(tmp_path)))
+    (tmp_path / "shown").mkdir()
+    asked_for = settings(saved(tmp_path / "shown", images=images))
+    store = run_here(tmp_path / "shown", *asked_for)
+    assert lines_of(store.folder) == lines_of(plain.folder)
+    assert not (plain.folder / "acquired.jpg").exists()
+    assert (store.folder / "acquired.jpg").exists() and (store.folder / "most_uncertain.jpg").exists()
+    dataset, _ = loaded(tmp_path / "shown" / "x.npz")
+    assert torch.equal(dataset.pictures[5].permute(1, 2, 0), torch.from_numpy(images[5]))
+    for grey in (images[..., 0], images[..., :1]):
+        dataset, _ = loaded(saved(tmp_path, images=grey))
+        assert dataset.pictures.shape == (N, 1, 8, 6)
+
+
+@pytest.mark.parametrize(
+    "shape, kind", [((N - 1, 8, 8, 3), "u1"), ((N, 8, 8, 4), "u1"), ((N, 64), "u1"), ((N, 8, 8), "f4")]
+)
+def test_images_of_another_shape_are_refused(shape, kind, tmp_path):
+    with pytest.raises(UserError, match=re.escape("images have to be uint8 [90, height, width, 1 or 3], but are")):
+        loaded(saved(tmp_path, images=np.zeros(shape, kind)))

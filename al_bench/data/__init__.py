@@ -23,6 +23,7 @@ class Dataset:
     skipped: tuple[str, ...] = ()  # files left out by dataset.on_bad_image=skip
     warnings: tuple[str, ...] = ()  # what is odd about the data; none of it stops a run
     listing: Path | None = None  # the table of which image an index is, for people only
+    shown: Tensor | None = None  # uint8 [N, channels, H, W]: what features were computed from, for people only
 
     def facts(self) -> dict[str, Any]:
         """What run.json says about the data. images: the path of the listing."""
@@ -36,6 +37,11 @@ class Dataset:
             "warnings": list(self.warnings),
             "images": self.listing and str(self.listing),
         }
+
+    @property
+    def pictures(self) -> Tensor | None:
+        """What contact sheets show, uint8 [N, channels, H, W]. None: features, and nothing to show them by."""
+        return self.images if self.images.ndim == 4 else self.shown
 
     @property
     def n_classes(self) -> int:

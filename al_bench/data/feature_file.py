@@ -1,7 +1,7 @@
 """Features that were computed elsewhere: an .npz, or an .npy with others beside it. N items, D columns, C classes.
 
-The arrays are features [N, D] and labels [N], and where they are given class_names [C], is_test [N] and names [N].
-Beside x.npy they lie in x_labels.npy, x_class_names.npy, x_is_test.npy and x_names.npy.
+The arrays are features [N, D] and labels [N], and where they are given class_names [C], is_test [N], names [N] and
+images [N, H, W, 1 or 3], for contact sheets. Beside x.npy they lie in x_labels.npy, x_class_names.npy and so on.
 """
 
 import functools
@@ -21,7 +21,7 @@ from al_bench.data.cache import checksum
 from al_bench.errors import UserError
 from al_bench.text import in_a_line, one_line
 
-ARRAYS = ("features", "labels", "class_names", "is_test", "names")
+ARRAYS = ("features", "labels", "class_names", "is_test", "names", "images")
 OF_IMAGES = ("image_size", "on_bad_image", "antialias", "mean", "std", "max_pixels", "white")  # keys of dataset
 LARGEST = 1e12  # a number of the features: the sum of the squares of a column stays a number in float32
 HOW_TO_SAVE = "np.savez('x.npz', features=features, labels=labels) writes such a file."
@@ -58,7 +58,8 @@ def _source(root: str, files: tuple[tuple[str, Path], ...], stamps: tuple[tuple[
     names = tuple(_texts(where, "names", arrays["names"])) if "names" in arrays else ()
     name = one_line(files[0][1].name)
     warnings = (*_unread(name, unread), *_constant_columns(name, features_ND))
-    images = Images(features_ND, checksum(features_ND), torch.arange(n))
+    shown = _shown(where, arrays["images"], n) if "images" in arrays else None
+    images = Images(features_ND, checksum(features_ND), torch.arange(n), shown)
     return Source(labels_N, class_names, features_ND.shape[1:], test_idx, lambda: images, names, warnings)
 
 
@@ -200,6 +201,17 @@ def _test_idx(where: str, is_test: np.ndarray) -> Tensor:
             "draws a test set."
         )
     return torch.from_numpy(np.flatnonzero(is_test))
+
+
+def _shown(where: str, images: np.ndarray, n: int) -> np.ndarray:
+    """The images as uint8 [N, H, W, 1 or 3]. Raises UserError."""
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or images.shape[0] != n:
+        raise UserError(
+            f"{where}: images have to be uint8 [{n:,}, height, width, 1 or 3], but are {kind(images)}. Contact sheets "
+            "show them. Thumbnails are enough; leave them out to have none."
+        )
+    return images
 
 
 def _unread(file: str, names: list[str]) -> Iterator[str]:

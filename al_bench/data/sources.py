@@ -102,6 +102,7 @@ def load(
         skipped=images.skipped,
         warnings=warnings,
         listing=_listing(list_in, source, images.kept_N, used) if list_in else None,
+        shown=None if images.shown is None else torch.from_numpy(images.shown).permute(0, 3, 1, 2),
     )
     return dataset, Oracle(used.labels_N, used.train_idx)
 
