@@ -19,10 +19,10 @@ class Images:
     pixels: np.ndarray  # uint8 [N, H, W, channels], or features float32 [N, D]
     checksum: str
     kept_N: Tensor  # their positions among the source's images
-    shown: np.ndarray | None = None  # uint8 [N, H, W, channels], where the pixels are features
     skipped: tuple[str, ...] = ()  # file names
     same: tuple[tuple[int, ...], ...] = ()  # groups of images whose files are byte-identical
     warnings: tuple[str, ...] = ()
+    shown: np.ndarray | None = None  # uint8 [N, H, W, channels], where the pixels are features
 
 
 @dataclass(frozen=True)

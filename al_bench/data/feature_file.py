@@ -59,7 +59,7 @@ def _source(root: str, files: tuple[tuple[str, Path], ...], stamps: tuple[tuple[
     name = one_line(files[0][1].name)
     warnings = (*_unread(name, unread), *_constant_columns(name, features_ND))
     shown = _shown(where, arrays["images"], n) if "images" in arrays else None
-    images = Images(features_ND, checksum(features_ND), torch.arange(n), shown)
+    images = Images(features_ND, checksum(features_ND), torch.arange(n), shown=shown)
     return Source(labels_N, class_names, features_ND.shape[1:], test_idx, lambda: images, names, warnings)
 
 
