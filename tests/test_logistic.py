@@ -91,10 +91,12 @@ def test_the_penalty_follows_the_scale_of_the_features_and_the_number_of_labels(
 def test_a_fit_ends_at_the_optimum_of_the_standardised_features(overrides, relative):
     features, labels = clusters()
     learner, pool = learner_of(features.float() * torch.tensor([1, 100, 0.01, 1, 1]) + 7, labels, 40, *overrides)
-    weight_CD = fitted(learner, pool)[0].net.get_classifier().weight
+    head = fitted(learner, pool)[0].net.get_classifier()
     x_LD = ((learner.dataset.images - learner.dataset.mean) / learner.dataset.std)[:40].double()
-    exact_CD, _ = minimise(x_LD, labels[:40], 3, penalty_of(x_LD, relative))
-    torch.testing.assert_close(weight_CD.double(), exact_CD, atol=2e-3 * float(exact_CD.abs().max()), rtol=0)
+    x_LE = torch.cat([x_LD, torch.ones(40, 1)], 1)
+    exact_CE, _ = minimise(x_LE, labels[:40], 3, penalty_of(x_LE, relative))
+    found_CE = torch.cat([head.weight, head.bias[:, None]], 1).double()
+    torch.testing.assert_close(found_CE, exact_CE, atol=2e-3 * float(exact_CE.abs().max()), rtol=0)
 
 
 def test_two_fits_are_equal_to_the_bit_and_depend_on_no_seed():
@@ -114,8 +116,8 @@ def test_predictions_embeddings_and_history_are_those_of_the_last_layer():
     found, head = learner.predict(net, idx, embeddings=True), net.net.get_classifier()
     x = (learner.dataset.images[idx] - learner.dataset.mean) / learner.dataset.std
     torch.testing.assert_close(found.emb_PD, x)
-    torch.testing.assert_close(found.log_probs_PSC[:, 0], (x @ head.weight.T).log_softmax(1))
-    assert not head.bias.any() and found.log_probs_PSC.dtype == found.emb_PD.dtype == torch.float32
+    torch.testing.assert_close(found.log_probs_PSC[:, 0], (x @ head.weight.T + head.bias).log_softmax(1))
+    assert head.bias.any() and found.log_probs_PSC.dtype == found.emb_PD.dtype == torch.float32
     labelled = learner.predict(net, pool.labelled_L).log_probs_PSC[:, 0]
     assert net.history[0]["loss"] == pytest.approx(float(F.nll_loss(labelled, pool.labels_L)), abs=1e-5)
     assert net.history[0]["accuracy"] == pytest.approx(float((labelled.argmax(1) == pool.labels_L).float().mean()))
@@ -145,7 +147,14 @@ def test_separable_images_and_fewer_columns_than_classes_have_a_finite_optimum()
         learner, pool = learner_of(features.float(), labels)
         net, (_, iterations) = fitted(learner, pool)
         passes = learner.passes(net, 3, "dropout", 0)
-        assert finite(net) and iterations < 400 and passes.weights_SCD.isfinite().all()
+        assert finite(net) and iterations < 400 and passes.weights_SCE.isfinite().all()
+
+
+def test_a_rare_class_in_few_columns_does_not_take_half_of_the_images():
+    features = torch.randn(60, 4, generator=seeded())
+    learner, pool = learner_of(features, torch.tensor([0] * 48 + [0, 1] * 6))
+    net, _ = fitted(learner, pool)  # all forty labels are of class 0
+    assert not learner.predict(net, pool.unlabelled_P).log_probs_PSC[:, 0].argmax(1).any()
 
 
 @pytest.mark.parametrize("value", [0.0, 1000.1, -3e6])
@@ -160,11 +169,15 @@ def test_a_constant_column_changes_nothing(value):
     torch.testing.assert_close(weight_CD[:, :-1], without.net.get_classifier().weight)
 
 
-def test_features_that_are_all_constant_predict_every_class_alike():
+def test_features_that_are_all_constant_predict_the_shares_of_the_labelled_classes():
     learner, pool = learner_of(torch.ones(60, 4), clusters()[1])
+    pool = replace(pool, labels_L=torch.tensor([0] * 30 + [1] * 10))
     net, _ = fitted(learner, pool)
-    assert torch.allclose(learner.predict(net, pool.unlabelled_P).log_probs_PSC.exp(), torch.tensor(1 / 3))
-    assert learner.passes(net, 2, "dropout", 0).weights_SCD.isfinite().all()
+    shares = torch.tensor([0.75, 0.25, 0.0]).expand(len(pool.unlabelled_P), 3)
+    torch.testing.assert_close(
+        learner.predict(net, pool.unlabelled_P).log_probs_PSC[:, 0].exp(), shares, atol=0.01, rtol=0
+    )
+    assert learner.passes(net, 2, "dropout", 0).weights_SCE.isfinite().all()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -291,7 +304,7 @@ def test_draws_depend_on_seed_purpose_and_round_and_not_on_how_many_are_drawn_at
     net, _ = fitted(learner, pool)
 
     def drawn(purpose="dropout", round=0, by=learner, n=4):
-        return by.passes(net, n, purpose, round).weights_SCD
+        return by.passes(net, n, purpose, round).weights_SCE
 
     first = drawn()
     assert torch.equal(first, drawn()) and len(first.unique(dim=0)) == 4
@@ -308,7 +321,8 @@ def test_passes_predict_with_the_samples_and_keep_the_embeddings():
     net, _ = fitted(learner, pool)
     passes = learner.passes(net, 5, "dropout", 0)
     found = learner.predict(net, pool.unlabelled_P, embeddings=True, passes=passes)
-    expected = torch.einsum("pd,scd->psc", found.emb_PD, passes.weights_SCD).log_softmax(2)
+    emb_PE = torch.cat([found.emb_PD, torch.ones(len(found.emb_PD), 1)], 1)
+    expected = torch.einsum("pe,sce->psc", emb_PE, passes.weights_SCE).log_softmax(2)
     torch.testing.assert_close(found.log_probs_PSC, expected)
     assert found.log_probs_PSC.shape == (len(pool.unlabelled_P), 5, 3) and net.passes is None
 

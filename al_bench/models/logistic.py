@@ -2,7 +2,7 @@
 
 The objective is convex with one optimum, so the head depends on the labelled images alone: not on first weights, the
 order of batches or a learning rate.
-L labelled, S samples, C classes, D embedding width, B images in a batch.
+L labelled, S samples, C classes, D embedding width, E = D + 1 with the bias, B images in a batch.
 """
 
 import logging
@@ -38,83 +38,91 @@ def relative_penalty(n_labelled: int) -> float:
     return min(1e-4, 0.4 / n_labelled)
 
 
-def penalty_of(x_LD: Tensor, relative: float | None) -> float:
-    """The weight of |W|^2 / 2 beside the mean cross-entropy: above 0, unless all embeddings are 0."""
-    norm = float(x_LD.square().sum(1).mean())
-    return (relative_penalty(len(x_LD)) if relative is None else relative) * norm
+def penalty_of(x_LE: Tensor, relative: float | None) -> float:
+    """The weight of |W|^2 / 2 beside the mean cross-entropy, above 0."""
+    norm = float(x_LE.square().sum(1).mean())
+    return (relative_penalty(len(x_LE)) if relative is None else relative) * norm
+
+
+def with_ones(x_BD: Tensor) -> Tensor:
+    """[B, E]: the last weight of a class is then its bias, and it is penalised as the others.
+
+    A bias without a penalty would learn from few labels by how much the class counts differ by chance. This one weighs
+    as much as one of the D columns. It matters where D is small or a class is rare.
+    """
+    return torch.cat([x_BD, x_BD.new_ones(len(x_BD), 1)], 1)
 
 
 def minimise(
-    x_LD: Tensor, labels_L: Tensor, n_classes: int, penalty: float, start_CD: Tensor | None = None
+    x_LE: Tensor, labels_L: Tensor, n_classes: int, penalty: float, start_CE: Tensor | None = None
 ) -> tuple[Tensor, int]:
-    """(weight_CD, iterations) that minimise the mean cross-entropy of x @ W.T plus penalty / 2 * |W|^2.
+    """(weight_CE, iterations) that minimise the mean cross-entropy of x @ W.T plus penalty / 2 * |W|^2.
 
-    L-BFGS (Liu & Nocedal, 1989) from start_CD or 0, float64. The products with x_LD, most of the work, have its
-    precision: those of float32 are exact enough for this gradient. There is no bias: with few labels it would learn by
-    how much the class counts differ by chance.
+    L-BFGS (Liu & Nocedal, 1989) from start_CE or 0, float64. The products with x_LE, most of the work, have its
+    precision: those of float32 are exact enough for this gradient.
     """
-    weight_CD = x_LD.new_zeros(n_classes, x_LD.shape[1], dtype=torch.float64)
-    if start_CD is not None:
-        weight_CD += start_CD
+    weight_CE = x_LE.new_zeros(n_classes, x_LE.shape[1], dtype=torch.float64)
+    if start_CE is not None:
+        weight_CE += start_CE
     target_LC = F.one_hot(labels_L, n_classes).double()
     optimizer = torch.optim.LBFGS(
-        [weight_CD], max_iter=MAX_ITERATIONS, max_eval=2 * MAX_ITERATIONS, history_size=20, tolerance_grad=GRADIENT,
+        [weight_CE], max_iter=MAX_ITERATIONS, max_eval=2 * MAX_ITERATIONS, history_size=20, tolerance_grad=GRADIENT,
         tolerance_change=1e-12, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     @torch.no_grad()
     def objective() -> Tensor:
         signals.stop_if_asked()
-        log_probs_LC = (x_LD @ weight_CD.T.to(x_LD)).double().log_softmax(1)
-        pull_CD = (log_probs_LC.exp() - target_LC).T.to(x_LD) @ x_LD
-        weight_CD.grad = pull_CD.double() / len(x_LD) + penalty * weight_CD
-        return -(log_probs_LC * target_LC).sum() / len(x_LD) + penalty / 2 * weight_CD.square().sum()
+        log_probs_LC = (x_LE @ weight_CE.T.to(x_LE)).double().log_softmax(1)
+        pull_CE = (log_probs_LC.exp() - target_LC).T.to(x_LE) @ x_LE
+        weight_CE.grad = pull_CE.double() / len(x_LE) + penalty * weight_CE
+        return -(log_probs_LC * target_LC).sum() / len(x_LE) + penalty / 2 * weight_CE.square().sum()
 
     optimizer.step(objective)
     objective()
-    if (left := float(weight_CD.grad.abs().max())) > 10 * GRADIENT:
+    if (left := float(weight_CE.grad.abs().max())) > 10 * GRADIENT:
         log.warning(f"The logistic head is not at its optimum: gradient {left:.1e}. Raise model.penalty.")
-    return weight_CD, optimizer.state[weight_CD]["n_iter"]
+    return weight_CE, optimizer.state[weight_CE]["n_iter"]
 
 
-def sample(weight_CD: Tensor, x_LD: Tensor, precision: float, n: int, stream: torch.Generator) -> Tensor:
-    """weights_SCD: n draws from the Gaussian N(W, H^-1), the Laplace approximation of the posterior of W.
+def sample(weight_CE: Tensor, x_LE: Tensor, precision: float, n: int, stream: torch.Generator) -> Tensor:
+    """weights_SCE: n draws from the Gaussian N(W, H^-1), the Laplace approximation of the posterior of W.
 
     H = sum_i (diag(p_i) - p_i p_i^T) (x) x_i x_i^T + precision * I is the whole Hessian at W, never built: each draw
     solves H d = sqrt(precision) * xi_0 + J^T xi_1, whose right-hand side has the covariance H (Papandreou & Yuille,
     2010), by conjugate gradients. All is float64. precision: L times the penalty of `minimise`. stream: on the CPU.
     """
-    probs_LC = (x_LD @ weight_CD.T).softmax(1)
+    probs_LC = (x_LE @ weight_CE.T).softmax(1)
     root_LC = probs_LC.sqrt()
 
-    def hessian(v_SCD: Tensor) -> Tensor:
-        z_LSC = (x_LD @ v_SCD.flatten(0, 1).T).unflatten(1, v_SCD.shape[:2])
+    def hessian(v_SCE: Tensor) -> Tensor:
+        z_LSC = (x_LE @ v_SCE.flatten(0, 1).T).unflatten(1, v_SCE.shape[:2])
         p_L1C = probs_LC[:, None]
         z_LSC = p_L1C * (z_LSC - (p_L1C * z_LSC).sum(2, keepdim=True))
-        return (z_LSC.flatten(1).T @ x_LD).view_as(v_SCD) + precision * v_SCD
+        return (z_LSC.flatten(1).T @ x_LE).view_as(v_SCE) + precision * v_SCE
 
     def right_hand_side() -> Tensor:
-        noise_CD, noise_LC = (torch.randn(t.shape, generator=stream, dtype=t.dtype).to(t) for t in (weight_CD, root_LC))
+        noise_CE, noise_LC = (torch.randn(t.shape, generator=stream, dtype=t.dtype).to(t) for t in (weight_CE, root_LC))
         # (diag(s) - p s^T) is a root of diag(p) - p p^T, for s the square root of p.
         spread_LC = root_LC * noise_LC - probs_LC * (root_LC * noise_LC).sum(1, keepdim=True)
-        return precision**0.5 * noise_CD + spread_LC.T @ x_LD
+        return precision**0.5 * noise_CE + spread_LC.T @ x_LE
 
-    at_once = max(1, CHUNK // max(probs_LC.numel(), weight_CD.numel()))
+    at_once = max(1, CHUNK // max(probs_LC.numel(), weight_CE.numel()))
     parts = [range(n)[i : i + at_once] for i in range(0, n, at_once)]
     draws = [solve(hessian, torch.stack([right_hand_side() for _ in part])) for part in parts]
-    return weight_CD + torch.cat(draws)
+    return weight_CE + torch.cat(draws)
 
 
-def solve(times: Callable[[Tensor], Tensor], b_SCD: Tensor) -> Tensor:
-    """d_SCD with times(d) = b, by conjugate gradients, for a symmetric positive definite `times`. Each S by itself."""
+def solve(times: Callable[[Tensor], Tensor], b_SCE: Tensor) -> Tensor:
+    """d_SCE with times(d) = b, by conjugate gradients, for a symmetric positive definite `times`. Each S by itself."""
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum((1, 2), keepdim=True)
 
-    d, residual = torch.zeros_like(b_SCD), b_SCD.clone()
+    d, residual = torch.zeros_like(b_SCE), b_SCE.clone()
     direction, squared = residual.clone(), dot(residual, residual)
-    enough, tiny = RESIDUAL**2 * squared, torch.finfo(b_SCD.dtype).tiny
-    for _ in range(b_SCD[0].numel()):  # exact arithmetic needs no more
+    enough, tiny = RESIDUAL**2 * squared, torch.finfo(b_SCE.dtype).tiny
+    for _ in range(b_SCE[0].numel()):  # exact arithmetic needs no more
         if (squared <= enough).all():
             break
         signals.stop_if_asked()
@@ -127,16 +135,22 @@ def solve(times: Callable[[Tensor], Tensor], b_SCD: Tensor) -> Tensor:
     return d
 
 
+def weight_of(net: Classifier) -> Tensor:
+    """weight_CE of the last layer, its bias last."""
+    head = net.net.get_classifier()
+    return torch.cat([head.weight, head.bias[:, None]], 1).detach()
+
+
 class LaplacePasses:
     """One pass for each sample of the head's weights, the same samples for all images."""
 
-    def __init__(self, net: nn.Module, weights_SCD: Tensor) -> None:
-        self.net, self.weights_SCD = net, weights_SCD
+    def __init__(self, net: nn.Module, weights_SCE: Tensor) -> None:
+        self.net, self.weights_SCE = net, weights_SCE
 
     def __call__(self, images: Tensor) -> Tensor:
         """logits_BSC, float32."""
         emb_BD = self.net.forward_head(self.net.forward_features(images), pre_logits=True)
-        return (emb_BD @ self.weights_SCD.flatten(0, 1).T).unflatten(1, self.weights_SCD.shape[:2])
+        return (with_ones(emb_BD) @ self.weights_SCE.flatten(0, 1).T).unflatten(1, self.weights_SCE.shape[:2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +169,7 @@ class LogisticLearner(Learner):
             )
 
     def build(self, round: int, member: int = 0) -> Classifier:
-        """A classifier with the weights 0 and no bias."""
+        """A classifier with weights and biases of 0."""
         mean_D, std_D = self.dataset.mean, self.dataset.std
         # A constant column's mean and deviation are rounding errors: it counts as 0 instead of as huge numbers.
         std_D = torch.where(std_D > 1e-6 * (1 + mean_D.abs()), std_D, torch.inf)
@@ -167,22 +181,24 @@ class LogisticLearner(Learner):
     def fit(self, net: Classifier, pool: Pool, round: int, member: int = 0) -> tuple[int, int]:
         """Set the weights to the optimum. Returns (1, iterations); the history's one entry is of the optimum."""
         process.return_freed_memory()
-        x_LD, labels_L = self._embeddings(net, pool.labelled_L), pool.labels_L.to(self._solver)
-        net.penalty, net.labelled_L = penalty_of(x_LD, self.model.penalty), pool.labelled_L  # for `passes`
-        weight_CD, iterations = minimise(x_LD, labels_L, self.dataset.n_classes, net.penalty)
-        net.net.get_classifier().weight.data.copy_(weight_CD)
-        logits_LC = (x_LD @ weight_CD.T.to(x_LD)).double()
+        x_LE, labels_L = self._embeddings(net, pool.labelled_L), pool.labels_L.to(self._solver)
+        net.penalty, net.labelled_L = penalty_of(x_LE, self.model.penalty), pool.labelled_L  # for `passes`
+        weight_CE, iterations = minimise(x_LE, labels_L, self.dataset.n_classes, net.penalty)
+        head = net.net.get_classifier()
+        head.weight.data.copy_(weight_CE[:, :-1])
+        head.bias.data.copy_(weight_CE[:, -1])
+        logits_LC = (x_LE @ weight_CE.T.to(x_LE)).double()
         loss, hits = F.cross_entropy(logits_LC, labels_L), logits_LC.argmax(1) == labels_L
         net.history.append({"loss": float(loss), "accuracy": float(hits.double().mean())})
         return len(net.history), iterations
 
     def passes(self, classifier: Classifier, n: int, purpose: str, round: int) -> LaplacePasses:
         """n passes, each with weights drawn around the optimum, from the random stream of this purpose."""
-        x_LD = self._embeddings(classifier, classifier.labelled_L).double()
-        weight_CD = classifier.net.get_classifier().weight.detach().to(x_LD)
+        x_LE = self._embeddings(classifier, classifier.labelled_L).double()
+        weight_CE = weight_of(classifier).to(x_LE)
         stream = rng.stream(self.seed, purpose, round)
-        weights_SCD = sample(weight_CD, x_LD, len(x_LD) * classifier.penalty, n, stream)
-        return LaplacePasses(classifier.net, weights_SCD.to(self.device, torch.float32))
+        weights_SCE = sample(weight_CE, x_LE, len(x_LE) * classifier.penalty, n, stream)
+        return LaplacePasses(classifier.net, weights_SCE.to(self.device, torch.float32))
 
     def held_out(self, net: Classifier, pool: Pool, round: int) -> Tensor | None:
         """log_probs_LC of each labelled image, float32 on the CPU, by a head that was fit to the other folds.
@@ -193,14 +209,15 @@ class LogisticLearner(Learner):
         n = len(pool.labelled_L)
         if n < 2:
             return None
-        x_LD, labels_L = self._embeddings(net, pool.labelled_L), pool.labels_L.to(self._solver)
+        x_LE, labels_L = self._embeddings(net, pool.labelled_L), pool.labels_L.to(self._solver)
+        start_CE = weight_of(net).to(x_LE)
         fold_L = torch.randperm(n, generator=rng.stream(self.seed, "held out", round)).to(self._solver) % FOLDS
-        logits_LC = x_LD.new_zeros(n, self.dataset.n_classes)
+        logits_LC = x_LE.new_zeros(n, self.dataset.n_classes)
         for fold in range(min(FOLDS, n)):
-            rest_L, start_CD = fold_L != fold, net.net.get_classifier().weight.detach().to(self._solver)
-            penalty = penalty_of(x_LD[rest_L], self.model.penalty)
-            weight_CD, _ = minimise(x_LD[rest_L], labels_L[rest_L], self.dataset.n_classes, penalty, start_CD)
-            logits_LC[~rest_L] = x_LD[~rest_L] @ weight_CD.T.to(x_LD)
+            rest_L = fold_L != fold
+            penalty = penalty_of(x_LE[rest_L], self.model.penalty)
+            weight_CE, _ = minimise(x_LE[rest_L], labels_L[rest_L], self.dataset.n_classes, penalty, start_CE)
+            logits_LC[~rest_L] = x_LE[~rest_L] @ weight_CE.T.to(x_LE)
         return logits_LC.log_softmax(1).cpu()
 
     @property
@@ -209,10 +226,10 @@ class LogisticLearner(Learner):
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
     def _embeddings(self, net: Classifier, idx_L: Tensor) -> Tensor:
-        """[L, D], float32."""
+        """[L, E], float32: with a column of ones."""
         with torch.no_grad():
-            x_LD = torch.cat([net.net.forward_features(images) for images in self._batches(net, idx_L)])
-        return x_LD.to(self._solver)
+            x_LE = with_ones(torch.cat([net.net.forward_features(images) for images in self._batches(net, idx_L)]))
+        return x_LE.to(self._solver)
 
     def _fill_buffer(self, net: Classifier, idx_P: Tensor) -> None:
         with torch.inference_mode():
