@@ -96,8 +96,13 @@ def slow_draw(weights: list[float], rng: torch.Generator) -> int:
 def pytest_configure() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["AL_BENCH_CACHE"] = f"{tempfile.gettempdir()}/al_bench_cache_{uuid.uuid4().hex}"  # not the user's
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)  # the workers share the cores
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["AL_BENCH_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -108,9 +113,8 @@ def not_asked_to_stop() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def cache_of_the_test(tmp_path_factory, monkeypatch) -> None:
-    """No test takes a first fit of another one, or writes into the user's cache."""
-    monkeypatch.setenv("AL_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"))
+def no_first_fit_of_another_test() -> None:
+    forget_first_fits(Path(os.environ["AL_BENCH_CACHE"]))
 
 
 @pytest.fixture(scope="module")
