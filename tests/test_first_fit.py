@@ -164,6 +164,7 @@ OTHER = {
     "predicted batch": {"overrides": ("trainer.predict_batch_size=4",)},
     "schedule": {"overrides": ("trainer.schedule=cosine",)},
     "augmentation": {"overrides": ("trainer.augment=flip",)},
+    "dropout masks": {"overrides": ("trainer.dropout_masks=bytes",)},
     "deterministic": {"overrides": ("trainer.deterministic=true",)},
     "patience": {"overrides": STOPS},
     "labelled image": {"data": with_pixel(3)},
