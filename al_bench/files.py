@@ -57,12 +57,12 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace the content of a file. A reader sees the old content or the new, never a part of it."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "w") as file:
-            file.write(text)
+        with open(part, "w" if isinstance(content, str) else "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

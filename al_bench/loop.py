@@ -21,6 +21,7 @@ from al_bench.data.pool import Pool, check_budget, start
 from al_bench.metrics import measure, own_metrics, try_out
 from al_bench.models import features, hardware, nets
 from al_bench.models.classifier import Classifier, build_optimizer
+from al_bench.models.first_fit import FirstFit
 from al_bench.models.learner import Learner, Prediction
 from al_bench.models.logistic import LogisticLearner
 from al_bench.models.warm_start import WarmStart
@@ -42,6 +43,7 @@ def run(c: Config, store: RunStore) -> None:
     learner, oracle, pool, records, stop = begin(c, store, strategy)
     try_out(own, len(learner.dataset.test_labels_V), learner.dataset.n_classes)
     warm, test = WarmStart(c.trainer.start, store.folder / "weights"), None
+    first_fit = FirstFit(c, learner, "/".join(store.folder.parts[-6:]), store.info())
     track = store.at_end.enter_context(tracking.opened(c, store.folder, learner.dataset.class_names, records))
     announce(c, store, records)
     for round in itertools.count(len(records)):
@@ -53,7 +55,7 @@ def run(c: Config, store: RunStore) -> None:
         with timed(seconds, "fit"):
             net = warm.load(learner.build(round), records)
             store.identify_weights(model=nets.weights_version(c.model))  # a file may be replaced between two rounds
-            epochs, steps = learner.fit(net, pool, round)
+            fit = first_fit.fit(net, pool, round)
         # Measure. Test labels are read here only.
         with timed(seconds, "evaluate"):
             validation = learner.validate(net, pool)
@@ -69,8 +71,9 @@ def run(c: Config, store: RunStore) -> None:
         store.note(stopped=stopped)
         record = RoundRecord(
             round=round, n_labelled=len(pool.labelled_L), n_val=c.budget.validation, metrics=metrics,
-            validation=validation, acquired=acquired.idx_K.tolist(), weights_from=weights_from, epochs=epochs,
-            steps=steps, history=net.history, seconds=seconds | acquired.seconds, n_candidates=acquired.n_candidates,
+            validation=validation, acquired=acquired.idx_K.tolist(), weights_from=weights_from, epochs=fit.epochs,
+            steps=fit.steps, fit_from=fit.run, history=net.history, seconds=seconds | fit.seconds | acquired.seconds,
+            n_candidates=acquired.n_candidates,
             peak_memory=hardware.peak_memory(learner.device), n_foreign=len(pool.open_set_O),
             class_counts=pool.labels_L.bincount(minlength=learner.dataset.n_classes).tolist(),
         )  # fmt: skip

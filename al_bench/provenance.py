@@ -63,6 +63,14 @@ def code_version(settings: dict[str, Any]) -> dict[str, Any] | None:
     return {"modules": sums, "checksum": hashlib.sha256(json.dumps(sums).encode()).hexdigest()}
 
 
+@functools.cache
+def own_code() -> str:
+    """sha256 over all Python files of al_bench, also of a checkout with changes that are not committed."""
+    package = Path(__file__).parent
+    files = {str(file.relative_to(package)): _source(file) for file in sorted(package.rglob("*.py"))}
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
 def file_version(path: str) -> str | None:
     """sha256:<hex> of a file's content; None if it cannot be read."""
     file = Path(path).expanduser()

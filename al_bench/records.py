@@ -33,6 +33,7 @@ BOUNDS = {  # of the metrics on the test set and on the validation set
 COUNTS = ("round", "n_labelled", "n_val", "weights_from", "epochs", "steps", "peak_memory", "n_candidates", "n_foreign")
 counts_of = operator.attrgetter(*COUNTS)
 MAX_SECONDS = 1e9
+SHARED_FIT = "shared_fit"  # in seconds of round 0: what the fit took the run that made it
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class RoundRecord:
     n_candidates: int = 0  # pool images that the strategy chose from: all, or a random part
     n_foreign: int = 0  # labels queried for out-of-distribution images; not in n_labelled
     class_counts: list[int] = field(default_factory=list)  # of the training labels of this round's fit
+    fit_from: str | None = field(default=None, compare=False)  # <study>/<run_name> of another run that made this fit
     run: str | None = field(default=None, compare=False)  # store.run_name of the run; None in old records
 
     @property
@@ -66,7 +68,7 @@ class RoundRecord:
 
 
 FIELDS = frozenset(f.name for f in fields(RoundRecord))
-REQUIRED = FIELDS - {"n_candidates", "n_foreign", "class_counts", "run"}  # old records lack these four
+REQUIRED = FIELDS - {"n_candidates", "n_foreign", "class_counts", "fit_from", "run"}  # old records lack these
 
 
 def read_records(path: Path, run: str | None = None) -> list[RoundRecord]:
@@ -182,8 +184,9 @@ def why_invalid(r: RoundRecord) -> str | None:
             return why
     if r.weights_from > r.round:
         return f"weights_from is {r.weights_from}, a later round"
-    if not isinstance(r.run, str | None):
-        return f"run is {short(r.run)}, not a name"
+    for name in ("run", "fit_from"):
+        if not isinstance(getattr(r, name), str | None):
+            return f"{name} is {short(getattr(r, name))}, not a name"
     return (
         why_invalid_metrics("metrics", r.metrics)
         or ("metrics lacks accuracy" if "accuracy" not in r.metrics else None)

@@ -84,7 +84,7 @@ class Place:
     folder: Path
 
     def settings(self, name: str, *overrides: str) -> list[str]:
-        own = [f"results_dir={self.folder / name}", f"cache_dir={self.folder / 'cache'}"]
+        own = [f"results_dir={self.folder / name}", f"cache_dir={self.folder / name}_cache"]  # it takes no first fit
         return [*own, "trainer.progress=false", f"trainer.accelerator={self.device.type}", *overrides]
 
 
@@ -252,7 +252,7 @@ def killed_and_resumed(place: Place, name: str, settings: list[str]) -> dict[str
 
 
 def without_costs(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in record.items() if k not in ("seconds", "peak_memory")}
+    return {k: v for k, v in record.items() if k not in ("seconds", "peak_memory", "fit_from")}
 
 
 def memory(place: Place) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from al_bench.analysis.metric import ACCURACY
 from al_bench.analysis.results import Run
 from al_bench.analysis.stats import Efficiency
 from al_bench.imports import function
+from al_bench.records import SHARED_FIT
 from al_bench.strategies import needs_of
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +145,9 @@ def costs(comparisons: Iterable[Comparison]) -> str:
             + [f"{middle['outside']:.0%}"]
         )
     table = report.markdown_rows(heads, [[*map(report.md, row)] for row in rows])
-    total = sum(c["whole"] for c in of_run.values())
+    total = sum(c["whole"] - c["taken"] for c in of_run.values())
+    taken = any(run.fit_from for run in of_run)
+    once = " A first fit that strategies of a seed share counts in each of their runs, and once here." if taken else ""
     machines = Counter(
         f"{start['cpu']}, {start['cores']} cores, threads a run: {start['threads']}, {start['device']}, "
         f"{start['precision']}, torch {start['versions']['torch']}, commit {notes.commit(start)}"
@@ -153,7 +156,7 @@ def costs(comparisons: Iterable[Comparison]) -> str:
     )
     where = "; ".join(f"{n} of {len(of_run)} runs on {machine}" for machine, n in machines.most_common())
     return (
-        f"{table}\n\nAll runs one after the other: {total / 3600:.1f} hours. {where}. Seconds depend on what "
+        f"{table}\n\nAll runs one after the other: {total / 3600:.1f} hours.{once} {where}. Seconds depend on what "
         "else used the cores at the time: between strategies compare the counts."
     )
 
@@ -161,8 +164,8 @@ def costs(comparisons: Iterable[Comparison]) -> str:
 def cost(run: Run) -> dict[str, float]:
     """Counts and seconds of one run.
 
-    whole: from start to end, or for a continued run the sum of the other seconds. outside: the share of the whole that
-    is in none of the others.
+    whole: from start to end, or for a continued run the sum of the other seconds; with the first fit where another run
+    made it. taken: what that fit took. outside: the share of the whole that is in none of the others.
     """
     lines, c = rounds(run), run.config
     needs = needs_of(function("strategy._target_", c["strategy._target_"]))
@@ -178,8 +181,9 @@ def cost(run: Run) -> dict[str, float]:
     epochs = sum(r["epochs"] for r in lines) if c["trainer.early_stopping.patience"] else 0
     seconds = {k: float(v.sum()) for k, v in run.seconds.items()}
     began, ended = (datetime.fromisoformat(t) for t in (run.info["starts"][-1]["time"], run.info["ended"]))
+    taken = lines[0]["seconds"].get(SHARED_FIT, 0.0) if run.fit_from else 0.0
     in_one_go = len(run.info["starts"]) == 1
-    whole = (ended - began).total_seconds() if in_one_go else sum(seconds.values())
+    whole = (ended - began).total_seconds() + taken if in_one_go else sum(seconds.values())
     return {
         "trained": sum(r["steps"] * (members if r in queries else 1) * batch(r) for r in lines),
         "predicted": sum(r["n_candidates"] * times + r["n_labelled"] * of_labelled for r in queries)
@@ -189,5 +193,6 @@ def cost(run: Run) -> dict[str, float]:
         "predict": seconds["predict"] + seconds["evaluate"],
         "select": seconds["select"],
         "whole": whole,
+        "taken": taken,
         "outside": 1 - sum(seconds.values()) / whole,
     }

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ import warm
 from hydra import compose, initialize_config_dir
 
 from al_bench import config, loop, process, signals
+from al_bench.models import first_fit
 from al_bench.models.learner import Learner
 from al_bench.options import conf_dir
 from al_bench.store import RunStore
@@ -36,6 +39,8 @@ def asked(*overrides: str) -> config.Config:
 
 
 def run_here(folder: Path, *overrides: str) -> RunStore:
+    """A run in this process. It trains its first round itself, unless `overrides` name another cache."""
+    forget_first_fits(folder / "cache")
     c = asked(f"results_dir={folder}", f"cache_dir={folder}/cache", *QUICK, *overrides)
     store = RunStore(c)
     with store.at_work():
@@ -46,16 +51,24 @@ def run_here(folder: Path, *overrides: str) -> RunStore:
 def command(
     folder: Path, *arguments: str, program: tuple[str, ...] | None = None, **kwargs
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m al_bench`, or a script, as a fork of one process (warm.py). For a program Python is started."""
+    """`python -m al_bench`, or a script, as a fork of one process (warm.py). For a program Python is started.
+
+    Its first round trains itself, as in run_here.
+    """
+    forget_first_fits(Path(os.environ["AL_BENCH_CACHE"]))
     if program is None:
         return warm.run(folder, *arguments, **kwargs)
     return subprocess.run([sys.executable, *program, *arguments], cwd=folder, capture_output=True, text=True, **kwargs)
 
 
+def forget_first_fits(cache: Path) -> None:
+    shutil.rmtree(cache / first_fit.FOLDER, ignore_errors=True)
+
+
 def lines_of(run_folder: Path) -> list[dict]:
     """Return the records without the fields that differ between two equal runs."""
     records = [json.loads(line) for line in (run_folder / "rounds.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in ("seconds", "peak_memory")} for record in records]
+    return [{k: v for k, v in record.items() if k not in ("seconds", "peak_memory", "fit_from")} for record in records]
 
 
 def seeded(seed=0):
@@ -83,8 +96,13 @@ def slow_draw(weights: list[float], rng: torch.Generator) -> int:
 def pytest_configure() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["AL_BENCH_CACHE"] = f"{tempfile.gettempdir()}/al_bench_cache_{uuid.uuid4().hex}"  # not the user's
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)  # the workers share the cores
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["AL_BENCH_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +110,11 @@ def not_asked_to_stop() -> Iterator[None]:
     """A signal that a test sends is kept in this process until the next run begins. It is not to stop other tests."""
     yield
     signals._asked = None
+
+
+@pytest.fixture(autouse=True)
+def no_first_fit_of_another_test() -> None:
+    forget_first_fits(Path(os.environ["AL_BENCH_CACHE"]))
 
 
 @pytest.fixture(scope="module")

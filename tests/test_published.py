@@ -4,8 +4,10 @@ import json
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -294,7 +296,7 @@ def test_a_complete_comparison_is_kept_whole_and_an_incomplete_one_not_at_all(tm
 
 
 def test_what_a_run_took_by_hand(tmp_path):
-    def run_of(strategy, target, passes=None, members=None, patience=None, n_val=0, starts=1, **trainer):
+    def run_of(strategy, target, passes=None, members=None, patience=None, n_val=0, starts=1, taken=0.0, **trainer):
         folder = write_run(tmp_path, strategy)
         info = json.loads((folder / "run.json").read_text())
         info["starts"] = [info["starts"][0] | {"time": "2026-01-01T10:00:00+00:00"}] * starts
@@ -309,6 +311,7 @@ def test_what_a_run_took_by_hand(tmp_path):
         extra = [
             {"steps": 100, "n_candidates": n, "seconds": seconds, "epochs": 5, "n_val": n_val} for n in (50, 40, 0)
         ]
+        extra[0] |= {"fit_from": "another", "seconds": seconds | {"shared_fit": taken}} if taken else {}
         whole = [json.dumps(line | more) + "\n" for line, more in zip(lines, extra, strict=True)]
         (folder / "rounds.jsonl").write_text("".join(whole))
         return results.read(folder)
@@ -316,7 +319,7 @@ def test_what_a_run_took_by_hand(tmp_path):
     bald = published.cost(run_of("bald", "bayesian.bald", passes=10))
     assert bald == {
         "trained": 3 * 100 * 64, "predicted": 90 * 10 + 3 * 7, "fit": 9, "predict": 3, "select": 3, "whole": 20,
-        "outside": 0.25,
+        "taken": 0, "outside": 0.25,
     }  # fmt: skip
     assert published.cost(run_of("random", "random.random_sampling"))["predicted"] == 21
     # 10, then 20 labels when it asks; three nets and four passes; 6 validation images after 3 fits and their 15 epochs
@@ -329,6 +332,24 @@ def test_what_a_run_took_by_hand(tmp_path):
     assert embeddings["predicted"] == 90 + 10 + 20 + 21
     continued = published.cost(run_of("margin", "uncertainty.margin", starts=2))
     assert (continued["predicted"], continued["whole"], continued["outside"]) == (90 + 21, 15, 0)
+    # A first fit of 4 seconds that another run made counts in each run, and once in the sum over all.
+    takes = {"target": "uncertainty.entropy", "taken": 4.0}
+    entropy = published.cost(run := run_of("entropy", **takes))
+    assert (entropy["fit"], entropy["whole"], entropy["taken"]) == (9 + 4, 20 + 4, 4)
+    assert entropy["outside"] == pytest.approx(5 / 24)
+    continued = published.cost(run_of("badge", **takes, starts=2))
+    assert (continued["fit"], continued["whole"], continued["taken"]) == (9 + 4, 15 + 4, 4)
+    machine = {
+        "cpu": "x86",
+        "cores": 1,
+        "threads": 1,
+        "device": "cpu",
+        "precision": "32-true",
+        "versions": {"torch": "2"},
+    }
+    run.info["starts"][-1] |= machine
+    table = published.costs([SimpleNamespace(all_runs=[run] * 3 + [replace(run) for _ in range(359)])])
+    assert "All runs one after the other: 2.0 hours. A first fit that" in table  # 360 x 20 s
 
 
 def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypatch):

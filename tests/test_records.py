@@ -89,6 +89,7 @@ REFUSED = {
     "nested without end": (swap(b'"history": []', b'"history": ' + b"[" * 5000 + b"]" * 5000), 1, "not a valid"),
     "a newer al_bench's": (changed(1, mood="good"), 2, "a record of a newer al_bench: this version does not know mood"),
     "another seed's": (swap(b"seed=0", b"seed=7"), 1, "is a record of digits/small_cnn/20+5x20/entropy/seed=7"),
+    "a fit of no run": (changed(0, fit_from=3), 1, "fit_from is 3, not a name"),
     "another strategy's, later": (changed(2, run="digits/small_cnn/20+5x20/margin/seed=0"), 3, "is a record of digits"),
 }  # fmt: skip
 
@@ -126,7 +127,7 @@ def test_a_record_names_its_run_and_old_ones_name_none(run):
     assert {r.run for r in run.records()} == {"digits/small_cnn/20+5x20/entropy/seed=0"}
     lines = [json.loads(line) for line in run.rounds_path.read_text().splitlines()]
     for line in lines:
-        del line["run"], line["n_candidates"], line["n_foreign"], line["class_counts"]
+        del line["run"], line["n_candidates"], line["n_foreign"], line["class_counts"], line["fit_from"]
     run.rounds_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run.finished() and results.read(run.folder).state == "finished"
 

@@ -73,7 +73,7 @@ TESTS = str(Path(__file__).parent)
 def wandb_environment(folder: Path, **more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
     (folder / "home").mkdir(exist_ok=True)
-    return kept | {"HOME": str(folder / "home"), "AL_BENCH_CACHE": str(folder / "cache")} | more
+    return kept | {"HOME": str(folder / "home"), "AL_BENCH_CACHE": str(folder / "home" / "cache")} | more
 
 
 @pytest.fixture(autouse=True)

@@ -129,9 +129,14 @@ def cost(c: Comparison) -> Drawing:
     points = {name: (median_seconds(c, name), float(c.curve(name)[:, -1].mean())) for name in rivals(c)}
     return Drawing(
         f"Cost against {c.metric.words}",
-        "Median seconds of a whole run: fit, evaluate, predict and select.",
+        "Median seconds of a whole run: fit, evaluate, predict and select." + shared_fits(c),
         partial(plots.cost, points=points, styles=looks(c), metric=c.metric),
     )
+
+
+def shared_fits(c: Comparison) -> str:
+    n = sum(run.fit_from is not None for runs in c.runs.values() for run in runs)
+    return f" {n} runs took their first fit from another run; it counts in full in each." if n else ""
 
 
 def median_seconds(c: Comparison, name: str) -> float:

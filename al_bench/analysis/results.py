@@ -26,6 +26,7 @@ from al_bench.records import (
     FINISHED,
     INTERRUPTED,
     RUNNING,
+    SHARED_FIT,
     RoundRecord,
     is_complete,
     parse,
@@ -67,6 +68,7 @@ class Run:
     labels_R: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     metrics: dict[str, np.ndarray] = field(default_factory=dict)  # accuracy, nll, ...: [R]
     seconds: dict[str, np.ndarray] = field(default_factory=dict)  # fit, evaluate, committee, predict, select: [R]
+    fit_from: str | None = None  # the run that made its first fit, if it is another one
     acquired: list[np.ndarray] = field(default_factory=list)  # of each round: indices in the order they were picked
     class_counts_RC: np.ndarray | None = None  # of the labelled images of each round
     torn: bool = False  # the last line of its records was cut short and is not counted
@@ -246,10 +248,19 @@ def arrays(records: list[RoundRecord]) -> dict[str, Any]:
     return {
         "labels_R": np.array([r.n_labels for r in records]),
         "metrics": {k: np.array([r.metrics[k] for r in records], dtype=float) for k in numbers},
-        "seconds": {k: np.array([r.seconds.get(k, 0.0) for r in records]) for k in records[-1].seconds},
+        "seconds": seconds(records),
+        "fit_from": records[0].fit_from,
         "acquired": np.split(acquired, np.cumsum([len(r.acquired) for r in records])[:-1]),
         "class_counts_RC": np.array(counts) if all(counts) and len(set(map(len, counts))) == 1 else None,
     }  # fmt: skip
+
+
+def seconds(records: list[RoundRecord]) -> dict[str, np.ndarray]:
+    """Of each part of the rounds. The first fit counts in full where another run made it, for all strategies alike."""
+    values = {k: np.array([r.seconds.get(k, 0.0) for r in records]) for k in records[-1].seconds if k != SHARED_FIT}
+    if "fit" in values:
+        values["fit"][0] += records[0].seconds.get(SHARED_FIT, 0.0)
+    return values
 
 
 def by_setting(runs: list[Run]) -> dict[Setting, list[Run]]:

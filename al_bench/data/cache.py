@@ -109,7 +109,7 @@ def _verified(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | Non
 
 
 def _write(data: Path, meta: Path, key: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype, fill: Fill) -> None:
-    _remove_leftovers(data)
+    remove_leftovers(data)
     part = data.with_name(f"{data.name}.{os.getpid()}.part")
     row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
     try:
@@ -137,7 +137,7 @@ def _seal(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _remove_leftovers(data: Path) -> None:
+def remove_leftovers(data: Path) -> None:
     """Delete what killed processes left, if it is older than a day.
 
     A younger file may belong to a running process: on some clusters a lock holds on one machine only.
