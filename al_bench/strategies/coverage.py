@@ -30,7 +30,7 @@ from al_bench.strategies.diversity import (
     to_all,
 )
 from al_bench.strategies.greedy import lazy_greedy, random_argmax, rounded
-from al_bench.strategies.uncertainty import fitted_temperature, log_mean_probs, margin_score
+from al_bench.strategies.uncertainty import log_mean_probs, margin_score, temperature_of
 
 Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities; it may overwrite its input
 
@@ -253,19 +253,6 @@ def uncertainty_herding(
     kernel = gaussian(least_distance(view.labelled_features_LF))
     covered_P = kernel(nearest(view.features_PF, view.labelled_features_LF)[0])
     return cover(view.features_PF, kernel, weight_P, covered_P, k, rng)
-
-
-def temperature_of(view: PoolView, constant: float, fit: bool | None) -> float:
-    held_out_LC = view.held_out_log_probs_LC
-    if fit and held_out_LC is None:
-        raise ValueError("fit_temperature=true needs model.head=logistic, strategy.passes=null and two labelled images")
-    if fit is False or held_out_LC is None:
-        return constant
-    if constant != 1:
-        raise ValueError(
-            f"temperature={constant} has no effect where it is fitted. Set fit_temperature=false to use it"
-        )
-    return fitted_temperature(held_out_LC, view.labelled_labels_L)
 
 
 def competence(coverage: float, steepness: float = 30.0, centre: float = 0.9) -> float:

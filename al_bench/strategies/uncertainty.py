@@ -74,6 +74,20 @@ def margin_score(log_probs_PSC: Tensor) -> Tensor:
     return unlikely_PC.sum(dim=-1) + unlikely_PC.max(dim=-1).values
 
 
+def temperature_of(view: PoolView, constant: float, fit: bool | None) -> float:
+    """The fitted temperature where the view has held-out predictions, unless fit is False; else the constant."""
+    held_out_LC = view.held_out_log_probs_LC
+    if fit and held_out_LC is None:
+        raise ValueError("fit_temperature=true needs model.head=logistic, strategy.passes=null and two labelled images")
+    if fit is False or held_out_LC is None:
+        return constant
+    if constant != 1:
+        raise ValueError(
+            f"temperature={constant} has no effect where it is fitted. Set fit_temperature=false to use it"
+        )
+    return fitted_temperature(held_out_LC, view.labelled_labels_L)
+
+
 def fitted_temperature(log_probs_LC: Tensor, labels_L: Tensor) -> float:
     """The temperature with the least calibration error on images whose labels the net has not seen.
 
