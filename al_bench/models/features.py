@@ -3,8 +3,10 @@
 N images of the data set, T training images, D embedding width, F feature width.
 """
 
+import functools
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +19,7 @@ from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig
 from al_bench.data import Dataset
 from al_bench.data.cache import cached_array
 from al_bench.errors import UserError
+from al_bench.known import Known
 from al_bench.models import contract, hardware
 from al_bench.models.learner import Learner
 from al_bench.models.nets import weights_version
@@ -35,11 +38,11 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
         raise UserError("model.mode=frozen sees each image once, not augmented. Set trainer.augment=none.")
     if dataset.images.ndim == 2:
         contract.build(m, dataset)  # raises UserError for a net that takes images
-        return _without_constants(_with_features(dataset, dataset.images))
+        return _without_constants(_with_features(dataset, Known(dataset.checksum, dataset.images)))
     hardware.set_threads(c.trainer)  # an earlier run of this process may have set fewer
     plain = replace(m, mode=Mode.finetune, dropout=0.0)  # model.dropout is the linear head's
     learner = Learner(plain, c.trainer, dataset, c.seed)
-    net = learner.build(round=0)
+    net = functools.cache(lambda: learner.build(round=0))  # only where the features are not in the cache
     trained = m.pretrained or m.weights is not None  # random weights differ by the seed
     key = {
         "images": dataset.checksum,
@@ -53,18 +56,31 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
 
     def fill(out: Any) -> tuple[int, dict[str, Any]]:
         log.info(f"Computing the features of {n:,} images by {m.name}, once.")
-        out[:] = learner.predict(net, torch.arange(n), embeddings=True).emb_PD.numpy()
+        out[:] = learner.predict(net(), torch.arange(n), embeddings=True).emb_PD.numpy()
         return n, {}
 
-    features, _ = cached_array(c.cache_dir, key, (n, net.net.head_hidden_size), "float32", fill)
-    return _with_features(dataset, torch.from_numpy(features))
+    features, notes = cached_array(c.cache_dir, key, lambda: (n, net().net.head_hidden_size), "float32", fill)
+    return _with_features(dataset, Known(notes["checksum"], torch.from_numpy(features)))
 
 
-def _with_features(dataset: Dataset, features_ND: Tensor) -> Dataset:
-    train_TD = features_ND[dataset.train_idx]
-    mean_D = train_TD.mean(0)
-    std_D = train_TD.sub_(mean_D).square_().mean(0).sqrt_()  # torch.std takes five times as long along this axis
-    return replace(dataset, images=features_ND, mean=mean_D, std=std_D.clamp_min(1e-6))
+def _with_features(dataset: Dataset, features_ND: Known[Tensor]) -> Dataset:
+    idx_T = dataset.train_idx
+    mean_D, std_D = _mean_and_std_of(features_ND)(Known(idx_T.numpy().tobytes(), idx_T))
+    return replace(dataset, images=features_ND.value, mean=mean_D, std=std_D)
+
+
+@functools.lru_cache(1)
+def _mean_and_std_of(features_ND: Known[Tensor]) -> Callable[[Known[Tensor]], tuple[Tensor, Tensor]]:
+    """A function (training images) -> (mean_D, std_D) that keeps its results for the runs of this process."""
+
+    @functools.lru_cache(100)  # seeds may split the images differently
+    def mean_and_std(idx_T: Known[Tensor]) -> tuple[Tensor, Tensor]:
+        train_TD = features_ND.value[idx_T.value]
+        mean_D = train_TD.mean(0)
+        std_D = train_TD.sub_(mean_D).square_().mean(0).sqrt_()  # torch.std takes five times as long along this axis
+        return mean_D, std_D.clamp_min(1e-6)
+
+    return mean_and_std
 
 
 def _without_constants(dataset: Dataset) -> Dataset:
