@@ -132,7 +132,8 @@ def table(found: dict) -> str:
                 shares,
             ]
         )
-    return f"{report.markdown_rows(heads, rows)}\n\nThe start of the process and the report are included in the CPU seconds."
+    words = "The start of the process and the report are included in the CPU seconds."
+    return f"{report.markdown_rows(heads, rows)}\n\n{words}"
 
 
 def main() -> None:

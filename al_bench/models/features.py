@@ -6,7 +6,6 @@ N images of the data set, T training images, D embedding width, F feature width.
 import functools
 import logging
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,6 @@ from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig
 from al_bench.data import Dataset
 from al_bench.data.cache import cached_array
 from al_bench.errors import UserError
-from al_bench.known import Known
 from al_bench.models import contract, hardware
 from al_bench.models.learner import Learner
 from al_bench.models.nets import weights_version
@@ -38,7 +36,7 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
         raise UserError("model.mode=frozen sees each image once, not augmented. Set trainer.augment=none.")
     if dataset.images.ndim == 2:
         contract.build(m, dataset)  # raises UserError for a net that takes images
-        return _without_constants(_with_features(dataset, Known(dataset.checksum, dataset.images)))
+        return _without_constants(_with_features(dataset, dataset.images, dataset.checksum))
     hardware.set_threads(c.trainer)  # an earlier run of this process may have set fewer
     plain = replace(m, mode=Mode.finetune, dropout=0.0)  # model.dropout is the linear head's
     learner = Learner(plain, c.trainer, dataset, c.seed)
@@ -60,27 +58,32 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
         return n, {}
 
     features, notes = cached_array(c.cache_dir, key, lambda: (n, net().net.head_hidden_size), "float32", fill)
-    return _with_features(dataset, Known(notes["checksum"], torch.from_numpy(features)))
+    return _with_features(dataset, torch.from_numpy(features), notes["checksum"])
 
 
-def _with_features(dataset: Dataset, features_ND: Known[Tensor]) -> Dataset:
-    idx_T = dataset.train_idx
-    mean_D, std_D = _mean_and_std_of(features_ND)(Known(idx_T.numpy().tobytes(), idx_T))
-    return replace(dataset, images=features_ND.value, mean=mean_D, std=std_D)
+def _with_features(dataset: Dataset, features_ND: Tensor, checksum: str) -> Dataset:
+    """checksum: of the features, or of more."""
+    kept, split = _means_and_stds(checksum), dataset.train_idx.numpy().tobytes()
+    if split not in kept:
+        kept[split] = _mean_and_std(features_ND[dataset.train_idx])
+    mean_D, std_D = kept[split]
+    return replace(dataset, images=features_ND, mean=mean_D, std=std_D)
 
 
 @functools.lru_cache(1)
-def _mean_and_std_of(features_ND: Known[Tensor]) -> Callable[[Known[Tensor]], tuple[Tensor, Tensor]]:
-    """A function (training images) -> (mean_D, std_D) that keeps its results for the runs of this process."""
+def _means_and_stds(checksum: str) -> dict[bytes, tuple[Tensor, Tensor]]:
+    """Of the features with this checksum, those that this process knows already, by training images.
 
-    @functools.lru_cache(100)  # seeds may split the images differently
-    def mean_and_std(idx_T: Known[Tensor]) -> tuple[Tensor, Tensor]:
-        train_TD = features_ND.value[idx_T.value]
-        mean_D = train_TD.mean(0)
-        std_D = train_TD.sub_(mean_D).square_().mean(0).sqrt_()  # torch.std takes five times as long along this axis
-        return mean_D, std_D.clamp_min(1e-6)
+    Only these small tensors are kept: the features' file may change between two runs.
+    """
+    return {}
 
-    return mean_and_std
+
+def _mean_and_std(train_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean_D, std_D). Overwrites train_TD."""
+    mean_D = train_TD.mean(0)
+    std_D = train_TD.sub_(mean_D).square_().mean(0).sqrt_()  # torch.std takes five times as long along this axis
+    return mean_D, std_D.clamp_min(1e-6)
 
 
 def _without_constants(dataset: Dataset) -> Dataset:
