@@ -11,8 +11,21 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from al_bench.analysis.canvas import LINE, PAGE, SMALL, new_figure, plain, shown
-from al_bench.analysis.plots import Curve, learning_curves
+from al_bench.analysis.canvas import (
+    COLUMN,
+    FONT,
+    HEIGHT,
+    LINE,
+    PAGE,
+    SMALL,
+    count_on_x,
+    dress,
+    line,
+    plain,
+    shown,
+    style,
+)
+from al_bench.analysis.metric import ACCURACY
 from al_bench.data import Dataset
 from al_bench.records import RoundRecord
 from al_bench.strategies import uncertainty
@@ -28,10 +41,16 @@ SCORES = {
 
 
 def learning_curve(path: Path, records: Sequence[RoundRecord], name: str) -> None:
-    figure = new_figure()
-    curve = Curve([r.n_labels for r in records], [r.metrics["accuracy"] for r in records])
-    learning_curves(figure.subplots(), {name: curve})
-    figure.savefig(path, dpi=200)
+    title = shown(name, 44)
+    above = 0.1 + LINE * (1 + title.count("\n"))
+    height = HEIGHT + above
+    figure = Figure((COLUMN, height))  # a layout engine would draw it twice; the positions are computed here
+    ax = figure.add_axes((0.55 / COLUMN, 0.45 / height, 1 - 0.7 / COLUMN, 1 - (0.45 + above) / height))
+    line(ax, [r.n_labels for r in records], [100 * r.metrics["accuracy"] for r in records], style(())["random"])
+    dress(ax, "Training labels", f"{ACCURACY.label}{ACCURACY.in_unit}")
+    count_on_x(ax)
+    ax.set_title(title, fontsize=FONT)
+    figure.savefig(path, dpi=150)
 
 
 def picked(path: Path, dataset: Dataset, records: Sequence[RoundRecord]) -> None:
@@ -65,8 +84,7 @@ class Row(NamedTuple):
 
 def contact_sheet(rows: Sequence[Row], columns: int) -> Figure:
     """Draw each row: its title and below it up to `columns` images side by side."""
-    figure = new_figure(PAGE)
-    figure.set_layout_engine("none")  # a layout engine takes seconds; the positions are computed below
+    figure = Figure((PAGE, HEIGHT))  # without a layout engine, which takes seconds; the positions are computed below
     cell, places, y = PAGE / columns, [], 0.0
     for row in rows:
         h, w = row.images_KCHW.shape[2:]

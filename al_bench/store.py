@@ -74,7 +74,10 @@ class RunStore:
         return read_json(path) if is_there(path) else {}
 
     def note(self, **facts: Any) -> None:
-        write_atomically(self.folder / "run.json", json.dumps(self.info() | facts, indent=1) + "\n")
+        """Write these facts into run.json, unless it says the same already: each write waits for the disk."""
+        before = self.info()
+        if any(name not in before or before[name] != fact for name, fact in facts.items()):
+            write_atomically(self.folder / "run.json", json.dumps(before | facts, indent=1) + "\n")
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

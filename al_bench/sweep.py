@@ -48,7 +48,7 @@ class Sweeper(SweeperPlugin):
         self.max_batch_size, self.params = max_batch_size, params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.config = hydra_context, config
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         self.parser = OverridesParser.create(hydra_context.config_loader)
         if config.hydra.runtime.choices["hydra/launcher"] == "ray" and not find_spec(
             "hydra_plugins.hydra_ray_launcher"
@@ -77,7 +77,12 @@ class Sweeper(SweeperPlugin):
         if todo:
             print(f"Sweep: {len(todo)} to run, {len(finished)} there already.", flush=True)
             try:
-                self.launch([job for job, _ in todo.values()])
+                ours = [job for job, _ in todo.values()]
+                if self.runs_here():
+                    of_job = dict(zip(map(tuple, jobs), configs, strict=True))
+                    self.run_here([of_job[tuple(job)] for job in ours])
+                else:
+                    self.launch(ours)
             except (KeyboardInterrupt, SystemExit):
                 if "ray" in sys.modules:
                     sys.modules["ray"].shutdown()  # ends the runs
@@ -119,6 +124,22 @@ class Sweeper(SweeperPlugin):
     def is_value(self, override: Override) -> bool:
         groups = self.config.hydra.runtime.choices
         return override.type is OverrideType.CHANGE and override.get_key_element() not in groups
+
+    def runs_here(self) -> bool:
+        """Whether the launcher is Hydra's own, which runs the jobs in this process, and is asked for nothing else."""
+        h = self.config.hydra
+        others = h.callbacks, h.job.env_set, h.job.chdir, h.output_subdir
+        return (
+            type(self.launcher).__name__ == "BasicLauncher"
+            and not any(others)
+            and h.runtime.choices["hydra/job_logging"] == "none"
+        )
+
+    def run_here(self, configs: list[DictConfig]) -> None:
+        """Run the jobs one after the other. Hydra's launcher would compose each once more, at the cost of ten fits."""
+        for cfg in configs:
+            signals.stop_if_asked()
+            self.task_function(cfg)
 
     def launch(self, jobs: list[Job]) -> None:
         """Launch the jobs. A launcher's error is about its workers and only printed: run folders say how runs ended."""

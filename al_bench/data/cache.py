@@ -26,18 +26,19 @@ DAY = 24 * 60 * 60  # seconds
 # The files that this process has verified: their checksum, inode, size and times of change at that time
 _known_sound: dict[Path, tuple[str | int, ...]] = {}
 
+Shape = tuple[int, ...] | Callable[[], tuple[int, ...]]
 Fill = Callable[[np.ndarray], tuple[int, dict[str, Any]]]
 
 
 def cached_array(
-    cache_dir: str, key: dict[str, Any], shape: tuple[int, ...], dtype: str, fill: Fill
+    cache_dir: str, key: dict[str, Any], shape: Shape, dtype: str, fill: Fill
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The array that `fill` writes and the notes that it returns; both come from the cache if they are there and sound.
 
-    fill(out) writes rows into `out`, and returns how many rows to keep (from the front) and its notes. `checksum` is
-    added to the notes. The array is memory-mapped copy-on-write, so nobody can alter the file through it. A truncated
-    or altered file is detected by its checksum and written again. Raises UserError if the disk is full or the folder
-    cannot be written.
+    shape: of `out`, or a function that returns it and is called only where `fill` is. fill(out) writes rows into `out`,
+    and returns how many rows to keep (from the front) and its notes. `checksum` is added to the notes. The array is
+    memory-mapped copy-on-write, so nobody can alter the file through it. A truncated or altered file is detected by its
+    checksum and written again. Raises UserError if the disk is full or the folder cannot be written.
     """
     folder = Path(cache_dir).expanduser()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
@@ -49,7 +50,7 @@ def cached_array(
         with filelock.FileLock(folder / f"{name}.lock"):  # the other jobs of a sweep wait for the first, then read
             found = _read_locked(data, meta)
             if found is None:
-                _write(data, meta, key, shape, np.dtype(dtype), fill)
+                _write(data, meta, key, shape() if callable(shape) else shape, np.dtype(dtype), fill)
                 found = _read_locked(data, meta)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

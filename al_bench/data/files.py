@@ -9,7 +9,7 @@ import weakref
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -69,24 +69,50 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(map(one_line, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
 
 
+def stamp(root: str) -> tuple[Hashable, ...]:
+    """What changes with every file that is added to, removed from or rewritten in a folder, or with an archive.
+
+    No content is read: sizes, inodes and times are compared. The inode's change time is one of the times: a copy can
+    keep the modification time, but not this one. Empty where root cannot be looked at, which `files_in` reports.
+    """
+    path = Path(root).expanduser()
+    try:
+        return _entries(path) if path.is_dir() else _facts(path.stat())
+    except OSError:
+        return ()
+
+
+def _facts(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_mode, info.st_ino
+
+
+def _entries(path: Path) -> tuple[tuple[str, int, int, int, int, int], ...]:
+    """Name, size, times, mode and inode of all that is visible below a folder; zeros where it cannot be looked at."""
+    found, todo = [], [("", str(path))]
+    while todo:
+        above, home = todo.pop()
+        with os.scandir(home) as entries:
+            for entry in entries:
+                name = above + entry.name
+                if not _is_visible(entry.name):
+                    continue
+                try:
+                    facts = _facts(entry.stat())
+                except OSError:
+                    facts = (0, 0, 0, 0, 0)
+                if stat.S_ISDIR(facts[3]):
+                    _refuse_loop(Path(entry.path))
+                    todo.append((f"{name}/", entry.path))
+                    name, facts = f"{name}/", (0, 0, 0, *facts[3:])  # its files say what changed
+                found.append((name, *facts))
+    return tuple(sorted(found))
+
+
 def _folder(path: Path) -> ImageFiles:
-    folders: list[str] = []
-    contents: list[tuple[str, int, int, int]] = []
-    faults: dict[str, str] = {}
-    for home, subfolders, names in os.walk(path, onerror=_raise, followlinks=True):
-        above = Path(home).relative_to(path).as_posix() + "/"
-        above = "" if above == "./" else above
-        subfolders[:] = [name for name in subfolders if _is_visible(name)]
-        for name in subfolders:
-            _refuse_loop(Path(home, name))
-        folders += [above + name for name in subfolders]
-        for name in filter(_is_visible, names):
-            facts, fault = _look_at(os.path.join(home, name))
-            contents.append((above + name, *facts))
-            if fault:
-                faults[above + name] = fault
-    contents.sort()
-    sizes = {name: size for name, size, _, _ in contents}
+    entries = _entries(path)
+    folders = tuple(sorted(name.rstrip("/") for name, *_ in entries if name.endswith("/")))
+    contents = [entry[:4] for entry in entries if not entry[0].endswith("/")]
+    faults = {name: fault for name, *_, mode, _ in entries if (fault := _fault(path / name, mode))}
 
     def read(name: str) -> bytes:
         if name in faults:
@@ -95,20 +121,15 @@ def _folder(path: Path) -> ImageFiles:
 
     # The path is included: another folder may hold files of the same names, sizes and times.
     fingerprint = _digest([str(path.resolve()), *contents])
-    return ImageFiles(path, sizes, tuple(sorted(folders)), read, fingerprint, faults)
+    return ImageFiles(path, {name: size for name, size, *_ in contents}, folders, read, fingerprint, faults)
 
 
-def _look_at(path: str) -> tuple[tuple[int, int, int], str | None]:
-    """Size and times of a file, and why it cannot be read. Its content is not read: each start would take too long.
-
-    The inode's change time is one of the times: a copy can keep the modification time, but not this one.
-    """
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return (0, 0, 0), "a link that leads nowhere" if os.path.islink(path) else "it cannot be looked at"
-    fault = NOT_A_FILE.get(stat.S_IFMT(facts.st_mode))
-    return (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns), fault and f"{fault}, not a file"
+def _fault(path: Path, mode: int) -> str | None:
+    """Why a file cannot be read. mode: 0 where it cannot be looked at."""
+    if not mode:
+        return "a link that leads nowhere" if path.is_symlink() else "it cannot be looked at"
+    kind = NOT_A_FILE.get(stat.S_IFMT(mode))
+    return kind and f"{kind}, not a file"
 
 
 def _refuse_loop(folder: Path) -> None:
@@ -178,10 +199,6 @@ def _with_parents(folders: Iterable[str]) -> tuple[str, ...]:
 
 def _is_visible(name: str) -> bool:
     return "/." not in f"/{name}" and "/__MACOSX" not in f"/{name}"
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _digest(contents: Sequence[object]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import functools
 import hashlib
 import io
 import logging
@@ -19,21 +20,27 @@ def write_listing(folder: Path, files: Sequence[str], classes: Iterable[str]) ->
 
     files: the names of the images' files; empty for data without files. Returns None if it cannot be written.
     """
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["index", *(["file"] if files else []), "class"])
-    names = ((_as_path(name),) for name in files) if files else iter(lambda: (), None)
-    rows.writerows((i, *name, _as_text(label)) for i, (name, label) in enumerate(zip(names, classes, strict=False)))
-    path = folder / f"images-{hashlib.sha256(table.getvalue().encode()).hexdigest()[:12]}.csv"
+    table = _table(tuple(files), tuple(classes))
+    path = folder / f"images-{hashlib.sha256(table.encode()).hexdigest()[:12]}.csv"
     try:
         if not path.exists():
-            write_atomically(path, table.getvalue())
+            write_atomically(path, table)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         log.warning(f"{path} cannot be written ({error.strerror}), so no file says which image an index is.")
         return None
     return path
+
+
+@functools.lru_cache(1)  # the runs of a process show the same images
+def _table(files: tuple[str, ...], classes: tuple[str, ...]) -> str:
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["index", *(["file"] if files else []), "class"])
+    names = ((_as_path(name),) for name in files) if files else iter(lambda: (), None)
+    rows.writerows((i, *name, _as_text(label)) for i, (name, label) in enumerate(zip(names, classes, strict=False)))
+    return table.getvalue()
 
 
 def _is_formula(text: str) -> bool:

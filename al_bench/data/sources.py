@@ -4,6 +4,7 @@ A function of the user's has the same signature: (c: DatasetConfig, model_size: 
 arrays.in_memory makes a Source from arrays.
 """
 
+import functools
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -24,22 +25,34 @@ from al_bench.data import Dataset, layout, oddities, stressors
 from al_bench.data.arrays import Images, Source, in_memory
 from al_bench.data.cache import checksum
 from al_bench.data.decode import complaint, decode
-from al_bench.data.files import ImageFiles, files_in
+from al_bench.data.files import ImageFiles, files_in, stamp
 from al_bench.data.idx import packed
 from al_bench.data.listing import write_listing
 from al_bench.data.oracle import Oracle
 from al_bench.data.stressors import UNSTRESSED, Split
 from al_bench.errors import UserError, failure_of, users_code
 from al_bench.imports import function
+from al_bench.known import Known
 from al_bench.text import one_line
 
 log = logging.getLogger("al_bench")
 
+FROM_FILES = ("al_bench.data.sources.image_folder", "al_bench.data.sources.dogs_vs_cats")
 PHOTO_SIZE = 64  # pixels, if neither dataset.image_size nor the model asks for a size
 
 
 def find(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
     """The Source of a data set, checked. model_size: the model's input size; dataset.image_size takes precedence."""
+    read_from = stamp(c.root) if c._target_ in FROM_FILES and c.root else ()
+    settings = Known((repr(c), read_from), c)
+    # Only where files tell of a change: a user's function may make other data each time.
+    return (_found if read_from else _found.__wrapped__)(settings, model_size, cache_dir)
+
+
+@functools.lru_cache(1)
+def _found(settings: Known[DatasetConfig], model_size: int | None, cache_dir: str) -> Source:
+    """The same, once for all runs of a process on the same files."""
+    c = settings.value
     source = _make_source(c, model_size, cache_dir)
     _refuse_empty_class(c, source.labels_N, source.class_names, "image")
     channels = source.image_shape[0]

@@ -3,6 +3,7 @@
 N images of the data set, T training images, D embedding width, F feature width.
 """
 
+import functools
 import logging
 import re
 from dataclasses import replace
@@ -35,11 +36,11 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
         raise UserError("model.mode=frozen sees each image once, not augmented. Set trainer.augment=none.")
     if dataset.images.ndim == 2:
         contract.build(m, dataset)  # raises UserError for a net that takes images
-        return _without_constants(_with_features(dataset, dataset.images))
+        return _without_constants(_with_features(dataset, dataset.images, dataset.checksum))
     hardware.set_threads(c.trainer)  # an earlier run of this process may have set fewer
     plain = replace(m, mode=Mode.finetune, dropout=0.0)  # model.dropout is the linear head's
     learner = Learner(plain, c.trainer, dataset, c.seed)
-    net = learner.build(round=0)
+    net = functools.cache(lambda: learner.build(round=0))  # only where the features are not in the cache
     trained = m.pretrained or m.weights is not None  # random weights differ by the seed
     key = {
         "images": dataset.checksum,
@@ -53,18 +54,36 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
 
     def fill(out: Any) -> tuple[int, dict[str, Any]]:
         log.info(f"Computing the features of {n:,} images by {m.name}, once.")
-        out[:] = learner.predict(net, torch.arange(n), embeddings=True).emb_PD.numpy()
+        out[:] = learner.predict(net(), torch.arange(n), embeddings=True).emb_PD.numpy()
         return n, {}
 
-    features, _ = cached_array(c.cache_dir, key, (n, net.net.head_hidden_size), "float32", fill)
-    return _with_features(dataset, torch.from_numpy(features))
+    features, notes = cached_array(c.cache_dir, key, lambda: (n, net().net.head_hidden_size), "float32", fill)
+    return _with_features(dataset, torch.from_numpy(features), notes["checksum"])
 
 
-def _with_features(dataset: Dataset, features_ND: Tensor) -> Dataset:
-    train_TD = features_ND[dataset.train_idx]
+def _with_features(dataset: Dataset, features_ND: Tensor, checksum: str) -> Dataset:
+    """checksum: of the features, or of more."""
+    kept, split = _means_and_stds(checksum), dataset.train_idx.numpy().tobytes()
+    if split not in kept:
+        kept[split] = _mean_and_std(features_ND[dataset.train_idx])
+    mean_D, std_D = kept[split]
+    return replace(dataset, images=features_ND, mean=mean_D, std=std_D)
+
+
+@functools.lru_cache(1)
+def _means_and_stds(checksum: str) -> dict[bytes, tuple[Tensor, Tensor]]:
+    """Of the features with this checksum, those that this process knows already, by training images.
+
+    Only these small tensors are kept: the features' file may change between two runs.
+    """
+    return {}
+
+
+def _mean_and_std(train_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean_D, std_D). Overwrites train_TD."""
     mean_D = train_TD.mean(0)
     std_D = train_TD.sub_(mean_D).square_().mean(0).sqrt_()  # torch.std takes five times as long along this axis
-    return replace(dataset, images=features_ND, mean=mean_D, std=std_D.clamp_min(1e-6))
+    return mean_D, std_D.clamp_min(1e-6)
 
 
 def _without_constants(dataset: Dataset) -> Dataset:

@@ -6,6 +6,7 @@ Every net takes images as uint8 [B, C, H, W] and brings them to its own size, me
 A net of the user's comes from a class or function (c: ModelConfig, dataset: Dataset); models/contract.py checks it.
 """
 
+import functools
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from al_bench.config import FeaturesConfig, Mode, ModelConfig
 from al_bench.data import Dataset
 from al_bench.errors import UserError
+from al_bench.known import Known
 from al_bench.models.backbone import input_of, short, timm_backbone
 from al_bench.provenance import file_version
 
@@ -256,7 +258,14 @@ def preferred_size(c: ModelConfig) -> int | None:
     """The input size the weights were trained for; None where any size will do."""
     if c._target_ != "al_bench.models.nets.timm_net":
         return None
-    return input_of(timm_backbone(replace(c, pretrained=False, weights=None)))["input_size"][-1]
+    plain = replace(c, pretrained=False, weights=None)
+    # A name with a colon stands for settings on the hub or the disk, which may change.
+    return (_input_size.__wrapped__ if ":" in c.name else _input_size)(Known((c.name, repr(c.options)), plain))
+
+
+@functools.lru_cache
+def _input_size(model: Known[ModelConfig]) -> int:
+    return input_of(timm_backbone(model.value))["input_size"][-1]
 
 
 def weights_version(c: ModelConfig | FeaturesConfig) -> str | None:
