@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from al_bench import plan, rng
 from al_bench.data import Dataset
+from al_bench.data.cache import checksum
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.models.features import _with_features
@@ -37,7 +38,9 @@ def learner_of(features_ND, labels_N, n_labelled=40, *overrides):
     names = tuple(map(str, range(int(labels_N.max()) + 1)))
     plain = Dataset("d", torch.empty(0), train, test, labels_N[test], names, (0.0,), (1.0,), "checksum")
     c = asked(*LOGISTIC, *overrides)
-    learner = LogisticLearner(c.model, c.trainer, _with_features(plain, features_ND), c.seed)
+    learner = LogisticLearner(
+        c.model, c.trainer, _with_features(plain, features_ND, checksum(features_ND.numpy())), c.seed
+    )
     return learner, Pool(train[:n_labelled], labels_N[:n_labelled], train[n_labelled:], NOTHING, NOTHING)
 
 
