@@ -19,6 +19,7 @@ from al_bench.strategies.coverage import (
     first_gains,
     gains_of,
     gaussian,
+    kernel_memory,
     labelled_balls,
     least_distance,
     max_herding,
@@ -52,9 +53,10 @@ def view_of(x_PF, labelled_LF=None, labels_L=None, log_probs_PSC=None, seed=0):
     return PoolView(p, 3, log_probs_PSC, labelled_labels_L=labels_L, features_PF=x_PF, labelled_features_LF=labelled_LF)
 
 
-@pytest.fixture(params=[2**22, 64], ids=["whole", "chunked"])
+@pytest.fixture(params=[(2**22, 2**27), (64, 2**27), (64, 0)], ids=["whole", "chunked", "kernel not kept"])
 def chunk(request, monkeypatch):
-    monkeypatch.setattr("al_bench.strategies.CHUNK", request.param)
+    monkeypatch.setattr("al_bench.strategies.CHUNK", request.param[0])
+    monkeypatch.setattr("al_bench.strategies.coverage.KEPT", request.param[1])
 
 
 # A slow reference: the coverage of every set that one more image makes. Ties are common (two images that cover only
@@ -110,10 +112,12 @@ def test_gains_are_a_double_loops_for_pools_that_no_block_divides(chunk, kernel,
         sum(float(weight[n]) * max(0.0, float(kernel_PP[n, c]) - float(covered[n])) for n in range(p)) for c in range(p)
     ]
     slow = torch.tensor(slow, dtype=torch.float64)
-    args = x, sq_norms(x), kernel, weight, covered
+    args, kept_PP = (x, sq_norms(x), kernel, weight, covered), torch.empty(p, p)
+    torch.testing.assert_close(first_gains(*args, kept_PP), slow, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(first_gains(*args), slow, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept_PP, kernel_PP, rtol=1e-4, atol=2e-3)  # of an image to itself: rounding
     some = torch.randperm(p, generator=seeded(3))
-    torch.testing.assert_close(gains_of(some, *args), slow[some], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gains_of(kept_PP[some], weight, covered), slow[some], rtol=1e-4, atol=1e-3)
 
 
 def test_what_is_subtracted_is_the_covered_points_coverage_and_not_the_candidates():
@@ -446,7 +450,7 @@ def test_no_block_of_distances_is_larger_than_a_chunk(strategy, monkeypatch):
 
 
 def test_what_they_ask_for():
-    assert needs_of(max_herding) == Needs(predictions=False, features=True)
-    assert needs_of(uncertainty_herding) == Needs(features=True, held_out=True)
+    assert needs_of(max_herding) == Needs(predictions=False, features=True, memory=kernel_memory)
+    assert needs_of(uncertainty_herding) == Needs(features=True, held_out=True, memory=kernel_memory)
     assert needs_of(prob_cover).features and not needs_of(prob_cover).predictions
     assert needs_of(dcom).features and needs_of(dcom).predictions

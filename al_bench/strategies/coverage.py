@@ -34,6 +34,7 @@ from al_bench.strategies.uncertainty import log_mean_probs, margin_score, temper
 
 Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities; it may overwrite its input
 
+KEPT = 2**27  # numbers of a kernel that is kept; a larger one is computed again where it is looked at
 PROBES = 500  # images that prob_cover's radius is estimated from
 RESOLUTION = 0.05  # of the radii that dcom searches for, as in the paper
 
@@ -47,45 +48,51 @@ def gaussian(sigma: float) -> Kernel:
     return lambda sq_dist: sq_dist.mul_(-1 / sigma**2).exp_()
 
 
-def first_gains(x_PF: Points, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor) -> Tensor:
-    """The gains of all P candidates. K(n, x) = K(x, n), so each block of the kernel is computed only once."""
+def first_gains(
+    x_PF: Points, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor, kernel_PP: Tensor | None = None
+) -> Tensor:
+    """The gains of all P candidates. K(n, x) = K(x, n), so each block of the kernel is computed only once.
+
+    kernel_PP: an array that the kernel is kept in.
+    """
     gain_P, begun = torch.zeros(len(x_PF), dtype=torch.float64), bool(covered_P.any())
     for a in blocks(len(x_PF)):
         for b in blocks(len(x_PF)):
             if b.start < a.start:
                 continue
             kernel_AB = kernel(sq_distances(x_PF[a], x_PF[b], norm_P[a], norm_P[b]))
+            if kernel_PP is not None:
+                kernel_PP[a, b], kernel_PP[b, a] = kernel_AB, kernel_AB.T
             gain_P[a] += ((kernel_AB - covered_P[b]).clamp_min_(0) if begun else kernel_AB) @ weight_P[b]
             if b != a:
                 gain_P[b] += weight_P[a] @ (kernel_AB.sub_(covered_P[a, None]).clamp_min_(0) if begun else kernel_AB)
     return gain_P
 
 
-def gains_of(
-    positions: Tensor, x_PF: Points, norm_P: Tensor, kernel: Kernel, weight_P: Tensor, covered_P: Tensor
-) -> Tensor:
-    """The gains of the candidates at these positions."""
-    gain_B = torch.zeros(len(positions), dtype=torch.float64)
-    for b in blocks(len(positions)):
-        x_BF, norm_B = x_PF[positions[b]], norm_P[positions[b]]
-        for n in blocks(len(x_PF)):
-            kernel_BN = kernel(sq_distances(x_BF, x_PF[n], norm_B, norm_P[n]))
-            gain_B[b] += kernel_BN.sub_(covered_P[n]).clamp_min_(0) @ weight_P[n]
-    return gain_B
-
-
 def cover(x_PF: Points, kernel: Kernel, weight_P: Tensor, covered_P: Tensor, k: int, rng: torch.Generator) -> Tensor:
     """Greedily maximise the weighted coverage; returns k positions. If nothing gains, the choice is random."""
-    norm_P, covered_P = sq_norms(x_PF), covered_P.clone()
+    n, norm_P, covered_P = len(x_PF), sq_norms(x_PF), covered_P.clone()
+    kernel_PP = torch.empty(n, n) if n * n <= KEPT else None
+
+    def rows(positions: Tensor) -> Tensor:
+        if kernel_PP is not None:
+            return kernel_PP[positions]
+        return kernel(to_all(x_PF[positions], norm_P[positions], x_PF, norm_P))
 
     def gains(positions: Tensor) -> Tensor:
-        return rounded(gains_of(positions, x_PF, norm_P, kernel, weight_P, covered_P))
+        return rounded(by_chunks(lambda at: gains_of(rows(at), weight_P, covered_P), positions, width=n))
 
     def take(i: int) -> None:
-        torch.maximum(covered_P, kernel(to_all(x_PF[[i]], norm_P[[i]], x_PF, norm_P)[0]), out=covered_P)
+        torch.maximum(covered_P, rows(torch.tensor([i]))[0], out=covered_P)
 
-    gain_P = rounded(first_gains(x_PF, norm_P, kernel, weight_P, covered_P))
+    gain_P = rounded(first_gains(x_PF, norm_P, kernel, weight_P, covered_P, kernel_PP))
     return lazy_greedy(gains, gain_P, k, take, rng)
+
+
+def gains_of(kernel_BP: Tensor, weight_P: Tensor, covered_P: Tensor) -> Tensor:
+    """The gains of B candidates, from their rows of the kernel, which are overwritten."""
+    gain_BP = kernel_BP.sub_(covered_P).clamp_min_(0)
+    return sum(gain_BP[:, n].mv(weight_P[n]).double() for n in blocks(gain_BP.shape[1]))
 
 
 def neighbours(x_PF: Points, norm_P: Tensor, of: Tensor, delta: float) -> Tensor:
@@ -197,7 +204,11 @@ def prob_cover(
     return cover_balls(view.features_PF, delta, covered_P, k, rng, lambda degree_P: degree_P)
 
 
-@needs(predictions=False, features=True)
+def kernel_memory(n: Size) -> float:
+    return 4 * n.P**2 if n.P**2 <= KEPT else 0
+
+
+@needs(predictions=False, features=True, memory=kernel_memory)
 def max_herding(view: PoolView, k: int, rng: torch.Generator, *, sigma: float = 1.0) -> Tensor:
     """MaxHerding (Bae, Noh & Sutherland, 2024): maximise the pool's mean similarity to its most similar labelled image.
 
@@ -221,7 +232,7 @@ def least_distance(x_LF: Points) -> float:
     return 1.0 if least == inf else least**0.5
 
 
-@needs(features=True, held_out=True)
+@needs(features=True, held_out=True, memory=kernel_memory)
 def uncertainty_herding(
     view: PoolView,
     k: int,
