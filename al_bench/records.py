@@ -20,7 +20,7 @@ from al_bench.errors import UserError
 from al_bench.files import read_file
 from al_bench.text import printable_in
 
-STATES = FINISHED, FAILED, RUNNING, INTERRUPTED = "finished", "failed", "running", "interrupted"
+STATES = FINISHED, FAILED, RUNNING, INTERRUPTED, WAITING = "finished", "failed", "running", "interrupted", "waiting"
 LARGEST_COUNT = 2**53
 
 FINITE = sys.float_info.max
@@ -280,7 +280,7 @@ def why_misplaced(record: RoundRecord, before: list[RoundRecord], acquired: set[
 # Other facts may be present. Null counts as absent, except in place of a list.
 CHECKED_SET = {"checksum": str, "n": int}
 FACTS = {
-    "id": str, "state": str, "error": str, "stopped": str, "ended": str, "features": str,
+    "id": str, "state": str, "error": str, "stopped": str, "ended": str, "features": str, "waits_for": int,
     "starts": [{"time": str, "git": str, "versions": {}}],
     "dataset": {"name": str, "checksum": str, "classes": [str], "n_train": int, "n_test": int},
     "initial_set": CHECKED_SET, "validation_set": CHECKED_SET, "strategy_code": {"checksum": str, "modules": {}},
