@@ -113,7 +113,11 @@ def begin(
     pool = start(dataset.train_idx, oracle, c.budget, c.seed, observe.initial_draw(c.budget.start, learner))
     dataset = oracle.tested(dataset)
     learner = replace(learner, dataset=dataset)
-    store.identify(dataset.facts(), pool.facts())
+    sets = pool.facts()
+    if c.oracle is Annotator.person:  # whether an image has a class may be corrected: compare what was drawn
+        drawn = torch.cat([pool.labelled_L, pool.open_set_O]).sort().values
+        sets = {"initial_set": replace(pool, labelled_L=drawn).facts()["initial_set"]}
+    store.identify(dataset.facts(), sets)
     if used is Extractor.backbone:
         store.identify_weights(features=nets.weights_version(c.features))
     store.note(features=used.name if used else None)

@@ -72,6 +72,23 @@ def test_an_answer_that_was_trained_on_can_be_corrected_and_counts_from_the_next
         assert session.store.records()[-1].class_counts == counts(session)
 
 
+def test_a_skipped_image_may_get_a_class_after_the_round_that_skipped_it(folder):
+    skipped = []
+
+    def answer(path):
+        if session.next()[0].role == "train" and not skipped:
+            skipped.append(path)
+            return SKIP
+        return truth(path)
+
+    with opened(folder) as session:
+        label(session, 63, answer)
+        session.answer(skipped[0], truth(skipped[0]), seconds=1)
+        label_all(session)
+        assert session.progress().state == "finished"
+        assert [r.n_foreign for r in session.store.records()] == [1, 0, 0, 0, 0]
+
+
 def test_images_on_screen_stay_first(folder):
     with opened(folder) as session:
         third = session.next(3)[2]
