@@ -1,6 +1,6 @@
 """What the person is told of the run: accuracy with its interval, and whether further labels are worth their time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log, sqrt
 from typing import Any
@@ -51,6 +51,19 @@ def measured(records: Sequence[RoundRecord], info: dict[str, Any]) -> list[Measu
     """Of each round. info: the run.json, which says how many images are tested."""
     n = (info.get("dataset") or {}).get("n_test") or 1
     return [Measured(r.n_labels, r.metrics["accuracy"], *wilson(r.metrics["accuracy"], n), n) for r in records]
+
+
+def weak_classes(
+    record: RoundRecord, classes: Sequence[str], n_tested: Mapping[str, int]
+) -> list[tuple[str, float, int]]:
+    """(class, share of its test images that is predicted right, how many these are), the weakest first.
+
+    A class is weak if the 95% interval of its share lies below the accuracy on all test images. n_tested: by class.
+    """
+    shares = zip(classes, record.metrics["per_class"], strict=False)  # the run may have begun before the last class
+    known = [(name, share, n_tested.get(name, 0)) for name, share in shares if share is not None]
+    weak = [(name, share, n) for name, share, n in known if n and wilson(share, n)[1] < record.metrics["accuracy"]]
+    return sorted(weak, key=lambda found: found[1])
 
 
 def expected_gain(curve: Sequence[Measured], further: int = FURTHER) -> tuple[float, float, float] | None:

@@ -2,11 +2,15 @@
 
 import argparse
 import logging
+import shlex
 import sys
+import threading
+import webbrowser
 from collections.abc import Sequence
 
 from al_bench import process
 from al_bench.errors import UserError
+from al_bench.labelling.server import served
 from al_bench.labelling.session import Session
 from al_bench.text import printable
 
@@ -20,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with opened(options) as session:
             for note in session.notes:
                 print(printable(note))
-            show(session)
+            label(session, options)
     except UserError as error:
         print(f"al_bench: {error}", file=sys.stderr)
         return 1
@@ -39,6 +43,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="images in sub-folders that are named like classes are labelled already",
     )
+    ask.add_argument("--no-browser", action="store_true", help="print the address of the page, and open nothing")
+    ask.add_argument("--port", type=int, default=0, help="of the page; without it a free one")
     ask.add_argument("overrides", nargs="*", metavar="key=value", help="settings of al-bench, such as budget.query=50")
     options = ask.parse_intermixed_args(arguments)
     if strays := [text for text in options.overrides if "=" not in text]:
@@ -52,18 +58,20 @@ def opened(options: argparse.Namespace) -> Session:
     return Session(options.folder, classes, options.overrides, options.who, options.use_folders)
 
 
-def show(session: Session) -> None:
-    """Print how far the labelling is and which images are next."""
-    now = session.wait()
-    print(f"{now.labelled:,} of {now.images:,} images are labelled; {now.state}.")
-    if now.error:
-        raise UserError(now.error)
-    for last in now.accuracy[-1:]:
-        print(
-            f"Accuracy {100 * last.accuracy:.1f}% [{100 * last.low:.1f}, {100 * last.high:.1f}] "
-            f"with {last.labels:,} labels. {session.advice().text}"
-        )
-    if now.left:
-        print(f"{now.left:,} images are asked for. The next ones:")
-        for item in session.next(5):
-            print(f"  {printable(str(item.file))}")
+def label(session: Session, options: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C."""
+    with served(session, options.port) as server:
+        print(f"Label in the browser: {server.url}\nCtrl-C ends the program; every answer is kept at once.", flush=True)
+        if not options.no_browser:
+            threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()  # some do not return
+        try:
+            threading.Event().wait()
+        finally:
+            now = session.progress()
+            folder = printable(shlex.quote(str(session.listing.folder)))
+            print(
+                f"\n{now.labelled:,} of {now.images:,} images are labelled. Their answers are in "
+                f"{printable(str(session.labels.path))}.\n"
+                f"Go on: al-bench label {folder}\nOr end: al-bench finish {folder}",
+                flush=True,
+            )  # fmt: skip
