@@ -1,6 +1,7 @@
 """Headless Chromium that a test drives through its debugging pipe, without a library."""
 
 import base64
+import fcntl
 import json
 import os
 import subprocess
@@ -65,7 +66,7 @@ class Page:
 class Pipe:
     def __init__(self, write: int, read: int) -> None:
         self.write, self.read, self.number, self.rest = write, read, 0, b""
-        self.console: list[str] = []  # errors that pages wrote
+        self.console: list[str] = []  # errors of scripts and of the security policy
 
     def call(self, method: str, session: str | None = None, **params: Any) -> dict:
         self.number += 1
@@ -74,7 +75,8 @@ class Pipe:
         while True:
             got = self._next()
             if got.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-                self.console.append(json.dumps(got["params"]))
+                if got["params"].get("entry", {}).get("source") != "network":  # statuses, which pages show themselves
+                    self.console.append(json.dumps(got["params"]))
             if got.get("id") == self.number:
                 assert "error" not in got, got
                 return got["result"]
@@ -101,12 +103,15 @@ class Pipe:
 def chromium(home: Path) -> Iterator[Pipe]:
     """home: an empty folder for its profile."""
     (its_in, our_out), (our_in, its_out) = os.pipe(), os.pipe()
+    # It reads from 3 and writes to 4, so those that are put there lie above.
+    above = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (its_in, its_out)]
+    start = f'exec 3<&{above[0]} 4>&{above[1]}; exec chromium "$@"'
     process = subprocess.Popen(
-        ["sh", "-c", f'exec 3<&{its_in} 4>&{its_out}; exec chromium "$@"', "sh", *FLAGS, f"--user-data-dir={home}"],
-        pass_fds=(its_in, its_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ["bash", "-c", start, "bash", *FLAGS, f"--user-data-dir={home}"],  # the fds of dash have one digit
+        pass_fds=above, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    os.close(its_in)
-    os.close(its_out)
+    for fd in (its_in, its_out, *above):
+        os.close(fd)
     pipe = Pipe(our_out, our_in)
     try:
         yield pipe

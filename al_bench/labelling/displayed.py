@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from al_bench.data.photo import ORIENTATION, opened, upright_rgb, why_bad
 from al_bench.errors import UserError
@@ -75,9 +75,7 @@ def displayed(content: bytes) -> Displayed:
     share = min(1.0, SIDE / max(image.size))
     target = (max(1, round(image.width * share)), max(1, round(image.height * share)))
     image.draft(None, target)  # libjpeg decodes at a half, a quarter or an eighth, never below the target
-    if image.mode[0] in "IF":
-        image = _stretched(image)
-    rgb, _ = upright_rgb(image, content, None)
+    rgb = _stretched(image) if image.mode[0] in "IF" else upright_rgb(image, content, None)[0]
     rgb.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
     file = io.BytesIO()
     rgb.save(file, "JPEG", quality=88)
@@ -85,9 +83,9 @@ def displayed(content: bytes) -> Displayed:
 
 
 def _stretched(image: Image.Image) -> Image.Image:
-    """An image of 16 or 32 bits from its lowest to its highest value: its file rarely says which value is white."""
+    """Upright RGB, from the lowest to the highest value: few files of 16 or 32 bits say which value is white."""
     values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
     low, high = float(values.min()), float(values.max())
     grey = Image.fromarray(((values - low) * (255 / ((high - low) or 1))).astype(np.uint8))
     grey.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
-    return grey
+    return ImageOps.exif_transpose(grey).convert("RGB")

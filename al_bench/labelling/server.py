@@ -8,15 +8,16 @@ web page can send one. Images are asked for by their number in the list, so no r
 import json
 import logging
 import secrets
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from inspect import signature
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from al_bench.errors import UserError
 from al_bench.labelling.answering import POSTS, Answering, Contradiction
@@ -47,6 +48,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, session: Session, port: int = 0) -> None:
         """port: 0 lets the system choose one. Raises UserError if it is in use."""
         self.answering, self.display, self.token = Answering(session), Display(), secrets.token_urlsafe(16)
+        self.connections: set[socket.socket] = set()
         self.page = PAGE.read_text(encoding="utf-8")
         try:
             super().__init__((ADDRESS, port), Handler)
@@ -56,6 +58,20 @@ class Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         socketserver.TCPServer.server_bind(self)  # HTTPServer's asks the network for the name of this machine
         self.hosts = {f"{name}:{self.port}" for name in (ADDRESS, "localhost")}
+
+    def process_request(self, request: socket.socket, client_address: Any) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: socket.socket) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in [*self.connections]:  # browsers keep some open, and no answer may come after the session
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def port(self) -> int:
@@ -94,7 +110,11 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(HTTPStatus.FORBIDDEN, "Only the page itself may send answers.")
             if name not in POSTS:
                 raise Refused(HTTPStatus.NOT_FOUND, "There is nothing of this name.")
-            self._send_json(POSTS[name](self.server.answering, **self._content()))
+            try:
+                asked = signature(POSTS[name]).bind(self.server.answering, **self._content())
+            except TypeError as error:
+                raise Refused(HTTPStatus.BAD_REQUEST, f"{name}: {error}") from None
+            self._send_json(POSTS[name](*asked.args, **asked.kwargs))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: requests are no news."""
@@ -120,8 +140,8 @@ class Handler(BaseHTTPRequestHandler):
     def _asked_for(self) -> str:
         """What follows the token. Raises Refused."""
         if self.headers.get_all("Host", []) not in [[host] for host in self.server.hosts]:
-            raise Refused(HTTPStatus.MISDIRECTED_REQUEST, f"This server answers {self.server.hosts} alone.")
-        token, slash, name = urlsplit(self.path).path.removeprefix("/").partition("/")
+            raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "This server answers this machine alone.")
+        token, slash, name = self.path.partition("?")[0].removeprefix("/").partition("/")
         if not slash or not secrets.compare_digest(token.encode(), self.server.token.encode()):
             raise Refused(HTTPStatus.FORBIDDEN, "Open the whole address that al-bench label has printed.")
         return name

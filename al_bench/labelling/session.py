@@ -283,6 +283,8 @@ class Session:
         except UserError as error:
             self.error = str(error)
         except Exception as error:
+            if self._closing:  # Python is ending, and lets nobody begin anything
+                return
             log.exception("The run failed.")
             self.error = f"{error!r}; {self.store.folder}/run.log says where."
         with self.lock:
