@@ -1,6 +1,7 @@
 """The page of al-bench label: who is answered, what is served, and a robot that labels in a browser."""
 
 import http.client
+import io
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +42,9 @@ class Client:
         """(status, headers, content)"""
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=30)
         path = path if whole else f"/{self.server.token}/{path}"
-        sent = {"Host": self.host} | ({"Origin": f"http://{self.host}", "Content-Type": "application/json"} if body else {})
+        sent = {"Host": self.host} | (
+            {"Origin": f"http://{self.host}", "Content-Type": "application/json"} if body else {}
+        )
         connection.request(method, path, body, {k: v for k, v in (sent | headers).items() if v is not None})
         with closing(connection), connection.getresponse() as reply:
             return reply.status, reply.headers, reply.read()
@@ -206,8 +208,6 @@ def saved(folder, name, pixels, **options):
 
 def shown(content):
     made = displayed(content)
-    import io
-
     return made, Image.open(io.BytesIO(made.content))
 
 
@@ -355,16 +355,17 @@ def test_a_robot_that_presses_keys_makes_the_records_of_the_benchmark(tabs, tmp_
         assert session.progress().state == "finished"
         lines = read_lines(session.labels.path)
     assert [line.path for line in lines] == asked and len(set(asked)) == 60 + 20 + 40
-    assert all(line.answer == truth(line.path) and 0 <= line.seconds < 60 and line.shown is None or len(CLASSES) > 9 for line in lines)
+    assert all(line.answer == truth(line.path) and 0 < line.seconds < 60 for line in lines)
     assert lines_of(session.store.folder) == benchmarked(session)
     print(f"key to next image: median {took[len(took) // 2]:.0f} ms, p95 {took[int(0.95 * len(took))]:.0f} ms")
     assert took[len(took) // 2] < 50  # half of them, so that a busy machine does not fail the test
 
 
+# From a key to the next image on the screen; not where the next images are chosen only after training.
 STOPWATCH = """
 window.took = [];
 let pressed = 0;
-document.addEventListener("keydown", (event) => { pressed = event.timeStamp; }, true);
+document.addEventListener("keydown", (event) => { pressed = ahead.length ? event.timeStamp : 0; }, true);
 new MutationObserver(() => {
   if (!document.querySelector("#picture img") || !pressed) return;
   const start = pressed, channel = new MessageChannel();
@@ -392,8 +393,11 @@ def test_undo_has_no_limit_even_after_the_page_was_opened_again(tabs, folder):
             assert page.until(READY) == path
         page.until(IDLE)
         assert len(session.labels.current) == 3
+        page.run("window.before = true")
         page.call("Page.reload")
-        page.until(f"typeof current !== 'undefined' && current && current.text === {json.dumps(asked[3])} && seen")
+        page.until(
+            f"!window.before && typeof current !== 'undefined' && current && current.text === {json.dumps(asked[3])} && seen"
+        )
         for path in reversed(asked[:3]):
             page.press("Backspace")
             page.until(f"current.text === {json.dumps(path)} && !waiting")
@@ -486,20 +490,25 @@ def test_two_pages_ask_no_image_twice(tabs, folder):
         other.call("Page.close")
 
 
-ODD = ["<img src=x onerror=alert(1)>.png", "a\"b'&amp;.png", "line\nbreak.png", "right\u202eto\u202cleft.png", b"\xff\xfe.png",
-       "%2e%2e.png", "\u05d0\u05d1.png"]  # fmt: skip
+ODD = [
+    "<img src=x onerror=alert(1)>.png", "a\"b'&amp;.png", "line\nbreak.png", "right\u202eto\u202cleft.png",
+    b"\xff\xfe.png", "%2e%2e.png", "\u05d0\u05d1.png",
+]  # fmt: skip
 
 
 @browser_test
 def test_odd_names_are_shown_escaped(tabs, folder):
     shutil.rmtree(folder / "photos")
     (folder / "photos").mkdir()
-    for i, name in enumerate(ODD * 1):
+    for i, name in enumerate(ODD):
         file = os.path.join(os.fsencode(folder / "photos"), os.fsencode(name))
         with open(file, "wb") as out:
             Image.fromarray(np.full((9, 9 + i), 9 * i, np.uint8)).save(out, "PNG")
     classes = ("<b>cat</b>", "d\"o'g & \u202eco", "line\nbreak")
-    with page_at_work(tabs, folder, "budget.initial=2", "budget.query=1", "budget.rounds=1", classes=classes) as (session, page):
+    with page_at_work(tabs, folder, "budget.initial=2", "budget.query=1", "budget.rounds=1", classes=classes) as (
+        session,
+        page,
+    ):
         texts = [page.until(READY)]
         shown = page.run("[...document.querySelectorAll('#classes > button span')].map((one) => one.textContent)")
         assert shown == ["<b>cat</b>", "d\"o'g & \\u202eco", "line\\nbreak"]
@@ -512,7 +521,9 @@ def test_odd_names_are_shown_escaped(tabs, folder):
         page.until(IDLE)
         assert page.run("document.querySelectorAll('main b, main img[src=x]').length") == 0
         lines = read_lines(session.labels.path)
-        assert {line.answer for line in lines} == {*classes} and {line.path for line in lines} <= {*map(os.fsdecode, ODD)}
+        assert {line.answer for line in lines} == {*classes} and {line.path for line in lines} <= {
+            *map(os.fsdecode, ODD)
+        }
     assert all(text.isprintable() for text in texts)
 
 
@@ -520,14 +531,15 @@ def test_odd_names_are_shown_escaped(tabs, folder):
 def test_a_class_is_added_on_the_way(tabs, folder):
     with page_at_work(tabs, folder, classes=()) as (session, page):
         page.until(READY)
-        for name in ("c0", "<i>"):
-            page.until("document.activeElement.id === 'name_of_class'" if name == "c0" else "true")
-            if name != "c0":
+        for name in ("c0", "<i>", "c2"):
+            if name == "c2":  # the first two are asked for
                 page.press("n")
+            page.until("document.activeElement.id === 'name_of_class'")
             page.call("Input.insertText", text=name)
             page.press("Enter")
             page.until(f"classes.some((one) => one.name === {json.dumps(name)})")
-        assert session.classes == ("c0", "<i>") and session.labels.current == {}
+        page.until("document.activeElement === document.body && !naming")
+        assert session.classes == ("c0", "<i>", "c2") and session.labels.current == {}
         path = page.until(READY)
         page.press("2")
         page.until(IDLE)
