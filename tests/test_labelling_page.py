@@ -172,6 +172,10 @@ def test_a_second_answer_to_an_image_is_told_and_changes_nothing_unless_it_is_a_
         assert len(session.labels.lines) == 1
         assert client.post("answer", **answer, correct=True)[0] == 200
         assert [line.answer for line in session.labels.lines] == [truth(path), other]
+        while session.labels.lines[-1].role != "train":
+            (id,) = answered(session, client, 1)
+        status, told = client.post("answer", id=id, answer="skip", seconds=1)
+        assert (status, told["test"]) == (409, False) and session.labels.lines[-1].answer != "skip"
 
 
 def test_the_state_is_told_while_the_run_goes_on(folder):
