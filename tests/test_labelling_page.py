@@ -481,6 +481,8 @@ def test_a_server_that_is_gone_is_told_and_the_image_stays(tabs, folder):
 @browser_test
 def test_two_pages_ask_no_image_twice(tabs, folder):
     with page_at_work(tabs, folder) as (session, page):
+        until_asked(session)
+        reload(page)
         other = tabs.open(page.run("location.href"))
         other.until("typeof state !== 'undefined' && state !== null")
         first = other.until(READY)
