@@ -63,6 +63,12 @@ class Masks(Enum):
     bytes = "bytes"
 
 
+class Annotator(Enum):
+    """Who answers for the labels, other than the data themselves; null is the data."""
+
+    person = "person"
+
+
 class Monitor(Enum):
     loss = "loss"
     accuracy = "accuracy"

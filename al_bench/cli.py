@@ -23,9 +23,15 @@ from al_bench.finished import is_finished
 from al_bench.options import conf_dir
 from al_bench.store import RunStore
 from al_bench.text import Formatter
+from al_bench.waiting import LabelsWanted
 
 # The module of each command, below al_bench. Its `main` takes the arguments and returns the exit code.
-COMMANDS = {"check": "check.command", "report": "analysis.report", "status": "analysis.status"}
+COMMANDS = {
+    "check": "check.command",
+    "report": "analysis.report",
+    "status": "analysis.status",
+    "label": "labelling.command",
+}
 
 
 def main() -> None:
@@ -87,6 +93,8 @@ def run(cfg: DictConfig) -> None:
     try:
         os.chdir(HydraConfig.get().runtime.cwd)  # the workers of a Ray cluster begin in another folder
         run_one(config.read(cfg))
+    except LabelsWanted as wanted:
+        print(f"al_bench: The run {wanted}. al-bench label asks for them.")
     except UserError as error:
         if not in_sweep:
             sys.exit(f"al_bench: {error}")

@@ -20,6 +20,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from al_bench.bounds import violations
 from al_bench.choices import (
+    Annotator,
     Augment,
     Extractor,
     Head,
@@ -36,6 +37,8 @@ from al_bench.choices import (
 from al_bench.errors import UserError
 from al_bench.options import shipped
 
+UNLABELLED = "al_bench.labelling.images.unlabelled"  # the target of dataset=unlabelled
+
 
 @dataclass
 class DatasetConfig:
@@ -49,6 +52,8 @@ class DatasetConfig:
     mean: list[float] = field(default_factory=lambda: [0.0])
     std: list[float] = field(default_factory=lambda: [1.0])
     max_pixels: int | None = None  # the most in one file; null: Pillow's limit, 89,478,485
+    classes: list[str] | None = None  # that a person labels with, where the images have no labels
+    known: int | None = None  # lines of labels.jsonl whose labels the run begins with, besides its initial set
     white: float | None = None  # the value of white in images of 16 or 32 bits or floats; null: as the file says
 
 
@@ -163,6 +168,7 @@ class Config:
     seed: int = MISSING
     plan: bool = MISSING
     cache_dir: str = MISSING
+    oracle: Annotator | None = None  # null: the labels of the data; person: those of labels.jsonl
     metrics: list[str] | None = None  # dotted paths of the user's functions (log_probs_VC, labels_V) -> float
     dataset: DatasetConfig = MISSING
     stressor: StressorConfig = field(default_factory=StressorConfig)
@@ -203,6 +209,7 @@ def _mistakes(c: Config) -> Iterator[str]:
     yield from _training_mistakes(c.trainer)
     yield from _head_mistakes(c)
     yield from _naming_mistakes(c)
+    yield from _annotator_mistakes(c)
     if (n := c.strategy.get("candidates")) is not None and n < (most := max(c.budget.queries)):
         yield f"strategy.candidates={n}: {most} or more (budget.query), or null."
     if c.strategy.get("members") is not None and c.trainer.start is not Weights.fresh:
@@ -234,6 +241,18 @@ def _naming_mistakes(c: Config) -> Iterator[str]:
                 f"{group}._target_={target} would be stored under the name {name}, which belongs to "
                 f"{there['_target_']}. Set a name of its own: {group}.name={new}"
             )
+
+
+def _annotator_mistakes(c: Config) -> Iterator[str]:
+    unlabelled = c.dataset._target_ == UNLABELLED
+    if unlabelled != (c.oracle is Annotator.person):
+        yield "oracle=person and dataset=unlabelled go together: a person labels a folder of images without labels."
+    if c.oracle is None:
+        return
+    if c.stressor != StressorConfig():
+        yield "oracle=person: a stressor changes known labels, and a person's are not known before. Leave it out."
+    if c.budget.start is InitialDraw.balanced:
+        yield "budget.start=balanced needs all labels before the first is asked for. Try budget.start=typiclust."
 
 
 def _budget_mistakes(b: BudgetConfig, t: TrainerConfig) -> Iterator[str]:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from al_bench import observe, pictures, rng, signals, stopping, tracking
-from al_bench.config import Config, Extractor, Head, Mode
+from al_bench.config import Annotator, Config, Extractor, Head, Mode
 from al_bench.data import Dataset, sources
 from al_bench.data.oracle import Oracle
 from al_bench.data.pool import Pool, check_budget, start
+from al_bench.labelling.oracle import PersonOracle
 from al_bench.metrics import measure, own_metrics, try_out
 from al_bench.models import features, hardware, nets
 from al_bench.models.classifier import Classifier, build_optimizer
@@ -30,6 +31,7 @@ from al_bench.store import RunStore
 from al_bench.strategies import Strategy, load
 from al_bench.strategies.guard import select
 from al_bench.strategies.uncertainty import average_prediction
+from al_bench.waiting import wait_for
 
 log = logging.getLogger("al_bench")
 
@@ -65,9 +67,8 @@ def run(c: Config, store: RunStore) -> None:
         # Stop, or let the strategy choose.
         stopped = stop.reason(round, pool, metrics, kept_validation)
         acquired = Acquired() if stopped else acquire(strategy, learner, net, pool, c.budget.query_of(round), round)
-        # The record is the checkpoint: on disk before the next round.
+        # The record is the checkpoint: on disk before labels are asked for.
         signals.stop_if_asked()
-        next_pool = pool.acquire(acquired.idx_K, oracle)
         store.note(stopped=stopped)
         record = RoundRecord(
             round=round, n_labelled=len(pool.labelled_L), n_val=c.budget.validation, metrics=metrics,
@@ -81,7 +82,9 @@ def run(c: Config, store: RunStore) -> None:
         warm.forget_others(weights_from)
         log.info(line(record, records[-1] if records else None))
         records.append(record)
-        pool = next_pool
+        if store.person:
+            store.person.trained(learner, net, pool)
+        pool = pool.acquire(acquired.idx_K, oracle)  # after the record: a person may take days
         track(records, partial(tracking.picked, learner, net, pool, record.n_labelled, c.logger.images))
     finish(c, store, learner.dataset, records, test)
 
@@ -99,6 +102,8 @@ def begin(
     reference = stopping.find_reference(c)
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     dataset, oracle = sources.load(c.dataset, source, c.seed, c.stressor, c.cache_dir, store.folder.parents[3])
+    if c.oracle is Annotator.person:
+        oracle = PersonOracle(c, dataset, source.files, partial(wait_for, store))
     check_budget(len(dataset.train_idx), c.budget)
     dataset = features.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
     learner = (LogisticLearner if c.model.head is Head.logistic else Learner)(c.model, c.trainer, dataset, c.seed)
@@ -106,7 +111,13 @@ def begin(
     used = c.features.extractor if strategy.needs.features or c.budget.start in observe.COLD_STARTS else None
     learner = replace(learner, features_NF=features.fixed_features(c, dataset) if used else None)
     pool = start(dataset.train_idx, oracle, c.budget, c.seed, observe.initial_draw(c.budget.start, learner))
-    store.identify(dataset.facts(), pool.facts())
+    dataset = oracle.tested(dataset)
+    learner = replace(learner, dataset=dataset)
+    sets = pool.facts()
+    if c.oracle is Annotator.person:  # whether an image has a class may be corrected: compare what was drawn
+        drawn = torch.cat([pool.labelled_L, pool.open_set_O]).sort().values
+        sets = {"initial_set": replace(pool, labelled_L=drawn).facts()["initial_set"]}
+    store.identify(dataset.facts(), sets)
     if used is Extractor.backbone:
         store.identify_weights(features=nets.weights_version(c.features))
     store.note(features=used.name if used else None)

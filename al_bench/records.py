@@ -20,7 +20,7 @@ from al_bench.errors import UserError
 from al_bench.files import read_file
 from al_bench.text import printable_in
 
-STATES = FINISHED, FAILED, RUNNING, INTERRUPTED = "finished", "failed", "running", "interrupted"
+STATES = FINISHED, FAILED, RUNNING, INTERRUPTED, WAITING = "finished", "failed", "running", "interrupted", "waiting"
 LARGEST_COUNT = 2**53
 
 FINITE = sys.float_info.max
@@ -262,8 +262,8 @@ def why_misplaced(record: RoundRecord, before: list[RoundRecord], acquired: set[
         if record.n_labels != last.n_labels + len(last.acquired):
             due = f"{last.n_labels:,} labels and {len(last.acquired):,} acquired images"
             return f"n_labelled and n_foreign make {record.n_labels:,} labels, after {due}"
-        if record.n_labelled < last.n_labelled or record.n_foreign < last.n_foreign:
-            return "n_labelled or n_foreign has decreased"
+        if record.n_labelled < last.n_labelled:  # n_foreign may: a person may name a class that was skipped before
+            return "n_labelled has decreased"
     elif record.n_labels < 1:
         return "n_labelled is 0"
     n_before = len(acquired)
@@ -280,7 +280,7 @@ def why_misplaced(record: RoundRecord, before: list[RoundRecord], acquired: set[
 # Other facts may be present. Null counts as absent, except in place of a list.
 CHECKED_SET = {"checksum": str, "n": int}
 FACTS = {
-    "id": str, "state": str, "error": str, "stopped": str, "ended": str, "features": str,
+    "id": str, "state": str, "error": str, "stopped": str, "ended": str, "features": str, "waits_for": int,
     "starts": [{"time": str, "git": str, "versions": {}}],
     "dataset": {"name": str, "checksum": str, "classes": [str], "n_train": int, "n_test": int},
     "initial_set": CHECKED_SET, "validation_set": CHECKED_SET, "strategy_code": {"checksum": str, "modules": {}},

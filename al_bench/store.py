@@ -41,6 +41,7 @@ from al_bench.recipe import (
 )
 from al_bench.records import RoundRecord, is_complete, read_json, read_records, split_lines
 from al_bench.text import Formatter
+from al_bench.waiting import LabelsWanted, Person
 
 log = logging.getLogger("al_bench")
 
@@ -62,6 +63,7 @@ class RunStore:
         self.name = run_name(flat(asdict(config)))
         self.rounds_path = self.folder / "rounds.jsonl"
         self.at_end = ExitStack()  # closed when the work in the folder ends, however it ends
+        self.person: Person | None = None
 
     def finished(self) -> bool:
         """Whether the run is finished. Raises UserError if its rounds have another configuration, weights or code."""
@@ -126,6 +128,9 @@ class RunStore:
             self._leave("interrupted", None)
             log.info(f"Interrupted; {self._kept()} The same command goes on from there.")
             raise SystemExit(signals.exit_code()) from None
+        except LabelsWanted:
+            self.note(ended=now())
+            raise
         except UserError as error:
             # The cause may be in a user's own code.
             log.debug(traceback.format_exc() if error.__cause__ else str(error))

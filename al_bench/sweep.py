@@ -253,6 +253,7 @@ def why_missing(store: RunStore) -> str | None:
             "finished": None,
             "failed": info.get("error") or "failed",
             "interrupted": "interrupted",
+            "waiting": "waits for a person's labels",
             "running": "killed, or at work in another process",
         }.get(info.get("state"), "not started")
     except Exception as error:

@@ -27,6 +27,7 @@ from al_bench.records import (
     INTERRUPTED,
     RUNNING,
     SHARED_FIT,
+    WAITING,
     RoundRecord,
     is_complete,
     parse,
@@ -196,6 +197,8 @@ def read(folder: Path) -> Run:
         data = read_file(folder / ROUNDS) if os.path.lexists(folder / ROUNDS) else b""
         records = parse(folder / ROUNDS, data, own_name(folder))
         state, why = state_of(folder, info), info.get("error")
+        if state == WAITING:
+            why = f"waits for {info.get('waits_for', 0):,} labels"
         if state == FINISHED and not is_complete(records):
             state, why = INTERRUPTED, f"{ROUNDS} has lost its last rounds"  # the folder was perhaps copied too early
         torn = bool(split_lines(data)[1])

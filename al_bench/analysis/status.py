@@ -22,9 +22,9 @@ from rich.text import Text
 from al_bench.analysis import results
 from al_bench.analysis.results import MISSING, UNREADABLE, Run, Setting
 from al_bench.errors import UserError
-from al_bench.records import FAILED, FINISHED, INTERRUPTED, RUNNING
+from al_bench.records import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING
 
-STATES = (FINISHED, RUNNING, FAILED, INTERRUPTED, MISSING, UNREADABLE)
+STATES = (FINISHED, RUNNING, WAITING, FAILED, INTERRUPTED, MISSING, UNREADABLE)
 EVERY = 5  # seconds
 MOST = 1e12  # seconds that a timedelta can hold
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def follow(root: Path, screen: Group) -> None:
     with Live(screen, auto_refresh=False) as live:
-        while any(run.state in (RUNNING, MISSING, INTERRUPTED) for run in results.find(root)):
+        while any(run.state in (RUNNING, WAITING, MISSING, INTERRUPTED) for run in results.find(root)):
             time.sleep(EVERY)
             live.update(overview(root), refresh=True)
 

@@ -36,6 +36,7 @@ class Source:
     read: Callable[[], Images]
     files: tuple[str, ...] = ()  # the name of each image's file, where it has one
     warnings: tuple[str, ...] = ()  # what is odd about the data; none of it stops a run
+    labelled: bool = True  # False: labels_N says nothing, a person labels the images
 
 
 def in_memory(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from al_bench.data import Dataset
 from al_bench.errors import UserError
 
 OPEN_SET = -1  # the answer for an image that belongs to no class of the data set
@@ -31,6 +32,17 @@ class Oracle:
             raise ValueError("asked for the label of an image that is not in the training split")
         self._acquired_N[idx_K] = True
         return self._labels_N[idx_K]
+
+    def ask(self, validation_V: Tensor, initial_K: Tensor) -> None:
+        """Say which labels are acquired at the start. A person is asked for them, the test images among them."""
+
+    def given(self, candidates: Tensor) -> Tensor:
+        """Those of the candidates whose labels a person gave before the run. They join the initial set."""
+        return candidates[:0]
+
+    def tested(self, dataset: Dataset) -> Dataset:
+        """The data set with the labels of its test images, once they are known."""
+        return dataset
 
     def draw_balanced(self, candidates: Tensor, k: int, rng: torch.Generator) -> Tensor:
         """Draw k of the candidates, equally many of each class until one runs out.

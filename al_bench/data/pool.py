@@ -74,15 +74,19 @@ def start(
     order = train_idx[torch.randperm(len(train_idx), generator=rng.stream(seed, "validation"))]
     validation_V = order[: budget.validation].sort().values
     rest = order[budget.validation :].sort().values
-    initial = len(rest) if budget.initial is None else budget.initial
+    given = oracle.given(rest)
+    free = rest[~torch.isin(rest, given)]
+    initial = len(free) if budget.initial is None else budget.initial
     stream = rng.stream(seed, "initial_set")
-    chosen = initial < len(rest)
+    chosen = initial < len(free)
     if cold_start and chosen:
-        first = cold_start(rest, initial, stream)
+        first = cold_start(free, initial, stream)
     elif budget.start is InitialDraw.balanced and chosen:
-        first = oracle.draw_balanced(rest, initial, stream)
+        first = oracle.draw_balanced(free, initial, stream)
     else:
-        first = rest[torch.randperm(len(rest), generator=stream)[:initial]]
+        first = free[torch.randperm(len(free), generator=stream)[:initial]]
+    oracle.ask(validation_V, first)
+    first = torch.cat([given, first])
     nothing = torch.empty(0, dtype=torch.int64)
     answers_V = oracle.label(validation_V)
     useful_V = answers_V != OPEN_SET

@@ -54,7 +54,8 @@ def _found(settings: Known[DatasetConfig], model_size: int | None, cache_dir: st
     """The same, once for all runs of a process on the same files."""
     c = settings.value
     source = _make_source(c, model_size, cache_dir)
-    _refuse_empty_class(c, source.labels_N, source.class_names, "image")
+    if source.labelled:
+        _refuse_empty_class(c, source.labels_N, source.class_names, "image")
     channels = source.image_shape[0]
     if len(c.mean) not in (1, channels):
         raise UserError(
@@ -123,9 +124,9 @@ def load(
 def _listing(folder: Path, source: Source, kept_N: Tensor, used: Split) -> Path | None:
     """Write the listing with the source's classes. It shows neither label noise nor which classes are open-set."""
     shown_N = (kept_N if used.copied_N is None else kept_N[used.copied_N]).tolist()
-    labels_N = source.labels_N.tolist()
+    labels_N, names = source.labels_N.tolist(), source.class_names
     files = [source.files[i] for i in shown_N] if source.files else []
-    return write_listing(folder, files, (source.class_names[labels_N[i]] for i in shown_N))
+    return write_listing(folder, files, (names[labels_N[i]] if source.labelled else "" for i in shown_N))
 
 
 def stressed(c: DatasetConfig, source: Source, kept_N: Tensor, seed: int, stressor: StressorConfig) -> Split:
@@ -137,8 +138,11 @@ def stressed(c: DatasetConfig, source: Source, kept_N: Tensor, seed: int, stress
         )
     labels_N = source.labels_N[kept_N]
     train_idx, test_idx = split(c, source, kept_N, seed)
+    plain = Split(labels_N, source.class_names, train_idx, test_idx)
+    if not source.labelled:  # config.py refuses all stressors
+        return plain
     _refuse_empty_class(c, labels_N[train_idx], source.class_names, "training image")
-    return stressors.stress(stressor, Split(labels_N, source.class_names, train_idx, test_idx), seed)
+    return stressors.stress(stressor, plain, seed)
 
 
 def split(c: DatasetConfig, source: Source, kept: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -148,15 +152,23 @@ def split(c: DatasetConfig, source: Source, kept: Tensor, seed: int) -> tuple[Te
     elif c.test_fraction is None:
         raise UserError(f"dataset {c.name} has no test split of its own: set dataset.test_fraction, 0.2 for example.")
     else:
-        is_test = torch.zeros(len(kept), dtype=torch.bool)
-        n_test = round(len(kept) * c.test_fraction)
-        is_test[torch.randperm(len(kept), generator=rng.stream(seed, "test_split"))[:n_test]] = True
+        # A person labels test images before it is known which files cannot be decoded: they are drawn from all files.
+        n = len(kept) if source.labelled else len(source.labels_N)
+        is_test = draw_test(n, c.test_fraction, seed)
+        is_test = is_test if source.labelled else is_test[kept]
     if not is_test.any() or is_test.all():
         raise UserError(
             f"dataset {c.name}: {len(kept)} images cannot be split into training and test. "
             "Add images or change dataset.test_fraction."
         )
     return (~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0]
+
+
+def draw_test(n: int, fraction: float, seed: int) -> Tensor:
+    """bool [n]: which images are the test set, a random share drawn by the seed."""
+    is_test = torch.zeros(n, dtype=torch.bool)
+    is_test[torch.randperm(n, generator=rng.stream(seed, "test_split"))[: round(n * fraction)]] = True
+    return is_test
 
 
 def digits(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
@@ -186,7 +198,7 @@ def dogs_vs_cats(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     labels = {name: ("cat", "dog").index(kind) for name, kind in kinds.items() if name not in strangers}
     layout.refuse_merging(c, kinds)
     found = LabelledFiles(files, labels, ("cat", "dog"), skipped=tuple(strangers))
-    return _from_files(c, found, model_size, cache_dir)
+    return from_files(c, found, model_size, cache_dir)
 
 
 def image_folder(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
@@ -209,7 +221,7 @@ def image_folder(c: DatasetConfig, model_size: int | None, cache_dir: str) -> So
     layout.refuse_unreadable_name(c, class_names)
     labels = {name: class_names.index(folder) for name, folder in (train | test).items()}
     found = LabelledFiles(files, labels, class_names, frozenset(test), tuple(lost))
-    return _from_files(c, found, model_size, cache_dir)
+    return from_files(c, found, model_size, cache_dir)
 
 
 @dataclass(frozen=True)
@@ -221,7 +233,7 @@ class LabelledFiles:
     skipped: tuple[str, ...] = ()
 
 
-def _from_files(c: DatasetConfig, found: LabelledFiles, model_size: int | None, cache_dir: str) -> Source:
+def from_files(c: DatasetConfig, found: LabelledFiles, model_size: int | None, cache_dir: str) -> Source:
     labels = found.labels
     files = replace(found.files, sizes={name: found.files.sizes[name] for name in labels})
     size = c.image_size or model_size or PHOTO_SIZE

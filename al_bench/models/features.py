@@ -24,6 +24,8 @@ from al_bench.models.nets import weights_version
 
 log = logging.getLogger("al_bench")
 
+PCA_HEAD = "al_bench.models.nets.pca_head"  # the target of model=pca
+
 
 def freeze(c: Config, dataset: Dataset) -> Dataset:
     """The data set with a frozen backbone's embeddings [N, D] in place of its images, computed once and cached.
@@ -34,6 +36,10 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
     m = c.model
     if c.trainer.augment is not Augment.none:
         raise UserError("model.mode=frozen sees each image once, not augmented. Set trainer.augment=none.")
+    if m._target_ == PCA_HEAD and dataset.images.ndim == 4:
+        width = c.features.width
+        features = principal_components(dataset, width)
+        return _without_constants(_with_features(dataset, features, f"{width} components of {dataset.checksum}"))
     if dataset.images.ndim == 2:
         contract.build(m, dataset)  # raises UserError for a net that takes images
         return _without_constants(_with_features(dataset, dataset.images, dataset.checksum))

@@ -200,6 +200,11 @@ def linear_head(c: ModelConfig, dataset: Dataset) -> nn.Module:
     return LinearHead(dataset, c.dropout)
 
 
+def pca_head(c: ModelConfig, dataset: Dataset) -> nn.Module:
+    """The target of model=pca. With mode=frozen, models/features.py puts the components in place of the images."""
+    raise UserError(f"model.mode={c.mode.name}: model={c.name} has no backbone to train. Set model.mode=frozen.")
+
+
 def small_cnn(c: ModelConfig, dataset: Dataset) -> nn.Module:
     return _own(SmallCNN, c, dataset)
 

@@ -1,0 +1,209 @@
+"""The images of a folder that a person labels: listed once, in a fixed order, each picture once.
+
+The list is kept in FOLDER-labels/images.jsonl, so an image keeps its place when others are added, moved or deleted.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from al_bench.config import DatasetConfig
+from al_bench.data.arrays import Source
+from al_bench.data.files import ImageFiles, files_in, some
+from al_bench.data.photo import FORMATS
+from al_bench.data.sources import LabelledFiles, from_files
+from al_bench.errors import UserError
+from al_bench.files import accessible, is_there, read_file, write_atomically
+from al_bench.text import one_line
+
+LABELS, IMAGES = "labels.jsonl", "images.jsonl"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One image, as it was when it was listed."""
+
+    path: str  # posix, below the folder
+    bytes: int
+    modified: int  # nanoseconds
+    copies: tuple[str, ...] = ()  # paths of files with the same content; they are not asked for
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a folder, sorted by path. Their order never changes."""
+
+    folder: Path
+    images: tuple[Listed, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what is odd about the files now, in sentences
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(image.path for image in self.images)
+
+    @cached_property
+    def canonical(self) -> dict[str, str]:
+        """The path under which an image is asked for, by each path of it."""
+        return {path: image.path for image in self.images for path in (image.path, *image.copies)}
+
+    @cached_property
+    def _moved(self) -> dict[str, str]:
+        """Where files are now that do not lie where they were listed: the same name, size and time elsewhere."""
+        lost = {
+            (i.path.rpartition("/")[2], i.bytes, i.modified): i.path for i in self.images if not self._is_at(i.path)
+        }
+        if not lost:
+            return {}
+        there = files_in(str(self.folder)).sizes
+        seen = {(path.rpartition("/")[2], *_facts(self.folder / path)): path for path in there}
+        return {lost[key]: seen[key] for key in lost.keys() & seen.keys()}
+
+    def _is_at(self, path: str) -> bool:
+        return (self.folder / path).is_file()
+
+    def file(self, path: str) -> Path:
+        """The file of a listed image, wherever it was moved below the folder. It may be gone."""
+        return self.folder / (path if self._is_at(path) else self._moved.get(path, path))
+
+    def sha256(self, path: str) -> str:
+        """sha256 of a file's content. Raises OSError."""
+        return _sha256(self.file(path))
+
+    def files(self) -> ImageFiles:
+        """What the decoder reads. The fingerprint is that of the list, so deleted files stay in the cache."""
+        facts = [str(self.folder), *((i.path, i.bytes, i.modified) for i in self.images)]
+        digest = hashlib.sha256(repr(facts).encode()).hexdigest()
+        sizes = {i.path: i.bytes for i in self.images}
+        return ImageFiles(self.folder, sizes, (), lambda path: self.file(path).read_bytes(), digest)
+
+
+def home_of(folder: str | os.PathLike[str]) -> Path:
+    """FOLDER-labels, beside the folder of images: everything about its labels."""
+    path = Path(os.path.abspath(Path(folder).expanduser()))
+    return path.with_name(f"{path.name}-labels")
+
+
+def list_images(folder: str | os.PathLike[str]) -> Listing:
+    """The images of a folder. The first call writes the list, all later ones read it and say what has changed since.
+
+    Files whose names do not end like an image's, and byte-identical copies, are left out and noted. Only files of equal
+    size are read. Raises UserError if there is no image.
+    """
+    root, path = Path(os.path.abspath(Path(folder).expanduser())), home_of(folder) / IMAGES
+    if is_there(path):
+        return _compared(root, _read(path))
+    names, others = _image_names(root)
+    if not names:
+        there = f"{others:,} files are there, and none is named like an image" if others else "it is empty"
+        raise UserError(f"{one_line(str(folder))} has no images ({there}). Name a folder of JPEG, PNG or other images.")
+    groups = _same(root, names)
+    copies = {group[0]: tuple(group[1:]) for group in groups}
+    left_out = {name for group in groups for name in group[1:]}
+    images = tuple(Listed(n, *_facts(root / n), copies.get(n, ())) for n in names if n not in left_out)
+    with accessible(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json.dumps(asdict(image)) + "\n" for image in images))
+    notes = [f"{others:,} files are not named like images and are left out."] if others else []
+    notes += [f"{len(left_out):,} files are copies of others: each picture is asked once."] if left_out else []
+    return Listing(root, images, tuple(notes))
+
+
+def _read(path: Path) -> tuple[Listed, ...]:
+    try:
+        lines = [json.loads(line) for line in read_file(path).splitlines()]
+        return tuple(Listed(**line | {"copies": tuple(line["copies"])}) for line in lines)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged ({error!r}). Bring it back, or delete it: the images are listed anew, and answers stay "
+            "with their paths."
+        ) from None
+
+
+def _compared(root: Path, images: tuple[Listed, ...]) -> Listing:
+    """The list, with notes on files that are new, gone or changed."""
+    listing = Listing(root, images)
+    new = sorted(set(_image_names(root)[0]) - listing.canonical.keys())
+    gone = [i.path for i in images if not listing.file(i.path).is_file()]
+    absent = {*gone}
+    moved = {listing.file(i.path).relative_to(root).as_posix() for i in images if i.path not in absent}
+    new = [name for name in new if name not in moved]
+    changed = [i.path for i in images if i.path not in absent and _facts(listing.file(i.path)) != (i.bytes, i.modified)]
+    said = (
+        (gone, "listed images are gone; those not labelled yet are left out"),
+        (changed, "listed images have changed since they were listed; they are shown as they are now"),
+        (new, "images are new since the list was made, and are not asked for"),
+    )
+    return replace(listing, notes=tuple(f"{len(names):,} {what}: {some(names)}." for names, what in said if names))
+
+
+def _image_names(root: Path) -> tuple[list[str], int]:
+    """(names of image files, how many other files there are)"""
+    Image.init()
+    endings = {ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS}
+    names = files_in(str(root)).names
+    found = [name for name in names if os.path.splitext(name)[1].lower() in endings]
+    return found, len(names) - len(found)
+
+
+def _same(root: Path, names: Sequence[str]) -> list[list[str]]:
+    """Groups of files with the same content, each in the order of `names`."""
+    by_size, by_content = defaultdict(list), defaultdict(list)
+    for name in names:
+        by_size[_facts(root / name)[0]].append(name)
+    for size, alike in by_size.items():
+        for name in alike if len(alike) > 1 and size else ():
+            by_content[_sha256(root / name)].append(name)
+    return [group for group in by_content.values() if len(group) > 1]
+
+
+def _facts(path: Path) -> tuple[int, int]:
+    """(bytes, time of change); zeros for a file that cannot be looked at, such as a dead link."""
+    try:
+        facts = path.stat()
+        return facts.st_size, facts.st_mtime_ns
+    except OSError:
+        return 0, 0
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def labelled_by_folder(listing: Listing, classes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(path, class) of each image below a folder that is named like a class; the nearest such folder counts."""
+    known = set(classes)
+    for path in listing.paths:
+        found = [part for part in path.split("/")[:-1] if part in known]
+        if found:
+            yield path, found[-1]
+
+
+def refuse_classes(classes: Sequence[str]) -> None:
+    """Raises UserError for classes that cannot be told apart or that an answer of another meaning has."""
+    twice = [name for name, n in Counter(classes).items() if n > 1]
+    if twice:
+        raise UserError(f"The class {one_line(twice[0])} is named twice. Name each class once.")
+    for name in classes:
+        if name in ("skip", "unsure") or not name.strip():
+            raise UserError(f"A class cannot be named {name!r}: skip and unsure are answers of their own. Rename it.")
+
+
+def unlabelled(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source:
+    """The images of dataset.root without labels. dataset.classes: what a person may answer."""
+    if c.root is None:
+        raise UserError("dataset=unlabelled needs dataset.root=..., the folder of images.")
+    if not c.classes:
+        raise UserError("dataset=unlabelled needs the classes that a person may answer: dataset.classes=[cat,dog].")
+    classes = tuple(c.classes)
+    refuse_classes(classes)
+    files = list_images(c.root).files()
+    found = LabelledFiles(files, dict.fromkeys(files.names, 0), classes)
+    return replace(from_files(c, found, model_size, cache_dir), labelled=False)

@@ -1,0 +1,26 @@
+"""The predictions of all images by the last trained net. N images, P of them in the pool, C classes."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+class Predicted:
+    """What the last trained net says of all images."""
+
+    def __init__(self, paths: list[str], classes: Sequence[str], probs_NC: Tensor, pool_P: Tensor) -> None:
+        self.rows = {path: row for row, path in enumerate(paths)}
+        self.classes, self.probs_NC, self.pool_P = tuple(classes), probs_NC, pool_P
+        self.flipped: float | None = None  # share of the pool with another class than a round before
+
+    def after(self, before: "Predicted | None") -> "Predicted":
+        if before and before.rows.keys() == self.rows.keys() and len(self.pool_P):
+            now_P, then_P = (p.probs_NC[self.pool_P].argmax(1) for p in (self, before))
+            self.flipped = float((now_P != then_P).double().mean())
+        return self
+
+    def of(self, path: str) -> list[tuple[str, float]]:
+        """(class, probability), the likeliest first; empty for an image that cannot be decoded."""
+        if path not in self.rows:
+            return []
+        return sorted(zip(self.classes, self.probs_NC[self.rows[path]].tolist(), strict=True), key=lambda x: -x[1])

@@ -1,0 +1,147 @@
+"""How a folder is labelled: the configuration of its run, made of defaults and of what the user typed.
+
+FOLDER-labels/settings.json keeps the classes and the overrides, so `al-bench label FOLDER` alone goes on.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from timm.models import get_pretrained_cfg
+
+from al_bench import arguments, config, hints
+from al_bench.config import Config
+from al_bench.errors import UserError
+from al_bench.files import accessible, is_there, read_file, write_atomically
+from al_bench.labelling.images import Listing, home_of, refuse_classes
+from al_bench.options import conf_dir
+from al_bench.text import one_line
+
+TEST_IMAGES = 300  # a 95% interval of 3.4 points on either side of 90%
+LARGEST_TEST_SHARE = 0.2
+MOST_CANDIDATES = 5_000  # pool images that a round chooses from: 20,000 take uncertainty_herding ten seconds
+BACKBONE = "tf_efficientnet_lite0"
+DEFAULTS = {
+    "dataset": "unlabelled", "strategy": "uncertainty_herding", "budget.start": "typiclust", "budget.initial": "25",
+    "budget.query": "25", "budget.rounds": "null", "trainer.progress": "false",
+}  # fmt: skip
+FROZEN = {"model": "timm", "model.name": BACKBONE, "model.mode": "frozen", "model.head": "logistic"}
+PLACEHOLDERS = ("the first class", "the second class")  # until two classes are known; nothing is trained with them
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What settings.json holds."""
+
+    classes: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    run: int = 1  # a new class begins another run
+    known: int | None = None  # dataset.known of this run; None: all labels that are there when it begins
+
+
+def read_settings(folder: str | Path) -> Settings | None:
+    """The settings of a folder that was labelled before, or None. Raises UserError if the file is damaged."""
+    path = home_of(folder) / "settings.json"
+    if not is_there(path):
+        return None
+    try:
+        found = json.loads(read_file(path))
+        lists = {name: tuple(found[name]) for name in ("classes", "overrides")}
+        return Settings(**found | lists)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error!r}). Delete it and name the classes again: --classes.") from None
+
+
+def settings_of(folder: str | Path, classes: Sequence[str], overrides: Sequence[str]) -> Settings:
+    """The settings of the folder, or new ones. Raises UserError if it was labelled with others before."""
+    found = read_settings(folder)
+    refuse_classes(classes)
+    if found is None:
+        return Settings(tuple(classes), tuple(overrides))
+    if overrides and tuple(overrides) != found.overrides:
+        raise UserError(
+            f"{folder} is labelled with {' '.join(found.overrides) or 'the defaults'}, not {' '.join(overrides)}. "
+            f"Leave the settings out to go on, or move {home_of(folder)}/settings.json away to begin another run."
+        )
+    return found
+
+
+def write_settings(folder: str | Path, settings: Settings) -> None:
+    path = home_of(folder) / "settings.json"
+    with accessible(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(settings), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Composed:
+    config: Config
+    notes: tuple[str, ...] = field(default=())  # what was chosen for the user, in sentences
+
+
+def composed(listing: Listing, overrides: Sequence[str]) -> Composed:
+    """The configuration of a folder's run, with placeholders for classes. Raises UserError for a wrong override."""
+    given = dict(override.partition("=")[::2] for override in overrides)
+    model, notes = _model(given)
+    n = len(listing.images)
+    n_test = max(1, min(TEST_IMAGES, round(LARGEST_TEST_SHARE * n)))
+    ours = DEFAULTS | model | {
+        "dataset.root": _quoted(str(listing.folder)), "dataset.name": _quoted(listing.folder.name),
+        "dataset.test_fraction": repr(n_test / n), "dataset.classes": json.dumps(PLACEHOLDERS),
+        "results_dir": _quoted(str(home_of(listing.folder))), "study": "run-1",
+    }  # fmt: skip
+    if n > MOST_CANDIDATES:
+        ours["strategy.candidates"] = str(MOST_CANDIDATES)
+        if "strategy.candidates" not in given:
+            notes = (
+                *notes,
+                f"Each batch is chosen from {MOST_CANDIDATES:,} of the unlabelled images, drawn at random.",
+            )
+    typed = [*(f"{key}={value}" for key, value in ours.items() if key not in given), *overrides]
+    try:
+        arguments.check(list(overrides))
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return Composed(config.read(compose("config", typed)), notes)
+    except UserError:
+        raise
+    except Exception as error:  # Hydra's, of composing
+        raise UserError(hints.in_words(error, list(overrides))) from None
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def of_run(c: Config, settings: Settings) -> Config:
+    """The configuration of the current run: its classes and the labels that it begins with."""
+    classes = [*settings.classes, *PLACEHOLDERS[len(settings.classes) :]]
+    return replace(
+        c, study=f"run-{settings.run}", dataset=replace(c.dataset, classes=classes, known=settings.known or None)
+    )
+
+
+def _model(given: dict[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(overrides of the model, what to say of it)"""
+    if "model" in given or "model._target_" in given:
+        return {}, ()
+    name = given.get("model.name", BACKBONE)
+    if "model.weights" in given or _in_hub_cache(name):
+        return FROZEN, (f"Images are compared by the features of {name}.",)
+    return {"model": "pca"}, (
+        f"The weights of {one_line(name)} are not on this machine, so images are compared by their pixels (PCA), which "
+        "needs more labels. Name a file of weights: model.weights=FILE.",
+    )
+
+
+def _in_hub_cache(name: str) -> bool:
+    cfg = get_pretrained_cfg(name)
+    found: Any = cfg and cfg.hf_hub_id and try_to_load_from_cache(cfg.hf_hub_id, "model.safetensors")
+    return isinstance(found, str)
+
+
+def _quoted(text: str) -> str:
+    """A text as Hydra takes it literally."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,102 @@
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+from al_bench.errors import UserError
+from al_bench.labelling import images
+from al_bench.labelling.images import home_of, labelled_by_folder, list_images
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for i, name in enumerate(("b.png", "a.png", "sub/deep/c.png")):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 2 * i, 3 * i)).save(path)
+    return tmp_path / "photos"
+
+
+def test_images_are_listed_by_path_and_the_list_is_kept_beside_the_folder(photos):
+    found = list_images(photos)
+    assert found.paths == ("a.png", "b.png", "sub/deep/c.png") and found.notes == ()
+    assert home_of(f"{photos}/") == photos.parent / "photos-labels"
+    assert len((home_of(photos) / "images.jsonl").read_text().splitlines()) == 3
+    assert list_images(photos) == found
+
+
+def test_byte_identical_copies_are_asked_once_under_the_first_name(photos):
+    shutil.copy(photos / "b.png", photos / "z.png")
+    shutil.copy(photos / "b.png", photos / "sub/0.png")
+    found = list_images(photos)
+    assert found.paths == ("a.png", "b.png", "sub/deep/c.png")
+    assert found.images[1].copies == ("sub/0.png", "z.png")
+    assert found.canonical["z.png"] == found.canonical["b.png"] == "b.png"
+    assert found.notes == ("2 files are copies of others: each picture is asked once.",)
+
+
+def test_only_files_of_equal_size_are_read(photos, monkeypatch):
+    Image.new("RGB", (200, 8)).save(photos / "alone.bmp")
+    read = []
+    monkeypatch.setattr(images, "_sha256", lambda path, real=images._sha256: read.append(path.name) or real(path))
+    list_images(photos)
+    assert "alone.bmp" not in read
+
+
+def test_files_that_are_no_images_are_noted_and_left_out(photos):
+    (photos / "notes.txt").write_text("x")
+    (photos / ".hidden.png").write_text("x")
+    found = list_images(photos)
+    assert len(found.paths) == 3 and found.notes == ("1 files are not named like images and are left out.",)
+
+
+@pytest.mark.parametrize("name", [None, "notes.txt"])
+def test_a_folder_without_images_is_told(tmp_path, name):
+    (tmp_path / "photos").mkdir()
+    if name:
+        (tmp_path / "photos" / name).write_text("x")
+    with pytest.raises(UserError, match="has no images .*Name a folder"):
+        list_images(tmp_path / "photos")
+    with pytest.raises(UserError, match="no such file or folder"):
+        list_images(tmp_path / "nowhere")
+
+
+def test_an_image_keeps_its_place_when_others_come_go_move_or_change(photos):
+    before = list_images(photos)
+    os.remove(photos / "a.png")
+    os.rename(photos / "b.png", photos / "sub/b.png")
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(photos / "0 new.png")
+    Image.new("RGB", (16, 8), (9, 9, 9)).save(photos / "sub/deep/c.png")
+    now = list_images(photos)
+    assert now.paths == before.paths and now.files().fingerprint == before.files().fingerprint
+    assert now.file("b.png") == photos / "sub/b.png" and not now.file("a.png").exists()
+    said = "\n".join(now.notes)
+    assert "1 listed images are gone" in said and "a.png" in said
+    assert "1 listed images have changed" in said and "sub/deep/c.png" in said
+    assert "1 images are new" in said and "0 new.png" in said and "b.png" not in said.replace("sub/b.png", "")
+
+
+def test_odd_names_are_listed_as_they_are(photos):
+    names = [os.fsdecode(b"\xff.png"), "<b>&'\".png", "a\nb.png", "\u202egnp.png"]
+    for i, name in enumerate(names):
+        Image.new("RGB", (8, 8), (50 + i, 0, 0)).save(photos / name, format="png")
+    assert {*names} < {*list_images(photos).paths} == {*list_images(photos).paths}
+
+
+def test_a_damaged_list_is_told(photos):
+    list_images(photos)
+    (home_of(photos) / "images.jsonl").write_text('{"path": "a.png"}\n')
+    with pytest.raises(UserError, match="images.jsonl is damaged .*answers stay with their paths"):
+        list_images(photos)
+
+
+def test_sub_folders_named_like_classes_give_labels(photos):
+    assert [*labelled_by_folder(list_images(photos), ["sub", "other"])] == [("sub/deep/c.png", "sub")]
+    assert [*labelled_by_folder(list_images(photos), ["sub", "deep"])] == [("sub/deep/c.png", "deep")]
+
+
+@pytest.mark.parametrize("classes", [["cat", "cat"], ["skip", "dog"], ["unsure", "dog"], [" ", "dog"]])
+def test_classes_that_cannot_be_told_apart_are_refused(classes):
+    with pytest.raises(UserError):
+        images.refuse_classes(classes)
