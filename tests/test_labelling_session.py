@@ -246,6 +246,8 @@ def test_advice_says_when_labelling_the_rest_is_cheaper():
     assert "would bring about +1.8 points [" in many.text and "7 minutes at your pace" in many.text
     assert "changed the predicted class of 1.3%" in many.text
     assert advise([], None, 0, None).text == "All images are labelled."
+    falling = [replace(m, accuracy=1 - m.accuracy) for m in curve]
+    assert expected_gain(falling) is None and "do not show a rising accuracy" in advise(falling, 2.0, 300, None).text
 
 
 def test_what_the_command_cannot_do_is_told(folder):

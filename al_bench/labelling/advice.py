@@ -71,16 +71,19 @@ def expected_gain(curve: Sequence[Measured], further: int = FURTHER) -> tuple[fl
 
     A line is fitted to log(error) over log(labels) of the last rounds; the interval is the t interval of its slope. The
     test images are the same in all rounds, so it holds the scatter about the line and not their number. None with fewer
-    than four rounds.
+    than four rounds, and where the error does not fall.
     """
     last = curve[-ROUNDS:]
     if len(last) < 4 or last[0].labels == last[-1].labels:
         return None
     errors = [((1 - m.accuracy) * m.n_test + 0.5) / (m.n_test + 1) for m in last]  # no error at all has no logarithm
     line = stats.linregress([log(m.labels) for m in last], [log(error) for error in errors])
+    if line.slope >= 0:
+        return None
     half = stats.t.ppf(0.975, len(last) - 2) * line.stderr
     now, more = last[-1], (last[-1].labels + further) / last[-1].labels
-    return tuple((1 - now.accuracy) * (1 - more**slope) for slope in (line.slope, line.slope + half, line.slope - half))
+    slopes = line.slope, line.slope + half, line.slope - half
+    return tuple(max(-now.accuracy, (1 - now.accuracy) * (1 - more**slope)) for slope in slopes)
 
 
 def advise(curve: Sequence[Measured], pace: float | None, left: int, flipped: float | None) -> Advice:
@@ -95,6 +98,8 @@ def advise(curve: Sequence[Measured], pace: float | None, left: int, flipped: fl
         points = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * g for g in gain))
         time = f", {duration(seconds)} at your pace" if seconds is not None else ""
         said.append(f"The next {further:,} labels would bring about {points}{time}.")
+    elif left and len(curve) >= 4:
+        said.append("The last rounds do not show a rising accuracy, so what further labels would bring is not known.")
     elif left:
         said.append("After four rounds the curve says what further labels would bring.")
     if flipped is not None:
