@@ -84,8 +84,9 @@ def facts(final: Final) -> dict[str, Any]:
         "settings": settings,
         "backbone": {"name": c.model.name, "weights": _weights(final)},
         "data": {
-            "folder": found.listing.folder.name, "images": len(found.listing.images), "checksum": final.dataset.checksum,
-            "not_decoded": len(final.dataset.skipped), SKIP: answers[SKIP], UNSURE: answers[UNSURE],
+            "folder": found.listing.folder.name, "images": len(found.listing.images),
+            "checksum": final.dataset.checksum, "not_decoded": len(final.dataset.skipped),
+            SKIP: answers[SKIP], UNSURE: answers[UNSURE],
             **{role: dict(Counter(found.of(role).values())) for role in (TRAIN, VALIDATION, TEST)},
         },
         "accuracy": accuracy(final).facts(),

@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from al_bench import process
@@ -70,8 +69,7 @@ def write(final: Final, out: Path, confidence: float) -> str:
     tables.write(out / "predictions.csv", PREDICTED, sorted(row for row, _ in rest))
     tables.write(out / "accept.csv", PREDICTED, accepted)
     tables.write(out / "review.csv", [*PREDICTED, "answer"], review)
-    said = partial(_said, final, out, confidence, command)
-    return said(len(accepted), len(review), copies)
+    return _said(final, out, confidence, command, (len(accepted), len(review), copies))
 
 
 def _labels(found: Labelled) -> tuple[list[str], Iterator[list]]:
@@ -132,9 +130,9 @@ def _plain(text: str) -> str:
     return text if re.fullmatch(r"[\w./-]*[A-Za-z_][\w./-]*", text, re.ASCII) else quoted(text)
 
 
-def _said(
-    final: Final, out: Path, confidence: float, command: str | None, accepted: int, review: int, copies: int
-) -> str:
+def _said(final: Final, out: Path, confidence: float, command: str | None, sizes: tuple[int, int, int]) -> str:
+    """sizes: accepted images, images to review, copies in the class folders."""
+    accepted, review, copies = sizes
     found = final.labelled
     counts = Counter(label.answer for label in found.answers.values() if label.of_class)
     missing = [name for name in final.classes if name not in {*found.of(TRAIN).values()}]
@@ -142,23 +140,23 @@ def _said(
     lost = sum(path not in final.rows for path in found.answers)
     few += [f"{lost:,} labelled images cannot be decoded and are left out of the model."] if lost else []
     few += [f"{copies:,} images of classes/ are copies: this disk has no links."] if copies else []
-    compare = (
-        ["", "Compare strategies on these labels (they were chosen in part, so differences are smaller than on a random "
-         "sample):", command]
-        if command
-        else ["", f"Too few labels to compare strategies on them: {SEVERAL} of each class and {8 * SEVERAL} in all."]
-    )  # fmt: skip
+    by_class = ", ".join(f"{one_line(name)} {counts[name]:,}" for name in final.classes)
+    compare = f"Too few labels to compare strategies on them: {SEVERAL} of each class and {8 * SEVERAL} in all."
+    if command:
+        why = "Some of these were chosen, so differences are smaller than on a random sample."
+        compare = f"Compare strategies on these labels. {why}\n{command}"
     return "\n".join([
         f"Accuracy on random test images: {card.accuracy(final)}.",
         f"{card.how_trained(final)} Temperature {final.temperature:.2f}, {final.calibration}.",
         *few, "",
         f"{out}/",
         f"  labels.csv         {len(found.answers):,} answers",
-        f"  classes/           {counts.total():,} images: {', '.join(f'{one_line(k)} {counts[k]:,}' for k in final.classes)}",
+        f"  classes/           {counts.total():,} images: {by_class}",
         f"  {finished_model.FILE}  the model; card.md describes it",
         f"  predictions.csv    {accepted + review:,} images without a class",
-        f"  accept.csv         {accepted:,} of them, at least {confidence:.0%} sure; error {card.error_above(final, confidence)}",
-        f"  review.csv         {review:,} others, the least sure first",
-        *compare, "",
+        f"  accept.csv         {accepted:,} of them, at least {confidence:.0%} sure; error "
+        f"{card.error_above(final, confidence)}",
+        f"  review.csv         {review:,} others, the least sure first", "",
+        compare, "",
         f"New images: al-bench predict {shlex.quote(str(out))} FOLDER",
     ])  # fmt: skip
