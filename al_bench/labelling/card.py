@@ -1,5 +1,6 @@
 """What is known of a finished model: its card, for the file and for people. V random test images, C classes."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,8 @@ def facts(final: Final) -> dict[str, Any]:
     parts = {name: OmegaConf.structured(getattr(c, name)) for name in SETTINGS}
     settings = {name: OmegaConf.to_container(part, enum_to_str=True) for name, part in parts.items()}
     settings["dataset"] |= {"root": None, "classes": None, "known": None}  # predict needs none of them
+    if c.model.weights:
+        settings["model"]["weights"] = os.path.abspath(os.path.expanduser(c.model.weights))
     answers = Counter(label.answer for label in found.answers.values())
     return {
         "format": FORMAT,

@@ -74,7 +74,7 @@ def rows_of(tasks: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for note in task.get("annotations") or ():
             by = note.get("completed_by")
             who = by.get("email") or by.get("id") if isinstance(by, dict) else by
-            row = {"time": note.get("updated_at") or note.get("created_at"), "who": who and f"label studio {who}"}
+            row = {"time": note.get("updated_at") or note.get("created_at"), "who": who}
             yield task["data"] | row | {"label": SKIP if note.get("was_cancelled") else _choice(task, note)}
 
 
