@@ -119,6 +119,7 @@ def test_folders_are_sorted_by_moving_links(folder, capsys):
     for p in found[:4]:
         p.rename(place / truth(real[p]) / p.name)
     found[4].rename(place / "unsure" / "renamed.png")
+    Path("photos", real[found[4]]).write_bytes(b"changed")  # a link is followed, whatever lies there
     capsys.readouterr()
     assert ingested(place) == 0
     assert "5 answers are new" in (said := capsys.readouterr().out) and "1 images are not labelled there" in said
@@ -200,7 +201,7 @@ def test_what_cannot_be_suggested_is_told(folder, capsys, tiny_disk):
     "encoding, text",
     [
         ("utf-8", "path,label\n{a},c1\n{b},C2\n{c},\n"),
-        ("utf-8-sig", "note;File;Class;more\nx;{a};c1;\ny;{b};c2\n;{c};;\n"),
+        ("utf-8-sig", "File;note;Class;more\n{a};x;c1;\n{b};y;c2\n{c};;;\n"),
         ("utf-16", "path\tlabel\n{a}\tc1\n{b}\tc2\n{c}\t\n"),
         ("cp1252", "path;label;note\n{a};c1;schön\n{b};c2;\n{c};;\n"),
         ("utf-8", 'sep=;\n"path";"label"\n"photos/{a}";"c1"\n"./{b}";" c2 "\n"{c}";""\n'),
@@ -287,7 +288,7 @@ def test_odd_names_come_back(folder, capsys):
         ('{"a": 1}', "is no JSON or JSON_MIN export"),
         ("[1, 2]", "is no JSON or JSON_MIN export"),
         ('[{"data": {"file": "x"}, "annotations": [{"result": [{"type": "choices"}]}]}]', "is no JSON or JSON_MIN"),
-        (None, "x.csv"),
+        (None, "There is no file x.csv. Name a CSV, an export"),
     ],
 )
 def test_a_file_of_another_kind_is_told(folder, capsys, content, said):
@@ -376,6 +377,7 @@ def test_links_never_delete_a_file_that_al_bench_did_not_make(tmp_path):
     file.write_text("a")
     links.make(tmp_path / "out", {"cat/a.png": file, "dog/b.png": file})
     (tmp_path / "out/dog/mine.txt").write_text("x")
+    links.make(tmp_path / "out", {"dog/a.png": file})
     links.make(tmp_path / "out", {"dog/a.png": file})
     found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if not p.name.startswith(".")}
     assert found == {"dog", "dog/a.png", "dog/mine.txt"}

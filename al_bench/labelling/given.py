@@ -23,6 +23,7 @@ NAMES, CLASSES = (
     ("label", "class", "answer", "category", "choice"),
 )
 TIMES, WHO = ("time", "updated_at", "created_at"), ("who", "annotator")
+KINDS = "Name a CSV, an export of Label Studio, or a folder with a folder a class."
 NO_SKIPS = (
     "Label Studio leaves skipped tasks out of CSV and JSON_MIN, so it is not known which were skipped: JSON has them."
 )
@@ -53,16 +54,16 @@ class Read:
 
 def read(path: Path, classes: Sequence[str]) -> Read:
     """Raises UserError if the file is of no kind that is known."""
+    shown = one_line(str(path))
     if path.is_dir():
         return _folder(path, classes)
-    content, shown = read_file(path), one_line(str(path))
-    text = _decoded(content)
+    if not path.exists():
+        raise UserError(f"There is no file {shown}. {KINDS}")
+    text = _decoded(read_file(path))
     if text.lstrip()[:1] in ("[", "{"):
         return _json(shown, text)
     if "\0" in text:
-        raise UserError(
-            f"{shown} is no text. Name a CSV, an export of Label Studio, or a folder with a folder a class."
-        )
+        raise UserError(f"{shown} is no text. {KINDS}")
     return _csv(shown, text)
 
 

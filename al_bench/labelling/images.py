@@ -97,6 +97,8 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
     size are read. Raises UserError if there is no image.
     """
     root, path = Path(os.path.abspath(Path(folder).expanduser())), home_of(folder) / IMAGES
+    if not root.is_dir():
+        raise UserError(f"{one_line(str(folder))}: there is no such file or folder. Name the folder of images.")
     if is_there(path):
         return _compared(root, _read(path))
     names, others = image_names(root)
