@@ -31,6 +31,10 @@ COMMANDS = {
     "report": "analysis.report",
     "status": "analysis.status",
     "label": "labelling.command",
+    "suggest": "labelling.suggest",
+    "ingest": "labelling.ingest",
+    "finish": "labelling.finish",
+    "predict": "labelling.predict",
 }
 
 

@@ -28,14 +28,17 @@ ADVICE = {
 
 
 @contextmanager
-def accessible(path: Path, what: str) -> Iterator[None]:
-    """Turn an OSError of the block into a UserError: which path cannot be read or written, why, and what to do."""
+def accessible(path: Path, what: str, elsewhere: str = "results_dir=...") -> Iterator[None]:
+    """Turn an OSError of the block into a UserError: which path cannot be read or written, why, and what to do.
+
+    elsewhere: how the user names another place.
+    """
     try:
         yield
     except OSError as error:
         reason = DISK.get(error.errno, error.strerror)
         todo = ADVICE.get(error.errno, "Name another place")
-        raise UserError(f"{error.filename or path} cannot be {what} ({reason}). {todo}: results_dir=...") from None
+        raise UserError(f"{error.filename or path} cannot be {what} ({reason}). {todo}: {elsewhere}") from None
 
 
 def is_there(path: Path) -> bool:

@@ -131,7 +131,11 @@ def test_ctrl_c_in_the_midst_of_an_import_has_the_same_exit_code(tmp_path):
         ("budget.initial=0", "al_bench: budget.initial=0: 1 or more label"),
         ("dataset=dogs_vs_cats", "al_bench: dataset.root is not set."),
         ("strategy.tempo=2", "Key 'tempo' is not in struct"),
-        ("statsu", "al_bench: statsu is neither a command (check, report, status, label) nor a setting (key=value)."),
+        (
+            "statsu",
+            "al_bench: statsu is neither a command (check, report, status, label, suggest, ingest, finish, predict) "
+            "nor a setting (key=value).",
+        ),
     ],
 )
 def test_a_mistake_gets_a_message_and_a_bad_exit_code_before_anything_starts(tmp_path, mistake, said):

@@ -59,6 +59,21 @@ class Decoded(NamedTuple):
 
 
 def _decode_all(files: ImageFiles, size: int, c: DatasetConfig, out: np.ndarray) -> tuple[int, dict[str, Any]]:
+    names, seen = files.names, decode_into(out, files, size, c)
+    bad = {names[row]: s.fault for row, s in enumerate(seen) if s.fault}
+    kept = [row for row, s in enumerate(seen) if not s.fault]
+    if bad and (c.on_bad_image is OnBadImage.stop or not kept):
+        raise UserError(complaint(files.where, bad))
+    for to, row in enumerate(kept):
+        if to != row:
+            out[to] = out[row]
+    peaks = [s.peak for s in seen if s.peak is not None]
+    notes = {"skipped": list(bad), "same": _same([seen[row].digest for row in kept]), "peak": max(peaks, default=None)}
+    return len(kept), notes
+
+
+def decode_into(out: np.ndarray, files: ImageFiles, size: int, c: DatasetConfig) -> list[Decoded]:
+    """Decode each file into its row of `out`, uint8 [N, size, size, 3], in parallel. Unsound files have a fault."""
     largest = max(LARGEST_FILE, PIXEL_BYTES * (c.max_pixels or 0))
     contents, pixels, names = SharedLimit(LARGEST_FILE), SharedLimit(MOST_PIXELS), files.names
 
@@ -79,16 +94,7 @@ def _decode_all(files: ImageFiles, size: int, c: DatasetConfig, out: np.ndarray)
         rows = threads.map(one, range(len(out)))
         seen = list(track(rows, "Decoding images", total=len(out), disable=not sys.stdout.isatty(), transient=True))
     return_freed_memory()
-    bad = {names[row]: s.fault for row, s in enumerate(seen) if s.fault}
-    kept = [row for row, s in enumerate(seen) if not s.fault]
-    if bad and (c.on_bad_image is OnBadImage.stop or not kept):
-        raise UserError(complaint(files.where, bad))
-    for to, row in enumerate(kept):
-        if to != row:
-            out[to] = out[row]
-    peaks = [s.peak for s in seen if s.peak is not None]
-    notes = {"skipped": list(bad), "same": _same([seen[row].digest for row in kept]), "peak": max(peaks, default=None)}
-    return len(kept), notes
+    return seen
 
 
 @contextmanager

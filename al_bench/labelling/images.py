@@ -97,9 +97,11 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
     size are read. Raises UserError if there is no image.
     """
     root, path = Path(os.path.abspath(Path(folder).expanduser())), home_of(folder) / IMAGES
+    if not root.is_dir():
+        raise UserError(f"{one_line(str(folder))}: there is no such file or folder. Name the folder of images.")
     if is_there(path):
         return _compared(root, _read(path))
-    names, others = _image_names(root)
+    names, others = image_names(root)
     if not names:
         there = f"{others:,} files are there, and none is named like an image" if others else "it is empty"
         raise UserError(f"{one_line(str(folder))} has no images ({there}). Name a folder of JPEG, PNG or other images.")
@@ -129,7 +131,7 @@ def _read(path: Path) -> tuple[Listed, ...]:
 def _compared(root: Path, images: tuple[Listed, ...]) -> Listing:
     """The list, with notes on files that are new, gone or changed."""
     listing = Listing(root, images)
-    new = sorted(set(_image_names(root)[0]) - listing.canonical.keys())
+    new = sorted(set(image_names(root)[0]) - listing.canonical.keys())
     gone = [i.path for i in images if not listing.file(i.path).is_file()]
     absent = {*gone}
     moved = {listing.file(i.path).relative_to(root).as_posix() for i in images if i.path not in absent}
@@ -143,7 +145,7 @@ def _compared(root: Path, images: tuple[Listed, ...]) -> Listing:
     return replace(listing, notes=tuple(f"{len(names):,} {what}: {some(names)}." for names, what in said if names))
 
 
-def _image_names(root: Path) -> tuple[list[str], int]:
+def image_names(root: Path) -> tuple[list[str], int]:
     """(names of image files, how many other files there are)"""
     Image.init()
     endings = {ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS}

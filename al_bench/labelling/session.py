@@ -231,11 +231,13 @@ class Session:
         flipped = self.predicted.flipped if self.predicted else None
         return advise(now.accuracy, now.seconds, now.images - now.labelled, flipped)
 
-    def wait(self, timeout: float | None = None) -> Progress:
-        """Wait until there is something to label, or the run has ended."""
+    def wait(self, timeout: float | None = None, chosen: bool = False) -> Progress:
+        """Wait until there is something to label, or the run has ended. chosen: not test images alone."""
         with self.lock:
-            settled = ("labelling", "finished", "failed")
-            self.lock.wait_for(lambda: self._state(self._n_left()) in settled, timeout)
+            ended, asks = ("finished", "failed"), ("finished", "failed", "labelling")
+            self.lock.wait_for(
+                lambda: self._state(self._n_left()) in (ended if chosen and not self._waited else asks), timeout
+            )
             return self.progress()
 
     # -- what the run calls, in its own thread --

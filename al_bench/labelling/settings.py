@@ -82,6 +82,7 @@ def write_settings(folder: str | Path, settings: Settings) -> None:
 class Composed:
     config: Config
     notes: tuple[str, ...] = field(default=())  # what was chosen for the user, in sentences
+    overrides: tuple[str, ...] = field(default=())  # what a user of the benchmark would type
 
 
 def composed(listing: Listing, overrides: Sequence[str]) -> Composed:
@@ -91,9 +92,9 @@ def composed(listing: Listing, overrides: Sequence[str]) -> Composed:
     n = len(listing.images)
     n_test = max(1, min(TEST_IMAGES, round(LARGEST_TEST_SHARE * n)))
     ours = DEFAULTS | model | {
-        "dataset.root": _quoted(str(listing.folder)), "dataset.name": _quoted(listing.folder.name),
+        "dataset.root": quoted(str(listing.folder)), "dataset.name": quoted(listing.folder.name),
         "dataset.test_fraction": repr(n_test / n), "dataset.classes": json.dumps(PLACEHOLDERS),
-        "results_dir": _quoted(str(home_of(listing.folder))), "study": "run-1",
+        "results_dir": quoted(str(home_of(listing.folder))), "study": "run-1",
     }  # fmt: skip
     if n > MOST_CANDIDATES:
         ours["strategy.candidates"] = str(MOST_CANDIDATES)
@@ -106,7 +107,7 @@ def composed(listing: Listing, overrides: Sequence[str]) -> Composed:
     try:
         arguments.check(list(overrides))
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return Composed(config.read(compose("config", typed)), notes)
+            return Composed(config.read(compose("config", typed)), notes, tuple(typed))
     except UserError:
         raise
     except Exception as error:  # Hydra's, of composing
@@ -128,7 +129,7 @@ def _model(given: dict[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     if "model" in given or "model._target_" in given:
         return {}, ()
     name = given.get("model.name", BACKBONE)
-    if "model.weights" in given or _in_hub_cache(name):
+    if "model.weights" in given or hub_file(name):
         return FROZEN, (f"Images are compared by the features of {name}.",)
     return {"model": "pca"}, (
         f"The weights of {one_line(name)} are not on this machine, so images are compared by their pixels (PCA), which "
@@ -136,12 +137,13 @@ def _model(given: dict[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     )
 
 
-def _in_hub_cache(name: str) -> bool:
-    cfg = get_pretrained_cfg(name)
+def hub_file(name: str) -> str | None:
+    """The file of a timm model's weights that was downloaded before, or None."""
+    cfg = None if ":" in name else get_pretrained_cfg(name)
     found: Any = cfg and cfg.hf_hub_id and try_to_load_from_cache(cfg.hf_hub_id, "model.safetensors")
-    return isinstance(found, str)
+    return found if isinstance(found, str) else None
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A text as Hydra takes it literally."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

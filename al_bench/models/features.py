@@ -135,19 +135,27 @@ def backbone_features(c: Config, dataset: Dataset) -> Tensor:
 
 def principal_components(dataset: Dataset, width: int) -> Tensor:
     """Pixels, at 32x32 at most, on the `width` main axes of up to 10,000 training images: [N, width], centred."""
+    parts = torch.arange(len(dataset.images)).split(10_000)
+    with threadpool_limits(1):  # more threads add up in another order: a cold start might choose other images
+        pca = fitted_pca(dataset, width)
+        return torch.cat([torch.from_numpy(pca.transform(_pixels(dataset, rows).numpy())) for rows in parts]).float()
+
+
+def fitted_pca(dataset: Dataset, width: int) -> Any:
+    """scikit-learn's PCA of up to 10,000 training images' pixels. It is the same each time."""
     from sklearn.decomposition import PCA
 
-    images = dataset.images
-    size = min(32, images.shape[-1])
-
-    def pixels(rows: Tensor) -> Tensor:
-        x = images.cpu()[rows].float() / 255
-        return (F.interpolate(x, (size, size), mode="area") if size < images.shape[-1] else x).flatten(1)
-
     some = dataset.train_idx[:: -(-len(dataset.train_idx) // 10_000)]
-    flat = pixels(some)
-    pca = PCA(min(width, *flat.shape), svd_solver="randomized", random_state=0)
-    parts = torch.arange(len(images)).split(10_000)
-    with threadpool_limits(1):  # more threads add up in another order: a cold start might choose other images
-        pca.fit(flat.numpy())
-        return torch.cat([torch.from_numpy(pca.transform(pixels(rows).numpy())) for rows in parts]).float()
+    flat = _pixels(dataset, some)
+    with threadpool_limits(1):
+        return PCA(min(width, *flat.shape), svd_solver="randomized", random_state=0).fit(flat.numpy())
+
+
+def _pixels(dataset: Dataset, rows: Tensor) -> Tensor:
+    return small_pixels(dataset.images.cpu()[rows])
+
+
+def small_pixels(images: Tensor) -> Tensor:
+    """Images as rows of numbers from 0 to 1, float32, at 32x32 at most. images: uint8 [B, channels, H, W]."""
+    size, x = min(32, images.shape[-1]), images.float() / 255
+    return (F.interpolate(x, (size, size), mode="area") if size < images.shape[-1] else x).flatten(1)
