@@ -3,6 +3,7 @@
 The list is kept in FOLDER-labels/images.jsonl, so an image keeps its place when others are added, moved or deleted.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -73,8 +74,10 @@ class Listing:
         return self.folder / (path if self._is_at(path) else self._moved.get(path, path))
 
     def sha256(self, path: str) -> str:
-        """sha256 of a file's content. Raises OSError."""
-        return _sha256(self.file(path))
+        """sha256 of a file's content, computed once for each file as it is now. Raises OSError."""
+        file = self.file(path)
+        facts = file.stat()
+        return _known_sha256(file, facts.st_size, facts.st_mtime_ns)
 
     def files(self) -> ImageFiles:
         """What the decoder reads. The fingerprint is that of the list, so deleted files stay in the cache."""
@@ -172,6 +175,11 @@ def _facts(path: Path) -> tuple[int, int]:
         return facts.st_size, facts.st_mtime_ns
     except OSError:
         return 0, 0
+
+
+@functools.cache
+def _known_sha256(path: Path, size: int, modified: int) -> str:
+    return _sha256(path)
 
 
 def _sha256(path: Path) -> str:

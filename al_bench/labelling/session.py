@@ -86,7 +86,6 @@ class Session:
         self._use_folders, self._thread = use_folders, None
         self._closing = self._finished = self._waited = self._new_run = False
         self._run_classes: tuple[str, ...] = ()  # the classes of the run at work
-        self._sums: dict[tuple[str, int, int], str] = {}  # sha256 by file, size and time
         self._outstanding: set[str] | None = None  # what the run waits for; None while it does not wait
         self._stale = False  # the run has read an answer, or a class list, that is another one now
         self._queue = self._test_items()
@@ -150,7 +149,7 @@ class Session:
                 if len(found) == n:
                     break
                 try:
-                    found.append(replace(item, sha256=self._sha256(item.path)))
+                    found.append(replace(item, sha256=self.listing.sha256(item.path)))
                 except OSError:
                     self._keep(Label(item.path, SKIP, item.role, round=item.round, rank=item.rank, who=PROGRAM))
             return found
@@ -194,7 +193,7 @@ class Session:
                 path = self.listing.canonical[path]
                 queued = next((item for item in self._queue if item.path == path), None)
                 item = queued or Item(path, "", self.listing.file(path), self._role(path))
-                return replace(item, sha256=self._sha256(path))
+                return replace(item, sha256=self.listing.sha256(path))
             except KeyError:
                 raise UserError(f"{one_line(path)} is not among the images of {self.listing.folder}.") from None
             except OSError as error:
@@ -328,7 +327,7 @@ class Session:
     def _take_folders(self) -> None:
         for path, name in labelled_by_folder(self.listing, self.classes):
             if path not in self.labels.current:
-                self.labels.add(Label(path, name, self._role(path), self._sha256(path), who=FOLDER))
+                self.labels.add(Label(path, name, self._role(path), self.listing.sha256(path), who=FOLDER))
 
     def _test_items(self) -> list[Item]:
         """The test images in a random order: they can be labelled while the others are decoded."""
@@ -340,12 +339,3 @@ class Session:
 
     def _role(self, path: str) -> str:
         return TEST if path in self._tested else TRAIN
-
-    def _sha256(self, path: str) -> str:
-        """Computed once for each file as it is now. Raises OSError."""
-        file = self.listing.file(path)
-        facts = file.stat()
-        key = (str(file), facts.st_size, facts.st_mtime_ns)
-        if key not in self._sums:
-            self._sums[key] = self.listing.sha256(path)
-        return self._sums[key]
