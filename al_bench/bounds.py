@@ -43,6 +43,7 @@ BOUNDS = {
     "dataset.mean": Bound(0, 1, " (of images in [0, 1])"),
     "dataset.std": Bound(0, 1, " (of images in [0, 1])", above_low=True),
     "dataset.max_pixels": LENGTH,
+    "dataset.known": COUNT._replace(note=", or null"),
     "dataset.white": Bound(0, 2**32, above_low=True),
     "stressor.imbalance": Bound(1, note=" (1 is balanced)"),
     "stressor.label_noise": Bound(0, 1, below_high=True),

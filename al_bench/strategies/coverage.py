@@ -205,7 +205,7 @@ def prob_cover(
 
 
 def kernel_memory(n: Size) -> float:
-    return 4 * n.P**2 if n.P**2 <= KEPT else 0
+    return (4 * n.P**2 if n.P**2 <= KEPT else 0) + 500 * n.P
 
 
 @needs(predictions=False, features=True, memory=kernel_memory)
