@@ -1,7 +1,10 @@
 """What the user can put right, told in words."""
 
+import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec
 
 from al_bench.signals import stop_behind
 from al_bench.text import in_a_line, printable
@@ -12,6 +15,23 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return printable(super().__str__())  # it may quote a file or its name
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def told(command: Callable[Arguments, int]) -> Callable[Arguments, int]:
+    """The command, which prints a UserError on stderr and then returns the exit code 1."""
+
+    @functools.wraps(command)
+    def telling(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            print(f"al_bench: {error}", file=sys.stderr)
+            return 1
+
+    return telling
 
 
 @contextmanager

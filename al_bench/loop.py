@@ -24,7 +24,7 @@ from al_bench.models import features, hardware, nets
 from al_bench.models.classifier import Classifier, build_optimizer
 from al_bench.models.first_fit import FirstFit
 from al_bench.models.learner import Learner, Prediction
-from al_bench.models.logistic import LogisticLearner
+from al_bench.models.logistic import learner_of
 from al_bench.models.warm_start import WarmStart
 from al_bench.records import RoundRecord
 from al_bench.store import RunStore
@@ -106,7 +106,7 @@ def begin(
         oracle = PersonOracle(c, dataset, source.files, partial(wait_for, store))
     check_budget(len(dataset.train_idx), c.budget)
     dataset = features.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
-    learner = (LogisticLearner if c.model.head is Head.logistic else Learner)(c.model, c.trainer, dataset, c.seed)
+    learner = learner_of(c, dataset)
     observe.try_dropout(strategy, learner)
     used = c.features.extractor if strategy.needs.features or c.budget.start in observe.COLD_STARTS else None
     learner = replace(learner, features_NF=features.fixed_features(c, dataset) if used else None)

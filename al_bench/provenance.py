@@ -73,19 +73,23 @@ def own_code() -> str:
 
 def file_version(path: str) -> str | None:
     """sha256:<hex> of a file's content; None if it cannot be read."""
-    file = Path(path).expanduser()
     try:
-        facts = file.stat()
-        return _file_version(file, (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+        return f"sha256:{sha256_of(Path(path).expanduser())}"
     except OSError:
         return None
 
 
-@functools.lru_cache
-def _file_version(file: Path, state: tuple[int, ...]) -> str:
+def sha256_of(file: Path) -> str:
+    """sha256 of a file's content, computed once for each file as it is now. Raises OSError."""
+    facts = file.stat()
+    return _sha256_of(file, (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+
+
+@functools.cache
+def _sha256_of(file: Path, state: tuple[int, ...]) -> str:
     """Cached by `state`: a changed file has another state and is read again."""
     with open(file, "rb") as content:
-        return f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _leaves(settings: Any) -> Iterator[Any]:

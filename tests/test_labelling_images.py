@@ -39,7 +39,7 @@ def test_byte_identical_copies_are_asked_once_under_the_first_name(photos):
 def test_only_files_of_equal_size_are_read(photos, monkeypatch):
     Image.new("RGB", (200, 8)).save(photos / "alone.bmp")
     read = []
-    monkeypatch.setattr(images, "_sha256", lambda path, real=images._sha256: read.append(path.name) or real(path))
+    monkeypatch.setattr(images, "sha256_of", lambda path, real=images.sha256_of: read.append(path.name) or real(path))
     list_images(photos)
     assert "alone.bmp" not in read
 

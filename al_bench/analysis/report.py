@@ -37,7 +37,7 @@ from al_bench.analysis.family import METHODS
 from al_bench.analysis.figures import Drawing
 from al_bench.analysis.metric import ACCURACY, METRICS, Metric, check_recorded, check_target, named
 from al_bench.analysis.tables import Section
-from al_bench.errors import UserError
+from al_bench.errors import UserError, told
 from al_bench.files import read_file, write_atomically
 from al_bench.provenance import n_cores
 from al_bench.recipe import as_file_name
@@ -49,6 +49,7 @@ PROCESSES = 4  # at the most; each holds 0.2 GB
 NOT_DRAWN = "This figure could not be drawn"
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> int:
     ask = argparse.ArgumentParser(prog="al-bench report", description="Write the report of a results folder.")
     ask.add_argument("folder", type=Path, help="results, results/my_study, or a folder further down")
@@ -57,12 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ask.add_argument("--target", type=float, help="the value to count labels to; of a share a fraction: 0.9")
     ask.add_argument("--test", choices=[*METHODS], default="max_t", help="of all strategies against random")
     options = ask.parse_args(arguments)
-    try:
-        metric = named(options.metric, options.lower_is_better)
-        page = write(options.folder, options.target, metric, options.test)
-    except UserError as error:
-        print(f"al_bench: {error}", file=sys.stderr)
-        return 1
+    metric = named(options.metric, options.lower_is_better)
+    page = write(options.folder, options.target, metric, options.test)
     if metric.name not in METRICS and metric.higher_is_better:
         taken = f"higher values of {metric.words} are taken as better. If lower ones are, add --lower-is-better."
         print(f"al_bench: {taken}", file=sys.stderr)

@@ -4,7 +4,6 @@ al-bench status results/my_study [--live]. Only reads; nothing here imports torc
 """
 
 import argparse
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from rich.text import Text
 
 from al_bench.analysis import results
 from al_bench.analysis.results import MISSING, UNREADABLE, Run, Setting
-from al_bench.errors import UserError
+from al_bench.errors import told
 from al_bench.records import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING
 
 STATES = (FINISHED, RUNNING, WAITING, FAILED, INTERRUPTED, MISSING, UNREADABLE)
@@ -29,6 +28,7 @@ EVERY = 5  # seconds
 MOST = 1e12  # seconds that a timedelta can hold
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> int:
     ask = argparse.ArgumentParser(prog="al-bench status", description="How far the runs of a results folder are.")
     ask.add_argument("folder", type=Path, help="results, results/my_study, or a folder further down")
@@ -40,9 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             follow(options.folder, screen)
         else:
             Console().print(screen)
-    except UserError as error:
-        print(f"al_bench: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
     return 0

@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from al_bench import strategies
 from al_bench.check.rules import RULES, it_runs, try_rule
-from al_bench.errors import UserError
+from al_bench.errors import UserError, told
 from al_bench.imports import function
 from al_bench.options import conf_dir
 from al_bench.strategies import StrategyFunction, needs_of
@@ -59,6 +59,7 @@ def settings(name: str) -> dict[str, Any]:
     raise UserError(f"There is no strategy {name}. Name your own with its module, as in my_module.my_strategy.{hint}")
 
 
+@told
 def main(arguments: list[str]) -> int:
     """Run `al-bench check NAME [option=value ...]` and print one line per rule. Return 0 if all rules hold, else 1."""
     if not arguments or arguments[0].startswith("-"):
@@ -66,9 +67,6 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 1
     try:
         return report(arguments[0], *load(arguments[0], arguments[1:]))
-    except UserError as error:
-        print(f"al_bench: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("al_bench: Interrupted.", file=sys.stderr)
         return 130

@@ -18,6 +18,7 @@ from torch import Tensor
 from al_bench.config import DatasetConfig
 from al_bench.data.arrays import Images, Source, kind
 from al_bench.data.cache import checksum
+from al_bench.data.files import facts_of
 from al_bench.errors import UserError
 from al_bench.text import in_a_line, one_line
 
@@ -39,13 +40,13 @@ def features(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Source
     beside = {} if path.suffix == ".npz" else {key: path.with_name(f"{path.stem}_{key}.npy") for key in ARRAYS[1:]}
     files = {"features": path} | {key: file for key, file in beside.items() if file.exists()}
     with _readable(f"dataset.root={c.root}"):
-        stamps = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files.values())
+        stamps = tuple(facts_of(file.stat()) for file in files.values())
     return _source(c.root, tuple(files.items()), stamps)
 
 
 @functools.lru_cache(1)
-def _source(root: str, files: tuple[tuple[str, Path], ...], stamps: tuple[tuple[int, int], ...]) -> Source:
-    """Read, check and hash once for all runs of a process. stamps: when the files were written, and their sizes."""
+def _source(root: str, files: tuple[tuple[str, Path], ...], stamps: tuple[tuple[int, ...], ...]) -> Source:
+    """Read, check and hash once for all runs of a process. stamps: what facts_of says of each file."""
     where = f"dataset.root={one_line(root)}"
     arrays, unread = _arrays(where, dict(files))
     features_ND = _as_float32(where, arrays["features"])

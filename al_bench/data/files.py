@@ -77,12 +77,12 @@ def stamp(root: str) -> tuple[Hashable, ...]:
     """
     path = Path(root).expanduser()
     try:
-        return _entries(path) if path.is_dir() else _facts(path.stat())
+        return _entries(path) if path.is_dir() else facts_of(path.stat())
     except OSError:
         return ()
 
 
-def _facts(info: os.stat_result) -> tuple[int, ...]:
+def facts_of(info: os.stat_result) -> tuple[int, ...]:
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_mode, info.st_ino
 
 
@@ -97,7 +97,7 @@ def _entries(path: Path) -> tuple[tuple[str, int, int, int, int, int], ...]:
                 if not _is_visible(entry.name):
                     continue
                 try:
-                    facts = _facts(entry.stat())
+                    facts = facts_of(entry.stat())
                 except OSError:
                     facts = (0, 0, 0, 0, 0)
                 if stat.S_ISDIR(facts[3]):

@@ -2,13 +2,11 @@
 
 import math
 import shlex
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from al_bench.errors import UserError
-from al_bench.labelling.advice import weak_classes
 from al_bench.labelling.labels import TEST, ChangesTestLabel, Label
 from al_bench.labelling.session import Item, Session
 from al_bench.text import one_line
@@ -40,12 +38,12 @@ class Answering:
     def state(self) -> dict[str, Any]:
         """How far the labelling is."""
         session = self.session
-        now, advice = session.progress(), session.advice()
+        now = session.progress()
         return asdict(now) | {
             "counts": None,  # the page needs none, and they may be many
             "accuracy": [asdict(measured) for measured in now.accuracy[-1:]],
-            "weak": self._weak(),
-            "advice": advice.text,
+            "weak": [{"text": one_line(name), "share": share, "n": n} for name, share, n in now.weak],
+            "advice": session.advice(now).text,
             "classes": [{"name": c, "text": one_line(c), "n": now.counts.get(c, 0)} for c in session.classes],
             "finish": one_line(f"al-bench finish {shlex.quote(str(session.listing.folder))}"),
             "notes": [one_line(note) for note in session.notes],
@@ -98,16 +96,6 @@ class Answering:
     def _item(self, item: Item) -> dict[str, Any]:
         likely = [[name, round(share, 4)] for name, share in self.session.likely(item.path)[:LIKELY]]
         return {"id": self.ids[item.path], "text": one_line(item.path), "likely": likely}
-
-    def _weak(self) -> list[dict[str, Any]]:
-        session = self.session
-        records = session.store.records()
-        if not records:
-            return []
-        with session.lock:
-            n_tested = Counter(label.answer for label in session.labels.current.values() if label.role == TEST)
-        found = weak_classes(records[-1], session.classes, n_tested)
-        return [{"text": one_line(name), "share": share, "n": n} for name, share, n in found]
 
 
 POSTS = {"next": Answering.next, "answer": Answering.answer, "undo": Answering.undo, "class": Answering.add_class}

@@ -3,31 +3,28 @@
 import argparse
 import logging
 import shlex
-import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
 
 from al_bench import process
-from al_bench.errors import UserError
+from al_bench.errors import told
+from al_bench.labelling.options import class_names, read_with_settings
 from al_bench.labelling.server import served
 from al_bench.labelling.session import Session
 from al_bench.text import printable
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options(arguments)
     process.prepare()
     log = logging.getLogger("al_bench")
     log.propagate = False  # the run writes its own run.log
-    try:
-        with opened(options) as session:
-            for note in session.notes:
-                print(printable(note))
-            label(session, options)
-    except UserError as error:
-        print(f"al_bench: {error}", file=sys.stderr)
-        return 1
+    with opened(options) as session:
+        for note in session.notes:
+            print(printable(note))
+        label(session, options)
     return 0
 
 
@@ -36,7 +33,9 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="al-bench label", description="Label the images of a folder, the most useful first."
     )
     ask.add_argument("folder", help="of images, flat or nested")
-    ask.add_argument("--classes", default="", help="comma-separated: cat,dog; more can be added on the way")
+    ask.add_argument(
+        "--classes", type=class_names, default=[], help="comma-separated: cat,dog; more can be added on the way"
+    )
     ask.add_argument("--who", help="a name that is noted with each answer")
     ask.add_argument(
         "--use-folders",
@@ -45,17 +44,12 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     ask.add_argument("--no-browser", action="store_true", help="print the address of the page, and open nothing")
     ask.add_argument("--port", type=int, default=0, help="of the page; without it a free one")
-    ask.add_argument("overrides", nargs="*", metavar="key=value", help="settings of al-bench, such as budget.query=50")
-    options = ask.parse_intermixed_args(arguments)
-    if strays := [text for text in options.overrides if "=" not in text]:
-        ask.error(f"{strays[0]} is no setting; settings are key=value, and classes are --classes cat,dog")
-    return options
+    return read_with_settings(ask, arguments)
 
 
 def opened(options: argparse.Namespace) -> Session:
     """The session that these options ask for; to be used with `with`."""
-    classes = [name.strip() for name in options.classes.split(",") if name.strip()]
-    return Session(options.folder, classes, options.overrides, options.who, options.use_folders)
+    return Session(options.folder, options.classes, options.overrides, options.who, options.use_folders)
 
 
 def label(session: Session, options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from al_bench.config import Config, Head, Mode
+from al_bench.config import Config, Mode
 from al_bench.data import Dataset, sources
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
@@ -22,7 +22,7 @@ from al_bench.labelling.settings import Composed, Settings, composed, of_run, re
 from al_bench.models import features, hardware, nets
 from al_bench.models.classifier import Classifier
 from al_bench.models.learner import Learner
-from al_bench.models.logistic import FOLDS, LogisticLearner
+from al_bench.models.logistic import FOLDS, LogisticLearner, learner_of
 from al_bench.strategies.uncertainty import average_prediction, fitted_temperature
 from al_bench.text import one_line
 
@@ -111,7 +111,7 @@ def train(found: Labelled) -> Final:
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     dataset, _ = sources.load(c.dataset, source, c.seed, c.stressor, c.cache_dir)
     seen = features.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
-    learner = (LogisticLearner if c.model.head is Head.logistic else Learner)(c.model, c.trainer, seen, c.seed)
+    learner = learner_of(c, seen)
     hardware.begin_run(c.trainer, learner.images, learner.device)
     skipped = {*dataset.skipped}
     rows = {path: row for row, path in enumerate(path for path in source.files if path not in skipped)}

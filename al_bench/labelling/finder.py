@@ -1,6 +1,5 @@
 """Which listed image a name or a checksum from elsewhere means."""
 
-import hashlib
 import os
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -9,12 +8,12 @@ from al_bench.labelling import label_studio
 from al_bench.labelling.given import Given
 from al_bench.labelling.images import Listing
 from al_bench.labelling.tables import path_cell
+from al_bench.provenance import sha256_of
 
 
 class Finder:
     def __init__(self, listing: Listing) -> None:
         self.listing = listing
-        self._sums: dict[str, str | None] = {}  # by path
 
     def __call__(self, given: Given) -> str | None:
         """The path of the image, or None. A checksum decides where there is one: files may have been renamed."""
@@ -30,8 +29,7 @@ class Finder:
         try:
             if file.is_symlink() and (path := self.by_name(os.path.join(file.parent, os.readlink(file)))):
                 return path
-            with open(file, "rb") as content:
-                return self._by_content(hashlib.file_digest(content, "sha256").hexdigest(), file.stat().st_size)
+            return self._by_content(sha256_of(file), file.stat().st_size)
         except OSError:
             return None
 
@@ -61,9 +59,7 @@ class Finder:
         return self.listing.file(path).relative_to(self.listing.folder).as_posix()
 
     def _sum(self, path: str) -> str | None:
-        if path not in self._sums:
-            try:
-                self._sums[path] = self.listing.sha256(path)
-            except OSError:
-                self._sums[path] = None
-        return self._sums[path]
+        try:
+            return self.listing.sha256(path)
+        except OSError:
+            return None

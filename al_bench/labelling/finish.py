@@ -3,13 +3,12 @@
 import argparse
 import re
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from al_bench import process
-from al_bench.errors import UserError
+from al_bench.errors import told
 from al_bench.files import accessible, write_atomically
 from al_bench.labelling import card, finished_model, links, tables
 from al_bench.labelling.final import Final, Labelled, labelled, tensors_of, train
@@ -32,6 +31,7 @@ CARRIED = ("model", "features", "trainer", "cache_dir")  # groups whose settings
 CARRIED_KEYS = ("dataset.image_size", "dataset.antialias", "dataset.white", "dataset.max_pixels")
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> int:
     ask = argparse.ArgumentParser(prog="al-bench finish", description="Make a model of all labels of a folder.")
     ask.add_argument("folder", help="the folder of images that was labelled")
@@ -43,13 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0 <= options.accept <= 1:
         ask.error(f"--accept {options.accept}: a probability from 0 to 1")
     process.prepare()  # again: importing Lightning sets its own log levels
-    try:
-        found = labelled(options.folder)
-        out = options.out or found.home / "finished"
-        print(printable(write(train(found), out, options.accept)))
-    except UserError as error:
-        print(f"al_bench: {error}", file=sys.stderr)
-        return 1
+    found = labelled(options.folder)
+    out = options.out or found.home / "finished"
+    print(printable(write(train(found), out, options.accept)))
     return 0
 
 

@@ -3,7 +3,6 @@
 The list is kept in FOLDER-labels/images.jsonl, so an image keeps its place when others are added, moved or deleted.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from al_bench.data.photo import FORMATS
 from al_bench.data.sources import LabelledFiles, from_files
 from al_bench.errors import UserError
 from al_bench.files import accessible, is_there, read_file, write_atomically
+from al_bench.provenance import sha256_of
 from al_bench.text import one_line
 
 LABELS, IMAGES = "labels.jsonl", "images.jsonl"
@@ -74,10 +74,8 @@ class Listing:
         return self.folder / (path if self._is_at(path) else self._moved.get(path, path))
 
     def sha256(self, path: str) -> str:
-        """sha256 of a file's content, computed once for each file as it is now. Raises OSError."""
-        file = self.file(path)
-        facts = file.stat()
-        return _known_sha256(file, facts.st_size, facts.st_mtime_ns)
+        """sha256 of a file's content. Raises OSError."""
+        return sha256_of(self.file(path))
 
     def files(self) -> ImageFiles:
         """What the decoder reads. The fingerprint is that of the list, so deleted files stay in the cache."""
@@ -164,7 +162,7 @@ def _same(root: Path, names: Sequence[str]) -> list[list[str]]:
         by_size[_facts(root / name)[0]].append(name)
     for size, alike in by_size.items():
         for name in alike if len(alike) > 1 and size else ():
-            by_content[_sha256(root / name)].append(name)
+            by_content[sha256_of(root / name)].append(name)
     return [group for group in by_content.values() if len(group) > 1]
 
 
@@ -175,16 +173,6 @@ def _facts(path: Path) -> tuple[int, int]:
         return facts.st_size, facts.st_mtime_ns
     except OSError:
         return 0, 0
-
-
-@functools.cache
-def _known_sha256(path: Path, size: int, modified: int) -> str:
-    return _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def labelled_by_folder(listing: Listing, classes: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,11 +10,12 @@ from pathlib import Path
 
 from al_bench import process
 from al_bench.config import near
-from al_bench.errors import UserError
+from al_bench.errors import UserError, told
 from al_bench.labelling import given as elsewhere
 from al_bench.labelling.finder import Finder
 from al_bench.labelling.given import Given
 from al_bench.labelling.labels import SKIP, UNSURE, ChangesTestLabel, Label, locked
+from al_bench.labelling.options import class_names
 from al_bench.labelling.session import Session
 from al_bench.text import one_line, printable
 
@@ -23,6 +23,7 @@ LISTED = 20  # names in a message
 INCOMPLETE = 3  # the exit code if some answers were not taken
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> int:
     ask = argparse.ArgumentParser(
         prog="al-bench ingest", description="Take labels that were given elsewhere.",
@@ -30,21 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     ask.add_argument("folder", help="the folder of images")
     ask.add_argument("file", type=Path, help="a CSV, an export of Label Studio, or a folder with a folder a class")
-    ask.add_argument("--classes", default="", help="comma-separated: classes that are added before")
+    ask.add_argument("--classes", type=class_names, default=[], help="comma-separated: classes that are added before")
     ask.add_argument("--who", help="a name that is noted with each answer")
     ask.add_argument("--correct-test", action="store_true", help="let answers change those of test images")
     options = ask.parse_args(arguments)
     process.prepare()
-    try:
-        session = Session(options.folder, who=options.who)
-        with locked(session.home):
-            session.labels.read_again()
-            for name in filter(None, map(str.strip, options.classes.split(","))):
-                session.add_class(name)
-            taken = take(session, elsewhere.read(options.file, session.classes), options.correct_test)
-    except UserError as error:
-        print(f"al_bench: {error}", file=sys.stderr)
-        return 1
+    session = Session(options.folder, who=options.who)
+    with locked(session.home):
+        session.labels.read_again()
+        for name in options.classes:
+            session.add_class(name)
+        taken = take(session, elsewhere.read(options.file, session.classes), options.correct_test)
     print(printable(taken.text(options.folder)))
     return INCOMPLETE if taken.refused else 0
 

@@ -13,7 +13,7 @@ import torch
 from al_bench import process
 from al_bench.data.decode import decode_into
 from al_bench.data.files import ImageFiles, files_in
-from al_bench.errors import UserError
+from al_bench.errors import UserError, told
 from al_bench.files import accessible
 from al_bench.labelling import finished_model, tables
 from al_bench.labelling.finish import PREDICTED, cells_of
@@ -25,6 +25,7 @@ AT_ONCE = 512  # images that are decoded and predicted together
 SKIPPED = 3  # the exit code if files could not be read
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> int:
     ask = argparse.ArgumentParser(
         prog="al-bench predict", description="Predict the classes of images with a model of al-bench finish.",
@@ -36,14 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ask.add_argument("--weights", help="the file of the backbone's weights, if it is elsewhere now")
     options = ask.parse_args(arguments)
     process.prepare()  # again: importing Lightning sets its own log levels
-    try:
-        model = finished_model.read(options.model, options.weights)
-        files, others = _files(options.folder)
-        with accessible(options.out or Path("the table"), "written", "--out"):
-            broken = _write(options.out, model, files)
-    except UserError as error:
-        print(f"al_bench: {error}", file=sys.stderr)
-        return 1
+    model = finished_model.read(options.model, options.weights)
+    files, others = _files(options.folder)
+    with accessible(options.out or Path("the table"), "written", "--out"):
+        broken = _write(options.out, model, files)
     if others:
         print(f"{others:,} files are not named like images and are left out.", file=sys.stderr)
     for name, fault in broken.items():

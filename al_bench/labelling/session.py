@@ -20,7 +20,7 @@ from al_bench.data.sources import draw_test
 from al_bench.errors import UserError
 from al_bench.files import is_there
 from al_bench.labelling import labels as answers
-from al_bench.labelling.advice import Advice, Measured, advise, measured
+from al_bench.labelling.advice import Advice, Measured, advise, measured, weak_classes
 from al_bench.labelling.images import LABELS, home_of, labelled_by_folder, list_images, refuse_classes
 from al_bench.labelling.labels import SKIP, TEST, TRAIN, UNSURE, Label, Labels
 from al_bench.labelling.predicted import Predicted
@@ -60,6 +60,7 @@ class Progress:
     seconds: float | None
     counts: dict[str, int]  # answers by class, skip and unsure, of all images
     accuracy: list[Measured]
+    weak: list[tuple[str, float, int]]  # as advice.weak_classes
     error: str | None
 
 
@@ -207,6 +208,7 @@ class Session:
             left = self._n_left()
             times = [label.seconds for label in self.labels.order()[-PACE:] if label.seconds is not None]
             store = self.store
+            records = store.records()
             return Progress(
                 state=self._state(left),
                 done=len(queue) - left,
@@ -215,7 +217,8 @@ class Session:
                 images=len(self.listing.images),
                 seconds=statistics.median(times) if times else None,
                 counts=dict(Counter(label.answer for label in current.values())),
-                accuracy=measured(store.records(), store.info()),
+                accuracy=measured(records, store.info()),
+                weak=weak_classes(records[-1], self.classes, self._n_tested()) if records else [],
                 error=self.error,
             )
 
@@ -224,9 +227,8 @@ class Session:
         with self.lock:
             return self.predicted.of(self.listing.canonical[path]) if self.predicted else []
 
-    def advice(self) -> Advice:
+    def advice(self, now: Progress) -> Advice:
         """Whether to go on, from the accuracy so far, the predictions that flip, and the pace."""
-        now = self.progress()
         flipped = self.predicted.flipped if self.predicted else None
         return advise(now.accuracy, now.seconds, now.images - now.labelled, flipped)
 
@@ -305,6 +307,9 @@ class Session:
 
     def _n_left(self) -> int:
         return sum(item.path not in self.labels.current for item in self._queue)
+
+    def _n_tested(self) -> Counter[str]:
+        return Counter(label.answer for label in self.labels.current.values() if label.role == TEST)
 
     def _state(self, left: int) -> str:
         if self.error or self._finished:

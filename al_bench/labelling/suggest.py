@@ -4,18 +4,18 @@ import argparse
 import json
 import logging
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from al_bench import process
-from al_bench.errors import UserError
+from al_bench.errors import UserError, told
 from al_bench.files import accessible, is_there, write_atomically
 from al_bench.labelling import label_studio, links, tables
 from al_bench.labelling.final import labelled, train
-from al_bench.labelling.images import list_images
+from al_bench.labelling.images import home_of, list_images
 from al_bench.labelling.labels import SKIP, UNSURE
+from al_bench.labelling.options import class_names, read_with_settings
 from al_bench.labelling.session import Item, Session
 from al_bench.labelling.settings import read_settings
 from al_bench.labelling.tables import path_cell
@@ -25,15 +25,12 @@ CSV, FOLDERS, LABEL_STUDIO = "csv", "folders", "label_studio"
 COLUMNS = ["path", "label", "rank", "round", "sha256"]
 
 
+@told
 def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options(arguments)
     process.prepare()
     logging.getLogger("al_bench").propagate = False  # the run writes its own run.log
-    try:
-        print(printable(suggest(options)))
-    except UserError as error:
-        print(f"al_bench: {error}", file=sys.stderr)
-        return 1
+    print(printable(suggest(options)))
     return 0
 
 
@@ -42,17 +39,14 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     ask.add_argument("folder", help="of images, flat or nested")
     ask.add_argument("--n", type=int, default=100, help="how many images")
     ask.add_argument("--to", choices=[CSV, FOLDERS, LABEL_STUDIO], default=CSV, help="the kind of file")
-    ask.add_argument("--classes", default="", help="comma-separated: cat,dog")
+    ask.add_argument("--classes", type=class_names, default=[], help="comma-separated: cat,dog")
     ask.add_argument("--predictions", action="store_true", help="show the model's classes in Label Studio; this biases")
     ask.add_argument("--out", type=Path, help="the file or folder to write; usually in FOLDER-labels/suggested")
-    ask.add_argument("overrides", nargs="*", metavar="key=value", help="settings of al-bench, such as seed=1")
-    options = ask.parse_intermixed_args(arguments)
+    options = read_with_settings(ask, arguments)
     if options.n < 1:
         ask.error(f"--n {options.n}: 1 or more")
     if options.predictions and options.to != LABEL_STUDIO:
         ask.error("--predictions is for --to label_studio")
-    if strays := [text for text in options.overrides if "=" not in text]:
-        ask.error(f"{strays[0]} is no setting; settings are key=value, and classes are --classes cat,dog")
     return options
 
 
@@ -69,7 +63,7 @@ class Batch:
 def suggest(options: argparse.Namespace) -> str:
     """Write the next images to label. Returns what to do with them, in sentences. Raises UserError."""
     batch = chosen(options)
-    home = Path(f"{batch.folder}-labels") / "suggested"
+    home = home_of(batch.folder) / "suggested"
     write = {CSV: to_csv, FOLDERS: to_folders, LABEL_STUDIO: to_label_studio}[options.to]
     place = options.out or _free(home, {CSV: ".csv", FOLDERS: "", LABEL_STUDIO: ".json"}[options.to])
     with accessible(place, "written", "--out"):
@@ -80,7 +74,7 @@ def suggest(options: argparse.Namespace) -> str:
 
 def chosen(options: argparse.Namespace) -> Batch:
     """The images that `al-bench label` would ask for next."""
-    classes = [name.strip() for name in options.classes.split(",") if name.strip()]
+    classes = options.classes
     before, overrides = read_settings(options.folder), [*options.overrides]
     if options.to != CSV and len({*classes, *(before.classes if before else ())}) < 2:
         raise UserError(f"--to {options.to} needs the classes: --classes cat,dog")

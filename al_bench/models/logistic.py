@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from al_bench import process, rng, signals
+from al_bench.config import Config, Head
+from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.models.classifier import Classifier
@@ -241,3 +243,9 @@ class LogisticLearner(Learner):
         net.to(self.device).eval()
         for rows in idx.split(self.trainer.predict_batch_size):
             yield self.images.index_select(0, rows.to(self.images.device)).to(self.device)
+
+
+def learner_of(c: Config, dataset: Dataset) -> Learner:
+    """The learner that model.head asks for."""
+    kind = LogisticLearner if c.model.head is Head.logistic else Learner
+    return kind(c.model, c.trainer, dataset, c.seed)
