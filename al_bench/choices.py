@@ -47,8 +47,11 @@ class Head(Enum):
 
 
 class Schedule(Enum):
+    """How the learning rate changes during a fit. step: it falls to a tenth after four fifths of the steps."""
+
     constant = "constant"
     cosine = "cosine"
+    step = "step"
 
 
 class Augment(Enum):

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,28 @@ def test_the_fair_protocol_has_fresh_weights_fixed_steps_and_six_label_counts():
     )
     assert (c.budget.rounds, c.budget.validation, c.budget.stop.at) == (5, 0, None)
     assert images_trained(c.trainer, 800, 0) == images_trained(c.trainer, 10_800, 5) == 64_000
+
+
+def test_the_article_trained_to_the_end_differs_from_the_fair_protocol_in_length_and_label_counts():
+    names = "gentle_introduction_trained", "gentle_introduction_fair"
+    c, fair = (asked(f"experiment={name}", "dataset.root=train.zip") for name in names)
+    counts = [c.budget.initial + sum(c.budget.query_of(r) for r in range(n)) for n in range(c.budget.rounds + 1)]
+    assert counts == [1000, 2500, 5000, 8000, 10_800]
+    t = c.trainer
+    assert (t.max_steps, t.augment, t.precision) == (4000, config.Augment.flip, "bf16-mixed")
+    same = {"max_steps": 1000, "augment": config.Augment.none, "precision": "auto", "dropout_masks": None}
+    assert replace(t, **same) == fair.trainer
+    assert (c.model, c.dataset) == (fair.model, fair.dataset)
+
+
+def test_cifar10_with_resnet18_is_the_literatures_set_up():
+    c = asked("experiment=cifar10_resnet18")
+    t = c.trainer
+    assert c.budget.initial + c.budget.rounds * c.budget.query == 25_000
+    assert (t.batch_size, t.schedule, t.augment) == (128, config.Schedule.step, config.Augment.flip_crop)
+    assert training_length(t, 25_000, 12) == training_length(t, 25_000, 0) == (None, 200)  # of as many steps as fit
+    sgd = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005}
+    assert c.model.optimizer == sgd
 
 
 def test_an_experiment_with_all_labels_is_the_full_data_and_nothing_else_is():

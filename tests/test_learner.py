@@ -109,14 +109,23 @@ def test_a_fit_lasts_as_many_epochs_and_steps_as_asked(overrides, n_labelled, ro
     assert length == expected and len(net.history) == expected[0]
 
 
-def test_the_cosine_falls_with_every_step_of_the_whole_fit():
-    c = configured("trainer.schedule=cosine", "trainer.max_epochs=2", "trainer.batch_size=10", "model.optimizer.lr=0.1")
+@pytest.mark.parametrize(
+    "schedule, epochs, expected",
+    [
+        ("cosine", 2, [0.1, 0.0853553, 0.05, 0.0146447]),
+        ("step", 5, [0.1] * 8 + [0.01] * 2),
+        ("constant", 1, [0.1] * 2),
+    ],
+)
+def test_the_learning_rate_follows_the_schedule_over_the_whole_fit(schedule, epochs, expected):
+    lengths = f"trainer.max_epochs={epochs}", "trainer.batch_size=10"
+    c = configured(f"trainer.schedule={schedule}", *lengths, "model.optimizer.lr=0.1")
     dataset, pool = setting()
     net, rates = learner(c, dataset).build(0), []
     last = net.net.get_classifier()
     last.register_forward_hook(lambda *_: rates.append(net.optimizers().param_groups[0]["lr"]))
     learner(c, dataset).fit(net, pool, 0)
-    assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], abs=1e-6)
+    assert rates == pytest.approx(expected, abs=1e-6)
 
 
 def test_without_augmentation_history_holds_each_epochs_mean_loss_and_accuracy():

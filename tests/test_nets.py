@@ -34,6 +34,10 @@ def small_cnn(dataset, momentum=0.1):
     return nets.small_cnn(ModelConfig(options={"bn_momentum": momentum}), dataset)
 
 
+def cifar_resnet18(dataset, **options):
+    return nets.cifar_resnet18(ModelConfig(name="cifar_resnet18", **options), dataset)
+
+
 def linear_head(features):
     labels = torch.arange(len(features)) % 3
     mean, std = features.mean(0), features.std(0)
@@ -82,6 +86,41 @@ def test_the_articles_network_has_its_684162_weights_and_its_layers_in_order_wit
     assert all(not m.bias.any() for m in [*convolutions, dense, net.classifier])
 
 
+def test_the_literatures_resnet18_has_its_parameters_and_keeps_the_size_of_a_small_image():
+    net = cifar_resnet18(data(classes=10))
+    assert sum(p.numel() for p in net.parameters()) == 11_173_962
+    sizes, images = [], net.normalise(data().images)
+    for layer in net.features:
+        images = layer(images)
+        sizes.append(images.shape[1:])
+    assert sizes == [(64, 32, 32)] * 4 + [(128, 16, 16), (256, 8, 8), (512, 4, 4)]
+    first = net.features[0].weight
+    assert first.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)  # He's, by the number of outputs
+    assert all(m.weight.eq(1).all() for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    with pytest.raises(UserError, match="model.options={'a': 1}: model=cifar_resnet18 has none"):
+        cifar_resnet18(data(), options={"a": 1})
+
+
+def test_the_literatures_resnet18_learns_in_a_few_steps_and_takes_dropout():
+    torch.manual_seed(0)
+    dataset = data(8, classes=2, n=16)
+    dataset.images[::2] //= 4  # the dark ones are of class 0
+    net = cifar_resnet18(dataset, dropout=0.1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    labels = torch.arange(16) % 2
+    losses = []
+    for _ in range(12):
+        loss = nn.functional.cross_entropy(net.forward_head(net.forward_features(dataset.images)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    net.eval()
+    features = net.forward_features(dataset.images)
+    assert torch.equal(net.forward_head(features), net.forward_head(features))
+
+
 @pytest.mark.parametrize(
     "channels, classes, sizes", [(1, 10, range(8, 41, 2)), (3, 2, range(9, 41, 2)), (3, 100, [64, 96])]
 )
@@ -96,12 +135,15 @@ def test_the_small_cnn_learns_from_images_of_any_size(channels, classes, sizes):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "linear_head", *PLAIN, *ODD])
+@pytest.mark.parametrize("name", ["small_cnn", "cifar_resnet18", "linear_head", *PLAIN, *ODD])
 def test_every_net_keeps_the_contract_and_its_embedding_is_what_the_linear_layer_sees(name):
     x = torch.randn(4, 20) if name == "linear_head" else data().images
-    net = {"small_cnn": lambda: small_cnn(data()), "linear_head": lambda: linear_head(x)}.get(
-        name, lambda: timm_net(name)
-    )()
+    own = {
+        "small_cnn": lambda: small_cnn(data()),
+        "cifar_resnet18": lambda: cifar_resnet18(data()),
+        "linear_head": lambda: linear_head(x),
+    }
+    net = own.get(name, lambda: timm_net(name))()
     net.eval()
     with torch.inference_mode():
         features = net.forward_features(x)
@@ -219,7 +261,8 @@ def test_an_option_of_a_small_net_is_a_share(value):
 
 @pytest.mark.parametrize("asked", [{"pretrained": True}, {"weights": "/nowhere.pth"}])
 def test_nets_without_weights_of_their_own_refuse_them(asked):
-    for make, name in ((nets.small_cnn, "small_cnn"), (nets.bayesian_cnn, "bcnn")):
+    for make in (nets.small_cnn, nets.bayesian_cnn, nets.cifar_resnet18):
+        name = {"bayesian_cnn": "bcnn"}.get(make.__name__, make.__name__)
         with pytest.raises(UserError, match=f"model={name} is trained from nothing"):
             make(ModelConfig(name=name, **asked), data())
 

@@ -133,5 +133,9 @@ class Classifier(pl.LightningModule):
         optimizer = build_optimizer(self.optimizer_config, self.parameters())
         if self.schedule is Schedule.constant:
             return optimizer
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.trainer.estimated_stepping_batches)
+        n_steps = self.trainer.estimated_stepping_batches
+        if self.schedule is Schedule.cosine:
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=n_steps)
+        else:
+            schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(0.8 * n_steps)], gamma=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -121,6 +121,30 @@ class BayesianCNN(SimpleCNN):
         self.classifier = nn.Linear(128, dataset.n_classes)
 
 
+class CifarResNet18(SimpleCNN):
+    """ResNet-18 for small images, as papers on CIFAR-10 use it: 11,173,962 parameters for ten classes.
+
+    He et al., 2016, with a first convolution of 3x3 and stride 1 and without the pooling after it, so that an image of
+    32 pixels keeps its size up to the second stage. timm's layers and initial weights.
+    """
+
+    head_hidden_size = 512
+
+    def __init__(self, dataset: Dataset, dropout: float) -> None:
+        """dropout: on the input of the last layer. The papers have none."""
+        import timm
+
+        super().__init__()
+        _, channels, _, size = dataset.images.shape
+        net = timm.create_model("resnet18", num_classes=0, zero_init_last=False)
+        first = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")  # as timm's convolutions
+        self.normalise = Normalise(dataset.mean, dataset.std, scale=255, width=size)
+        self.features = nn.Sequential(first, net.bn1, net.act1, net.layer1, net.layer2, net.layer3, net.layer4)
+        self.hidden = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout))
+        self.classifier = nn.Linear(self.head_hidden_size, dataset.n_classes)
+
+
 class TimmNet(nn.Module):
     """A timm backbone and a linear layer, fed at the input size, mean and std of timm's configuration for its weights.
 
@@ -213,14 +237,25 @@ def bayesian_cnn(c: ModelConfig, dataset: Dataset) -> nn.Module:
     return _own(BayesianCNN, c, dataset)
 
 
-def _own(net: type[SimpleCNN], c: ModelConfig, dataset: Dataset) -> nn.Module:
-    if c.dropout:
-        raise UserError(f"model.dropout={c.dropout}: model={c.name} has its own dropout; leave it at 0.")
+def cifar_resnet18(c: ModelConfig, dataset: Dataset) -> nn.Module:
+    _refuse_weights(c)
+    if c.options:
+        raise UserError(f"model.options={c.options}: model={c.name} has none. Leave them out.")
+    return CifarResNet18(dataset, c.dropout)
+
+
+def _refuse_weights(c: ModelConfig) -> None:
     if c.pretrained or c.weights:
         raise UserError(
             f"model.pretrained={c.pretrained}, model.weights={c.weights}: model={c.name} is trained from nothing. "
             "Pretrained weights are for model=timm."
         )
+
+
+def _own(net: type[SimpleCNN], c: ModelConfig, dataset: Dataset) -> nn.Module:
+    if c.dropout:
+        raise UserError(f"model.dropout={c.dropout}: model={c.name} has its own dropout; leave it at 0.")
+    _refuse_weights(c)
     for key, value in c.options.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise UserError(f"model.options.{key}={value}: a number from 0 to 1.")
