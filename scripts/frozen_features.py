@@ -17,6 +17,7 @@ import published
 from matplotlib.ticker import MaxNLocator
 
 from al_bench.analysis import canvas, plots, report, results
+from al_bench.analysis.published import ARCHIVE, pack
 from al_bench.analysis.compare import CONTROL, RANDOM, Comparison, noise
 
 OUT = published.ROOT / "results" / "frozen_features"
@@ -73,6 +74,7 @@ def write(settings: list[tuple[str, str]]) -> None:
         ours = [run for run in runs if run.setting.dataset == dataset and run.setting.budget in (budget, "full")]
         dropped = ("acquired", "class_counts", "per_class")
         comparisons[dataset][budget] = published.keep(ours, OUT / f"{dataset}-{budget}", FIGURES, dropped)
+    pack(runs, published.RUNS, OUT / ARCHIVE)
     for dataset, found in comparisons.items():
         draw(OUT / f"{dataset}.png", found)
     sections = "\n\n".join(

@@ -1,10 +1,11 @@
 """The report of a results folder: one page that opens from disk, tables, figures. Only reads results.
 
-    al-bench report results/my_study [--metric macro_f1]
+    al-bench report results/my_study [--metric macro_f1] [--with results/frozen_features]
 
 Written into <folder>/report/: index.html (self-contained), verdict.txt, summary.csv, .md and .tex, rounds.csv,
 figures/*.png and *.pdf. By another metric than accuracy into <folder>/report-<metric>/, with
---lower-is-better into <folder>/report-<metric>-lower/.
+--lower-is-better into <folder>/report-<metric>-lower/. With the runs of a published study beside one's own into
+<folder>/report-with-<study>/.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import multiprocessing
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,14 @@ from PIL import Image
 
 import al_bench
 from al_bench import process
-from al_bench.analysis import compare, figures, results, rounds, tables, verdict
+from al_bench.analysis import compare, figures, published, results, rounds, tables, verdict
 from al_bench.analysis.canvas import new_figure
 from al_bench.analysis.compare import CONTROL, Across, Comparison
 from al_bench.analysis.family import METHODS
 from al_bench.analysis.figures import Drawing
 from al_bench.analysis.metric import ACCURACY, METRICS, Metric, check_recorded, check_target, named
+from al_bench.analysis.published import Published
+from al_bench.analysis.results import Run
 from al_bench.analysis.tables import Section
 from al_bench.errors import UserError, told
 from al_bench.files import read_file, write_atomically
@@ -57,9 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ask.add_argument("--lower-is-better", action="store_true", help="of a metric of your own: lower values are better")
     ask.add_argument("--target", type=float, help="the value to count labels to; of a share a fraction: 0.9")
     ask.add_argument("--test", choices=[*METHODS], default="max_t", help="of all strategies against random")
+    ask.add_argument("--with", dest="beside", type=Path, help="a published study, to compare with: its folder")
     options = ask.parse_args(arguments)
     metric = named(options.metric, options.lower_is_better)
-    page = write(options.folder, options.target, metric, options.test)
+    with published.opened(options.beside) if options.beside else nullcontext() as beside:
+        page = write(options.folder, options.target, metric, options.test, beside)
     if metric.name not in METRICS and metric.higher_is_better:
         taken = f"higher values of {metric.words} are taken as better. If lower ones are, add --lower-is-better."
         print(f"al_bench: {taken}", file=sys.stderr)
@@ -67,26 +72,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write(root: Path, target: float | None = None, metric: Metric = ACCURACY, test: str = "max_t") -> Path:
-    """Write the report of all runs below root and return the path of its page. Raises UserError."""
+def write(
+    root: Path, target: float | None = None, metric: Metric = ACCURACY, test: str = "max_t",
+    beside: Published | None = None,
+) -> Path:  # fmt: skip
+    """Write the report of all runs below root and return the path of its page. Raises UserError.
+
+    beside: a study whose runs are compared as if they were below root.
+    """
     check_target(metric, target)
-    folder = root / folder_name(metric)
-    made_of, runs = results.stamp(root), results.find(root)  # without runs that have the metric no folder is made
-    if metric is not ACCURACY:
+    folder = root / folder_name(metric, beside)
+    made_of, (runs, unmatched) = results.stamp(root), read(root, beside)
+    if metric is not ACCURACY:  # without runs that have the metric no folder is made
         check_recorded(metric, (name for run in runs for name in run.metrics))
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / ".lock"):  # of sweeps of one study that end together
             if (now := results.stamp(root)) != made_of:  # changed while another process held the lock
-                made_of, runs = now, results.find(root)
+                made_of, (runs, unmatched) = now, read(root, beside)
             found = compare.comparisons(runs, metric, target, test)
             sections = [tables.section(c) for c in found]
             for old in (folder / "figures").glob("*.p*"):
                 old.unlink()
-            closed = results.closed_folders(root)
-            write_atomically(folder / results.VERDICT, as_text(sections) + "".join(f"{words}\n" for words in closed))
+            lacking = [*results.closed_folders(root), *unmatched]
+            write_atomically(folder / results.VERDICT, as_text(sections) + "".join(f"{words}\n" for words in lacking))
             write_atomically(folder / "summary.md", as_markdown(sections))
-            write_atomically(folder / "index.html", page(root, sections, closed, folder / "figures"))
+            write_atomically(folder / "index.html", page(root, sections, lacking, folder / "figures"))
             write_atomically(folder / "summary.csv", as_csv(sections))
             write_atomically(folder / "summary.tex", as_latex(sections))
             write_atomically(folder / "rounds.csv", rounds.as_csv(runs))
@@ -96,12 +107,21 @@ def write(root: Path, target: float | None = None, metric: Metric = ACCURACY, te
     return folder / "index.html"
 
 
-def folder_name(metric: Metric) -> str:
-    """Both directions of a user's metric have a folder of their own."""
-    if metric is ACCURACY:
-        return "report"
-    lower = metric.name not in METRICS and not metric.higher_is_better
-    return f"report-{as_file_name(metric.name)}{'-lower' if lower else ''}"
+def read(root: Path, beside: Published | None) -> tuple[list[Run], list[str]]:
+    """The runs to report on, and sentences on those of ours that have no match in the other study."""
+    ours = results.find(root)
+    return beside.joined(ours) if beside else (ours, [])
+
+
+def folder_name(metric: Metric, beside: Published | None = None) -> str:
+    """Both directions of a user's metric have a folder of their own, and so has each study beside one's own."""
+    parts = ["report"]
+    if metric is not ACCURACY:
+        parts.append(as_file_name(metric.name))
+        parts += ["lower"] if metric.name not in METRICS and not metric.higher_is_better else []
+    if beside:
+        parts += ["with", as_file_name(beside.name)]
+    return "-".join(parts)
 
 
 # -- a section as text --
@@ -230,8 +250,8 @@ class Shown:
     sheets: list[tuple[str, str]]
 
 
-def page(root: Path, sections: list[Section], closed: list[str], folder: Path) -> str:
-    """closed: sentences on folders that may not be read. folder: of the figures, which are saved on the way."""
+def page(root: Path, sections: list[Section], lacking: list[str], folder: Path) -> str:
+    """lacking: sentences on what could not be read or compared. folder: of the figures, which are saved on the way."""
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
@@ -246,7 +266,7 @@ def page(root: Path, sections: list[Section], closed: list[str], folder: Path) -
         title=printable(root.resolve().name), sections=[*zip(sections, shared_out(todo), strict=True)],
         metric=found[0].metric, accuracy=ACCURACY, plotly=get_plotlyjs(), version=al_bench.__version__,
         n_runs=sum(len(runs) for c in found for runs in c.runs.values()),
-        n_left_out=sum(len(c.left_out) for c in found), closed=closed,
+        n_left_out=sum(len(c.left_out) for c in found), lacking=lacking,
     )  # fmt: skip
 
 
