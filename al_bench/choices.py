@@ -17,6 +17,7 @@ class InitialDraw(Enum):
     k_means = "k_means"
     typiclust = "typiclust"
     prob_cover = "prob_cover"
+    active_ft = "active_ft"
 
 
 class Extractor(Enum):

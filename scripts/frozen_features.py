@@ -17,8 +17,8 @@ import published
 from matplotlib.ticker import MaxNLocator
 
 from al_bench.analysis import canvas, plots, report, results
-from al_bench.analysis.published import ARCHIVE, pack
 from al_bench.analysis.compare import CONTROL, RANDOM, Comparison, noise
+from al_bench.analysis.published import ARCHIVE, pack
 
 OUT = published.ROOT / "results" / "frozen_features"
 STRATEGIES = [

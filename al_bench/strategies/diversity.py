@@ -262,3 +262,41 @@ def typiclust(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
         picked.append(orders[c].pop())
         labelled_K[c] += 1
     return torch.tensor(picked)
+
+
+def active_ft_loss(x_PF: Tensor, prototype_KF: Tensor, temperature: float) -> Tensor:
+    """Minus the mean similarity of the images to their nearest prototype, plus how near the prototypes are (Eq. 9)."""
+    near = (x_PF @ prototype_KF.T).max(dim=1).values.mean() / temperature
+    if len(prototype_KF) == 1:
+        return -near
+    apart_KK = (prototype_KF @ prototype_KF.T / temperature).fill_diagonal_(-inf)
+    return apart_KK.logsumexp(dim=1).mean() - near
+
+
+@needs(predictions=False, features=True, memory=lambda n: 4 * n.F * fitted_rows(n.P, n.F, n.k) + 12 * n.P * n.k)
+def active_ft(
+    view: PoolView, k: int, rng: torch.Generator, *, temperature: float = 0.07, steps: int = 300, lr: float = 0.001
+) -> Tensor:
+    """k images that are spread as the pool is and differ from each other (Xie et al., 2023: ActiveFT, Algorithm 1).
+
+    k prototypes of length 1 begin at random images. Adam moves them by active_ft_loss. Then each prototype takes the
+    image that is most similar to it and still free. Labelled images are not looked at: it chooses an initial set. The
+    loss is over all images, or over a random part of them if they are many.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature} and has to be above 0")
+    part = torch.randperm(view.n_pool, generator=rng)
+    x_PF = F.normalize(view.features_PF[part[: fitted_rows(view.n_pool, view.features_PF.shape[1], k)]].float(), dim=1)
+    begin_K = part[torch.randperm(view.n_pool, generator=rng)[:k]]
+    prototype_KF = F.normalize(view.features_PF[begin_K].float(), dim=1).requires_grad_()
+    optimizer = torch.optim.Adam([prototype_KF], lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            active_ft_loss(x_PF, F.normalize(prototype_KF, dim=1), temperature).backward()
+        optimizer.step()
+        with torch.no_grad():
+            prototype_KF.copy_(F.normalize(prototype_KF, dim=1))
+    return nearest_to_centres(
+        lambda at: F.normalize(view.features_PF[at].float(), dim=1), view.n_pool, prototype_KF.detach(), rng
+    )
