@@ -122,6 +122,8 @@ def pool_view(
         seen["labelled_features_LF"] = F.normalize(seen["labelled_emb_LD"], dim=1)
     elif needs.features:
         seen["features_PF"], seen["labelled_features_LF"] = features_NF[idx_P], features_NF[pool.labelled_L]
+    if needs.foreign:
+        seen["foreign_emb_OD"] = learner.predict(nets[0], pool.open_set_O, embeddings=True).emb_PD
     if needs.head:
         head = nets[0].net.get_classifier()
         seen["head_weight_CD"] = head.weight.detach().float().cpu()

@@ -43,6 +43,7 @@ RELATIVE_PENALTY = 0.01
 REACH = 2.7  # of the axes
 COLUMNS = 5
 MARKERS = ("o", "s", "^")  # of the classes
+FOREIGN = ((0.05, -0.6), (-0.1, -0.5), (0.0, -0.3))  # acquired points of no class, for strategies that look at them
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def pick(strategy: Strategy, plane: Plane) -> Tensor:
     view = PoolView(
         len(plane.pool_P2), len(N_LABELLED), log_probs_PSC.float(), plane.pool_P2, plane.labelled_L2, plane.labels_L,
         average_prediction(labelled_log_probs_LSC).float(), on_sphere(plane.pool_P2), on_sphere(plane.labelled_L2),
-        plane.weight_CE[:, :-1].float(), plane.weight_CE[:, -1].float(),
+        plane.weight_CE[:, :-1].float(), plane.weight_CE[:, -1].float(), foreign_emb_OD=torch.tensor(FOREIGN),
     )  # fmt: skip
     return select(strategy, only_declared(view, strategy.needs), K, rng.stream(SEED, "select", strategy.name), 0)
 
@@ -124,8 +125,9 @@ def draw(path: Path, plane: Plane, picks: Mapping[str, Tensor], strategies: Mapp
     for ax in axes[len(picks) :]:
         ax.set_axis_off()
     for ax, (name, positions_K) in zip(axes, picks.items(), strict=False):
-        sampled = bool(strategies[name].n_passes or strategies[name].members)
-        draw_one(ax, plane, positions_K, sampled)
+        draw_one(ax, plane, positions_K, bool(strategies[name].n_passes or strategies[name].members))
+        if strategies[name].needs.foreign:
+            ax.scatter(*torch.tensor(FOREIGN).T, s=14, marker="x", color="black", linewidths=0.8)
         ax.set_title(name, fontsize=canvas.SMALL)
     figure.savefig(path, dpi=200)
 

@@ -43,6 +43,7 @@ class PoolView:
     head_bias_C: Tensor | None = None
     # Each labelled image by a head that was fit without it. None unless the model gives it: model.head=logistic does.
     held_out_log_probs_LC: Tensor | None = None
+    foreign_emb_OD: Tensor | None = None  # of the O images that were acquired and belong to no class; O may be 0
 
 
 FIELDS_OF = {  # the fields that each need fills; labelled_labels_L is always given
@@ -52,6 +53,7 @@ FIELDS_OF = {  # the fields that each need fills; labelled_labels_L is always gi
     "features": ["features_PF", "labelled_features_LF"],
     "head": ["head_weight_CD", "head_bias_C"],
     "held_out": ["held_out_log_probs_LC"],
+    "foreign": ["foreign_emb_OD"],
 }
 
 
@@ -76,6 +78,7 @@ class Needs:
     features: bool = False  # fixed features of pool and labelled images
     head: bool = False  # weight and bias of the last linear layer
     held_out: bool = False  # predictions for the labelled images by a head fit without them, where there are some
+    foreign: bool = False  # embeddings of the acquired images that belong to no class
     passes: bool = False  # at least two passes or members
     memory: Callable[[Size], float] | None = None  # bytes it uses beyond its view; None: negligible
 
@@ -106,13 +109,14 @@ def needs(
     features: bool = False,
     head: bool = False,
     held_out: bool = False,
+    foreign: bool = False,
     passes: bool = False,
     memory: Callable[[Size], float] | None = None,
 ) -> Callable[[StrategyFunction], StrategyFunction]:
     """Declare what a strategy's view holds. A function without this decorator gets predictions only."""
 
     def declare(function: StrategyFunction) -> StrategyFunction:
-        function.needs = Needs(predictions, embeddings, labelled, features, head, held_out, passes, memory)  # type: ignore[attr-defined]
+        function.needs = Needs(predictions, embeddings, labelled, features, head, held_out, foreign, passes, memory)  # type: ignore[attr-defined]
         return function
 
     return declare

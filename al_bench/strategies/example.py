@@ -33,9 +33,10 @@ def example_view(size: Size, seed: int, needs: Needs | None = None) -> PoolView:
         logits_PSC += torch.randn(logits_PSC.shape, generator=draw)
     labelled_log_probs_LC = (emb_LD @ centre_CD.T + bias_C).log_softmax(-1)
     held_out_log_probs_LC = (labelled_log_probs_LC + torch.randn(size.L, size.C, generator=draw)).log_softmax(-1)
+    foreign_emb_OD = 3 * torch.randn(size.L // 2, size.D, generator=draw)
     view = PoolView(
         size.P, size.C, logits_PSC.log_softmax(-1), emb_PD, emb_LD, label_L, labelled_log_probs_LC,
-        features_PF, features_LF, centre_CD, bias_C, held_out_log_probs_LC,
+        features_PF, features_LF, centre_CD, bias_C, held_out_log_probs_LC, foreign_emb_OD,
     )  # fmt: skip
     return view if needs is None else only_declared(view, needs)
 
