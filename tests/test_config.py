@@ -199,7 +199,9 @@ def test_near_misses_of_what_was_typed():
     assert both == "strategy=random has no strategy.beta: it has candidates, members, passes."
     assert near_misses(["strategy.beta=2", "strategy=random"]) == both  # the order of arguments does not matter
     assert near_misses(["experiment=gentle_introduction", "strategy.beta=2"]) == ""  # no argument names the strategy
-    assert near_misses(["model=resnet18.a1_in1k"]) == "Nets of timm: model=timm model.name=..."
+    assert near_misses(["model=vit_tiny_patch16_224"]) == "Nets of timm: model=timm model.name=..."
+    nets = "'resnet18.a1_in1k': did you mean cifar_resnet18?\nNets of timm: model=timm model.name=..."
+    assert near_misses(["model=resnet18.a1_in1k"]) == nets
     assert near_misses(["strategy=entropy", "trainer.max_steps=5", "+model.options.drop_rate=0.1"]) == ""
 
 
