@@ -87,6 +87,7 @@ def bands() -> list[Band]:
     checks = {
         "gentle_introduction/as_published": as_published,
         "gentle_introduction/fair": fair,
+        "gentle_introduction/trained": trained,
         "repeated_mnist": repeated_mnist,
     }
     there = (name for name in checks if (RESULTS / name / "records.jsonl").exists())
@@ -147,6 +148,13 @@ def fair(rounds: pd.DataFrame) -> list[Band]:
     labels_R, curve = curves(rounds, ["random"])
     last, n = f"random at {labels_R[-1]:,} labels", len(curve["random"])
     return [Band("gentle_introduction/fair", last, curve["random"][:, -1].mean(), "%", EXPECTED, n, low=85, high=87)]
+
+
+def trained(rounds: pd.DataFrame) -> list[Band]:
+    """Whether the net is trained to the end: with all labels it reaches what the article's does."""
+    full = rounds[rounds["budget"] == "full"]
+    value, n = full["accuracy"].mean(), full["seed"].nunique()
+    return [Band("gentle_introduction/trained", "full data", value, "%", ARTICLE, n, low=87)]
 
 
 def median_labels(labels_S: np.ndarray, labels_R: np.ndarray) -> dict[str, Any]:

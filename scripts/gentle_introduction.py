@@ -3,8 +3,9 @@
     python scripts/gentle_introduction.py --dogs-vs-cats train.zip [--seeds 7]
 
 Runs three full-data references and the article's loop once. Then random, margin and BADGE, with fresh weights and equal
-steps at six label counts, and the full data with the same steps. It takes some twenty hours of one core. The same
-command continues after a stop. Writes results/gentle_introduction/.
+steps at six label counts, and the full data with the same steps. It takes some twenty hours of one core. Then random,
+entropy and BADGE with a net that is trained to the end, in some ten hours. The same command continues after a stop.
+Writes results/gentle_introduction/.
 """
 
 import argparse
@@ -13,8 +14,8 @@ from statistics import fmean
 import check_results
 import published
 
-from al_bench.analysis import report, results, stats
-from al_bench.analysis.compare import Comparison
+from al_bench.analysis import report, results, stats, verdict
+from al_bench.analysis.compare import RANDOM, Comparison
 from al_bench.analysis.metric import ACCURACY
 from al_bench.analysis.results import Run
 from al_bench.analysis.tables import last_round
@@ -23,7 +24,9 @@ from al_bench.stopping import is_reached
 
 OUT = published.ROOT / "results" / "gentle_introduction"
 RUNS = OUT / "runs"
-FAITHFUL, FAIR = "gentle_introduction", "gentle_introduction_fair"
+FAITHFUL, FAIR, TRAINED = "gentle_introduction", "gentle_introduction_fair", "gentle_introduction_trained"
+ARMS = ("random", "entropy", "badge")  # of the net trained to the end; with two classes margin is entropy
+LOOKS = (3, 5, 7)  # how many seeds of it are published, planned before the first run
 LOOP = {
     "full_accuracy": "Training on the full data, accuracy",
     "full_loss": "Training on the full data, loss",
@@ -31,6 +34,7 @@ LOOP = {
     "retraining-0-entropy": "Test accuracy after each training",
     "validation-0-entropy": "Validation accuracy",
 }
+QUESTION = "Does choosing save labels for the article's net, trained to the end?"
 CURVES = {"learning_curves": "Learning curves", "difference_to_random": "Difference to random"}
 
 
@@ -47,6 +51,10 @@ def main() -> None:
     write_fair(a.seeds)
     published.sweep(f"experiment={FAITHFUL}", root, "seed=0", runs=RUNS)
     write_faithful()
+    planned = f"seed=range({LOOKS[-1]})"  # the seeds are the outer loop
+    published.sweep(f"experiment={TRAINED}", root, planned, f"strategy={','.join(ARMS)}", runs=RUNS)
+    published.sweep(f"experiment={TRAINED}", root, planned, "budget=full", runs=RUNS)
+    write_trained()
 
 
 def write_faithful() -> None:
@@ -105,14 +113,49 @@ def precision(run: Run) -> str:
 
 def write_fair(n_seeds: int) -> None:
     """Write the part of the page with fresh weights, equal steps and random sampling."""
-    c = published.keep([run for run in finished(FAIR) if run.seed < n_seeds], OUT / "fair", CURVES)
-    verdict = [as_markdown("fair", CURVES), published.words(c), to_the_full_data(c), learned(c)]
-    published.fill(
-        OUT / "README.md",
-        verdict="\n\n".join(verdict),
-        checks_of_verdict=check_results.as_list("gentle_introduction/fair"),
-        costs_of_verdict=published.costs([c]),
-    )
+    write_compared([run for run in finished(FAIR) if run.seed < n_seeds], "fair", "verdict")
+
+
+def write_trained() -> None:
+    """Write the answer, and the part with a net trained to the end: the seeds of the last planned look."""
+    runs = finished(TRAINED)
+    done = {(run.strategy, run.setting.budget == "full", run.seed) for run in runs}
+    arms = [*((name, False) for name in ARMS), ("random", True)]
+    n_seeds = max((n for n in LOOKS if done >= {(*arm, seed) for arm in arms for seed in range(n)}), default=0)
+    if n_seeds:
+        c = write_compared([run for run in runs if run.seed < n_seeds], "trained", "trained")
+        published.fill(OUT / "README.md", answer=answer(c))
+    else:
+        published.fill(
+            OUT / "README.md", answer=f"{QUESTION} Not answered yet: the first {LOOKS[0]} seeds are running."
+        )
+
+
+def write_compared(runs: list[Run], folder: str, part: str) -> Comparison:
+    """Write results/gentle_introduction/<folder>/ and the part of the page."""
+    c = published.keep(runs, OUT / folder, CURVES)
+    parts = {
+        part: "\n\n".join([as_markdown(folder, CURVES), published.words(c), to_the_full_data(c), learned(c)]),
+        f"checks_of_{part}": check_results.as_list(f"gentle_introduction/{folder}"),
+        f"costs_of_{part}": published.costs([c]),
+    }
+    published.fill(OUT / "README.md", **parts)
+    return c
+
+
+def answer(c: Comparison) -> str:
+    """Whether choosing saves labels, how many, and how sure that is: three sentences or one for each strategy more."""
+    called = {name: v for name, v in c.versus_random.items() if v.significant}
+    better = [name for name, v in called.items() if v.area.mean > 0]
+    if better:
+        says = f"Yes, by {' and '.join(better)}."
+    elif all(v.why_no_call for v in c.versus_random.values()):
+        says = "Not answered yet."
+    else:
+        says = "No gain was found."
+    n = len(c.seeds(RANDOM))
+    more = f" {LOOKS[-1]} seeds are planned, and {n} are done." if n < LOOKS[-1] else ""
+    return report.md(f"{QUESTION} {says} {' '.join(verdict.sentences(c))}{more}")
 
 
 def finished(study: str) -> list[Run]:

@@ -359,7 +359,8 @@ def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypat
     monkeypatch.setattr(check_results, "RESULTS", tmp_path)
     monkeypatch.setattr(published, "costs", lambda studies: "hours")  # what they took is not in made-up runs
     page.parent.mkdir()
-    parts = ("checks", "loop", "costs", "verdict", "checks_of_verdict", "costs_of_verdict")
+    parts = ["checks", "loop", "costs", "answer"]
+    parts += [f"{before}{part}" for part in ("verdict", "trained") for before in ("", "checks_of_", "costs_of_")]
     page.write_text("".join(f"<!-- {part} -->\n<!-- /{part} -->\n" for part in parts))
 
     def pictures():
@@ -407,6 +408,42 @@ def test_the_articles_page_has_each_part_once_it_is_finished(tmp_path, monkeypat
     met = {0.8222: "first met with 5,400 labels", 0.7976: "first met with 5,000 labels", 0.797: "never met"}
     for target, said in met.items():  # the whole loop is more than 0.25 points above the last one
         assert gentle_introduction.when_to_stop(results.read(loop), target).endswith(said)
+
+
+def test_the_articles_page_opens_with_the_answer_of_the_last_planned_look(tmp_path, monkeypatch):
+    page, runs = tmp_path / "gentle_introduction" / "README.md", tmp_path / "gentle_introduction" / "runs"
+    monkeypatch.setattr(gentle_introduction, "OUT", page.parent)
+    monkeypatch.setattr(gentle_introduction, "RUNS", runs)
+    monkeypatch.setattr(gentle_introduction, "LOOKS", (2, 6))
+    monkeypatch.setattr(check_results, "RESULTS", tmp_path)
+    monkeypatch.setattr(published, "costs", lambda studies: "hours")
+    page.parent.mkdir()
+    parts = ("answer", "trained", "checks_of_trained", "costs_of_trained")
+    page.write_text("".join(f"<!-- {part} -->\n<!-- /{part} -->\n" for part in parts))
+    study = {"study": "gentle_introduction_trained"}
+
+    def run_seeds(seeds, gain):
+        for seed in seeds:
+            level = 0.01 * seed
+            write_run(runs, "random", seed, (0.5 + level, 0.6 + level, 0.7 + level), **study)
+            for name in ("entropy", "badge"):
+                own = gain + 0.002 * seed
+                write_run(runs, name, seed, (0.5 + level, 0.6 + level + own, 0.7 + level + own), **study)
+            write_run(runs, "random", seed, (0.9,), labels=(500,), budget="full", **study)
+
+    write_run(runs, "random", 0, state="interrupted", study="another")
+    run_seeds([0], 0.1)
+    gentle_introduction.write_trained()
+    assert "trained to the end? Not answered yet: the first 2 seeds are running." in page.read_text()
+    run_seeds([1, 2, 3], 0.1)
+    gentle_introduction.write_trained()
+    text = page.read_text()
+    assert "trained to the end? Not answered yet. " in text and "6 seeds are planned, and 2 are done." in text
+    assert "n = 2 pairs" in text and "n = 4" not in text and "full data: 90.0 %, n = 2 (wanted: at least 87" in text
+    run_seeds([4, 5], 0.1)
+    gentle_introduction.write_trained()
+    text = page.read_text()
+    assert "trained to the end? Yes, by badge and entropy. " in text and "planned" not in text.partition("Target")[0]
 
 
 def test_what_is_missing_to_the_full_data_is_paired_by_seed(tmp_path):
