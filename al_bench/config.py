@@ -36,6 +36,7 @@ from al_bench.choices import (
 )
 from al_bench.errors import UserError
 from al_bench.options import shipped
+from al_bench.schedule import stages_of, with_stages
 
 UNLABELLED = "al_bench.labelling.images.unlabelled"  # the target of dataset=unlabelled
 
@@ -198,6 +199,7 @@ def read(cfg: DictConfig) -> Config:
     except InterpolationResolutionError as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     config.strategy.pop("_partial_", None)  # a user's yaml may have it; strategies.load sets it anyway
+    config.strategy = with_stages(config.strategy)
     for mistake in chain(violations(flat(asdict(config))), _mistakes(config)):
         raise UserError(mistake)
     return config
@@ -210,10 +212,11 @@ def _mistakes(c: Config) -> Iterator[str]:
     yield from _head_mistakes(c)
     yield from _naming_mistakes(c)
     yield from _annotator_mistakes(c)
-    if (n := c.strategy.get("candidates")) is not None and n < (most := max(c.budget.queries)):
-        yield f"strategy.candidates={n}: {most} or more (budget.query), or null."
-    if c.strategy.get("members") is not None and c.trainer.start is not Weights.fresh:
-        yield "strategy.members trains its nets from fresh weights: set trainer.start=fresh."
+    for stage in stages_of(c.strategy):
+        if (n := stage.get("candidates")) is not None and n < (most := max(c.budget.queries)):
+            yield f"strategy.candidates={n}: {most} or more (budget.query), or null."
+        if stage.get("members") is not None and c.trainer.start is not Weights.fresh:
+            yield "strategy.members trains its nets from fresh weights: set trainer.start=fresh."
     mean, std, noise = c.dataset.mean, c.dataset.std, c.stressor.noise
     if len(mean) != len(std) or not std:
         yield "dataset.mean and dataset.std need equally many values, at least one."
@@ -228,18 +231,18 @@ def _naming_mistakes(c: Config) -> Iterator[str]:
     name, target = c.strategy.get("name"), c.strategy.get("_target_")
     if not name:
         yield f"The yaml of the strategy {target or ''} lacks the key name. Add a line such as name: my_strategy."
-    if not target:
+    if not target and "schedule" not in c.strategy:
         yield f"The yaml of strategy {name} lacks the key _target_. Add a line such as _target_: my_module.my_strategy."
-    named = {"strategy": (name, target)}
+    named = {"strategy": (name, target)} if target else {}
     named |= {group: (there.name, there._target_) for group, there in (("model", c.model), ("dataset", c.dataset))}
     for group, (name, target) in named.items():
         if group == "dataset" and target.startswith("al_bench."):
             continue  # a folder with CIFAR-10's images may be called cifar10; reports compare images by checksum
-        if (there := shipped(group, name)) and there["_target_"] != target:
+        if (there := shipped(group, name)) and there.get("_target_") != target:
             new = target.rpartition(".")[2].lower()
             yield (
                 f"{group}._target_={target} would be stored under the name {name}, which belongs to "
-                f"{there['_target_']}. Set a name of its own: {group}.name={new}"
+                f"{there.get('_target_', 'a schedule')}. Set a name of its own: {group}.name={new}"
             )
 
 
@@ -300,7 +303,7 @@ def _head_mistakes(c: Config) -> Iterator[str]:
         "has no dropout: set trainer.dropout_masks=null": t.dropout_masks is not None,
         "trains to its optimum: set trainer.early_stopping.patience=null": t.early_stopping.patience is not None,
         "would make all members the same: set model.head=null. Or set strategy.members=null: strategy.passes=20 draws "
-        "weights instead": (c.strategy.get("members") is not None),
+        "weights instead": any(stage.get("members") is not None for stage in stages_of(c.strategy)),
     }
     yield from (f"model.head={m.head.name} {why}." for why, is_so in unfit.items() if is_so)
 

@@ -66,7 +66,8 @@ def run(c: Config, store: RunStore) -> None:
             metrics = measure(average_prediction(test.log_probs_PSC).float(), learner.dataset.test_labels_V, own)
         # Stop, or let the strategy choose.
         stopped = stop.reason(round, pool, metrics, kept_validation)
-        acquired = Acquired() if stopped else acquire(strategy, learner, net, pool, c.budget.query_of(round), round)
+        k, choosing = c.budget.query_of(round), strategy.at(round)
+        acquired = Acquired() if stopped else acquire(choosing, learner, net, pool, k, round)
         # The record is the checkpoint: on disk before labels are asked for.
         signals.stop_if_asked()
         store.note(stopped=stopped)
@@ -97,7 +98,8 @@ def begin(
     Raises UserError. A bad option of the strategy or the optimizer and a missing reference are reported before images
     are decoded, everything else before anything is trained.
     """
-    observe.try_options(strategy, c.model)
+    for stage in strategy.stages:
+        observe.try_options(stage, c.model)
     build_optimizer(c.model.optimizer, [nn.Parameter(torch.zeros(1, 1))])
     reference = stopping.find_reference(c)
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
@@ -107,8 +109,10 @@ def begin(
     check_budget(len(dataset.train_idx), c.budget)
     dataset = features.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
     learner = learner_of(c, dataset)
-    observe.try_dropout(strategy, learner)
-    used = c.features.extractor if strategy.needs.features or c.budget.start in observe.COLD_STARTS else None
+    for stage in strategy.stages:
+        observe.try_dropout(stage, learner)
+    needs_features = any(stage.needs.features for stage in strategy.stages)
+    used = c.features.extractor if needs_features or c.budget.start in observe.COLD_STARTS else None
     learner = replace(learner, features_NF=features.fixed_features(c, dataset) if used else None)
     pool = start(dataset.train_idx, oracle, c.budget, c.seed, observe.initial_draw(c.budget.start, learner))
     dataset = oracle.tested(dataset)
@@ -121,10 +125,11 @@ def begin(
     if used is Extractor.backbone:
         store.identify_weights(features=nets.weights_version(c.features))
     store.note(features=used.name if used else None)
-    if c.model.head is Head.logistic and (strategy.n_passes or c.trainer.test_passes):
+    if c.model.head is Head.logistic and (c.trainer.test_passes or any(stage.n_passes for stage in strategy.stages)):
         store.note(passes="weights drawn from the Laplace approximation of the logistic head, with its full Hessian")
-    if strategy.needs.held_out:
-        store.note(held_out="by five refits of the logistic head" if observe.holds_out(strategy, c.model) else None)
+    if asking := [stage for stage in strategy.stages if stage.needs.held_out]:
+        held_out = any(observe.holds_out(stage, c.model) for stage in asking)
+        store.note(held_out="by five refits of the logistic head" if held_out else None)
     records = store.records()
     for past in records:
         pool = pool.acquire(torch.tensor(past.acquired, dtype=torch.int64), oracle)

@@ -14,7 +14,7 @@ from al_bench.data.stressors import Split
 from al_bench.models import contract, nets
 from al_bench.models.learner import images_trained
 from al_bench.recipe import run_folder
-from al_bench.strategies import load
+from al_bench.strategies import Strategy, load
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,31 @@ def show(c: Config) -> None:
 def make(c: Config) -> Plan:
     """Raises UserError, as the run would, if the data set has too few images for the budget."""
     strategy = load(c.strategy)
-    needs, members, passes = strategy.needs, strategy.members or 1, strategy.n_passes or 1
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     used = sources.stressed(c.dataset, source, torch.arange(len(source.labels_N)), c.seed, c.stressor)
     pool.check_budget(len(used.train_idx), c.budget)
     n_train = len(used.train_idx) - c.budget.validation
     labels = label_counts(c, n_train)
-    predicts = needs.predictions or needs.embeddings or (needs.features and c.features.extractor is Extractor.model)
-    times = predicts * members * passes
-    n_nets = [members] * (len(labels) - 1) + [1]  # the last round acquires nothing, so it needs no committee
+    choosing = [strategy.at(round) for round in range(len(labels) - 1)]  # the last round acquires nothing
+    n_nets = [stage.members or 1 for stage in choosing] + [1]
     return Plan(
         labels=labels,
         trained=[n * _trained(c, labels[round], round) for round, n in enumerate(n_nets)],
-        predicted=[min(n_train - n, strategy.candidates or n_train) * times for n in labels[:-1]] + [0],
+        predicted=[_predicted(c, stage, n_train - n) for stage, n in zip(choosing, labels, strict=False)] + [0],
         tested=len(used.test_idx) * (c.trainer.test_passes or 1),
-        memory=_memory(c, source.image_shape, used, max(n_nets) * passes),
+        memory=_memory(c, source.image_shape, used, strategy.stages),
     )
+
+
+def _predicted(c: Config, strategy: Strategy, n_pool: int) -> int:
+    """Predictions of pool images in one round."""
+    needs, by_model = strategy.needs, c.features.extractor is Extractor.model
+    predicts = needs.predictions or needs.embeddings or (needs.features and by_model)
+    return predicts * min(n_pool, strategy.candidates or n_pool) * _times(strategy)
+
+
+def _times(strategy: Strategy) -> int:
+    return (strategy.members or 1) * (strategy.n_passes or 1)
 
 
 def _trained(c: Config, n_labelled: int, round: int) -> int:
@@ -87,10 +96,10 @@ def label_counts(c: Config, n_train: int) -> list[int]:
     return counts
 
 
-def _memory(c: Config, image_shape: tuple[int, ...], used: Split, n_predictions: int) -> dict[str, int]:
+def _memory(c: Config, image_shape: tuple[int, ...], used: Split, stages: list[Strategy]) -> dict[str, int]:
     """Estimated bytes of the program and its arrays. The work space of convolutions and of the strategy comes on top.
 
-    n_predictions: of each image.
+    stages: of the strategy; the one whose view is the largest counts.
     """
     one = torch.arange(1)
     computed = len(image_shape) == 1  # features that were computed elsewhere
@@ -100,7 +109,11 @@ def _memory(c: Config, image_shape: tuple[int, ...], used: Split, n_predictions:
     net = contract.build(replace(c.model, pretrained=False, weights=None), fake).eval()
     frozen = c.model.mode is Mode.frozen
     weights = sum(p.nbytes for p in net.parameters())
-    widths = net.head_hidden_size + n_predictions * len(used.class_names)
+    n_train, n_classes = len(used.train_idx), len(used.class_names)
+    seen = [
+        (net.head_hidden_size + _times(stage) * n_classes) * min(n_train, stage.candidates or n_train)
+        for stage in stages
+    ]
     activations = 0 if frozen else _activations(net, image) * c.trainer.batch_size
     return {
         "the program": process.peak_memory(),
@@ -108,7 +121,7 @@ def _memory(c: Config, image_shape: tuple[int, ...], used: Split, n_predictions:
         **({"features": 4 * net.head_hidden_size * len(used.labels_N)} if frozen else {}),
         "weights, gradients and optimiser": weights if frozen else 4 * weights,
         "a training batch": 2 * activations,
-        "predictions of the pool": 4 * widths * min(len(used.train_idx), c.strategy["candidates"] or torch.inf),
+        "predictions of the pool": 4 * max(seen),
     }
 
 

@@ -91,10 +91,12 @@ def make_plane() -> Plane:
 
 
 def by_file() -> dict[str, dict[str, Strategy]]:
-    """The strategies of each file of al_bench/strategies, by the file's name."""
+    """The strategies of each file of al_bench/strategies, by the file's name, without schedules of them."""
     found: dict[str, dict[str, Strategy]] = {}
     for path in sorted((conf_dir() / "strategy").glob("*.yaml")):
         settings = yaml.safe_load(path.read_text())
+        if "schedule" in settings:
+            continue
         file = settings["_target_"].split(".")[-2]
         found.setdefault(file, {})[settings["name"]] = load(settings)
     return found

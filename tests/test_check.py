@@ -25,7 +25,7 @@ from al_bench.strategies.uncertainty import entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = sorted(f.stem for f in (conf_dir() / "strategy").glob("*.yaml"))
-loaded = cache(lambda name: load(name, []))
+loaded = cache(lambda name: load(name, [])[0])
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

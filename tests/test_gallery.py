@@ -18,7 +18,7 @@ def gallery():
 
 
 def test_the_page_shows_every_strategy_and_every_figure(gallery):
-    names = {path.stem for path in (conf_dir() / "strategy").glob("*.yaml")}
+    names = {path.stem for path in (conf_dir() / "strategy").glob("*.yaml") if "schedule:" not in path.read_text()}
     by_file = gallery.by_file()
     assert {name for strategies in by_file.values() for name in strategies} == names
     assert json.loads((gallery.OUT / "picks.json").read_text()).keys() == names

@@ -18,11 +18,12 @@ from al_bench.check.rules import RULES, it_runs, try_rule
 from al_bench.errors import UserError, told
 from al_bench.imports import function
 from al_bench.options import conf_dir
-from al_bench.strategies import StrategyFunction, needs_of
+from al_bench.schedule import stages_of, with_stages
+from al_bench.strategies import Strategy, StrategyFunction, needs_of
 
 
-def load(name: str, arguments: list[str]) -> tuple[StrategyFunction, int]:
-    """Return the strategy and the number of passes to test it with.
+def load(name: str, arguments: list[str]) -> list[tuple[StrategyFunction, int]]:
+    """Return the strategy, or each stage of a schedule, with the number of passes to test it with.
 
     name: a dotted path, a name in conf/strategy or a yaml file. arguments: options, each as name=value.
     """
@@ -32,16 +33,20 @@ def load(name: str, arguments: list[str]) -> tuple[StrategyFunction, int]:
         asked = settings(name) | OmegaConf.to_container(OmegaConf.from_dotlist(arguments))
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name} {' '.join(arguments)} cannot be read: {error}") from error
-    target = asked["_target_"]
+    found = [_stage(stage) for stage in stages_of(with_stages(asked))]
+    return [(strategy.function, 4 if strategy.n_passes or strategy.members else 1) for strategy in found]
+
+
+def _stage(asked: dict[str, Any]) -> Strategy:
+    name, target = asked["name"], asked["_target_"]
     if not isinstance(target, str):
         raise UserError(f"{name}: _target_={target} is not a dotted path such as my_module.my_strategy.")
     found = function("strategy._target_", target)
     if not inspect.isroutine(found):
         raise UserError(f"{target} is not a function. A strategy is a function: (view, k, rng, *, options...).")
-    if needs_of(found).passes:
-        asked = {"passes": 4} | asked
-    strategy = strategies.load(asked)
-    return strategy.function, 4 if strategy.n_passes or strategy.members else 1
+    if needs_of(found).passes and not (asked.get("passes") or asked.get("members")):
+        asked = asked | {"passes": 4}
+    return strategies.load(asked)
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def settings(name: str) -> dict[str, Any]:
         keys = OmegaConf.to_container(OmegaConf.load(path))
         if not isinstance(keys, dict):
             raise UserError(f"{path} holds a list. A strategy's file holds keys: name, _target_ and its options.")
-        return {"name": name, "_target_": name} | keys
+        return {"name": name} | ({} if "schedule" in keys else {"_target_": name}) | keys
     if "." in name and not name.endswith(".yaml"):
         return {"name": name, "_target_": name}
     near = difflib.get_close_matches(name, [f.stem for f in path.parent.glob("*.yaml")], n=3, cutoff=0.5)
@@ -66,10 +71,15 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         return 0 if arguments else 1
     try:
-        return report(arguments[0], *load(arguments[0], arguments[1:]))
+        stages = titled(arguments[0], load(arguments[0], arguments[1:]))
+        return max([report(title, *stage) for title, stage in stages.items()])
     except KeyboardInterrupt:
         print("al_bench: Interrupted.", file=sys.stderr)
         return 130
+
+
+def titled(name: str, stages: list[Any]) -> dict[str, Any]:
+    return {f"{name}, stage {i}" if len(stages) > 1 else name: stage for i, stage in enumerate(stages, start=1)}
 
 
 USAGE = """al-bench check NAME [option=value ...]

@@ -7,7 +7,7 @@ A strategy sees only tensors, on the CPU. It declares with @needs what it uses b
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from al_bench.errors import UserError
+from al_bench.schedule import with_stages
 from al_bench.signals import stop_behind
 from al_bench.text import in_a_line
 
-SETTINGS = ("name", "passes", "members", "candidates")  # keys of a strategy's yaml that the loop reads
+SETTINGS = ("name", "passes", "members", "candidates", "rounds")  # keys of a strategy's yaml that the loop reads
 ONE_PREDICTION = (  # why a strategy refuses a single prediction
     "compares several predictions of an image. Set strategy.passes=20 (dropout) or strategy.members=5 (nets trained "
     "from other weights)"
@@ -95,10 +96,21 @@ class Strategy:
     n_passes: int | None = None  # predictions of the pool with dropout; None: one without
     members: int | None = None  # nets that predict the pool; None: the round's net alone
     candidates: int | None = None  # pool images, drawn at random, to choose from; None: all
+    rounds: int | None = None  # in which it chooses, before `then`; None: in all that are left
+    then: "Strategy | None" = None  # the next stage of a schedule
 
     @property
     def needs(self) -> Needs:
         return needs_of(self.function)
+
+    @property
+    def stages(self) -> list["Strategy"]:
+        """The strategies of a schedule in their order; otherwise the strategy alone."""
+        return [self, *(self.then.stages if self.then else [])]
+
+    def at(self, round: int) -> "Strategy":
+        """The stage that chooses in this round."""
+        return self if self.then is None or round < self.rounds else self.then.at(round - self.rounds)
 
 
 def needs(
@@ -125,10 +137,15 @@ def needs(
 def load(settings: dict[str, Any]) -> Strategy:
     """Build the strategy of a yaml's settings: import the function that _target_ names, and bind its options.
 
-    Every key that is not in SETTINGS is an option. Raises UserError if the function cannot be imported or called with
-    these options, or if the settings contradict its needs.
+    Every key that is not in SETTINGS is an option. Of a schedule it is the first stage, which holds the next. Raises
+    UserError if the function cannot be imported or called with these options, or if the settings contradict its needs.
     """
-    name = settings["name"]
+    name, stages = settings["name"], with_stages(settings).get("schedule")
+    if stages:
+        found = None
+        for stage in reversed(stages):
+            found = replace(load(stage | {"name": f"{name} ({stage['name']})"}), rounds=stage.get("rounds"), then=found)
+        return found
     node = {key: value for key, value in settings.items() if key not in SETTINGS} | {"_partial_": True}
     try:
         function = instantiate(node)
