@@ -18,9 +18,10 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, Quote
 from hydra.errors import HydraException
 
 from al_bench import hints
-from al_bench.config import near, types
+from al_bench.config import types
 from al_bench.errors import UserError
 from al_bench.options import files_by_group
+from al_bench.text import near
 
 TYPES = {**types(), "strategy.name": str, "strategy._target_": str}
 BOOLEANS = ("true", "false", "yes", "no", "on", "off")

@@ -7,7 +7,6 @@ null, and null means what al_bench did before. With any other default all earlie
 another configuration". The keys of StressorConfig are the exception: recipe.py gives earlier runs their defaults.
 """
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -16,7 +15,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError
+from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
 
 from al_bench.bounds import violations
 from al_bench.choices import (
@@ -37,6 +36,7 @@ from al_bench.choices import (
 from al_bench.errors import UserError
 from al_bench.options import shipped
 from al_bench.schedule import stages_of, with_stages
+from al_bench.text import near
 
 UNLABELLED = "al_bench.labelling.images.unlabelled"  # the target of dataset=unlabelled
 
@@ -196,6 +196,9 @@ def read(cfg: DictConfig) -> Config:
         if misfits := list(_misfits(cfg)):
             raise UserError("\n".join(misfits))
         config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    except InterpolationToMissingValueError as error:  # its text ends with the key that the value is made of
+        key = str(error).splitlines()[0].split()[-1].rstrip(".")
+        raise UserError(f"{key} is not set. Set it on the command line: {key}=...") from None
     except InterpolationResolutionError as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     config.strategy.pop("_partial_", None)  # a user's yaml may have it; strategies.load sets it anyway
@@ -328,12 +331,6 @@ def types(schema: type = Config, prefix: str = "") -> dict[str, Any]:
 
 def keys(schema: type = Config, prefix: str = "") -> list[str]:
     return list(types(schema, prefix))
-
-
-def near(word: str, known: list[str]) -> str | None:
-    """A question with the nearest known words. None if the word is one of them or resembles none."""
-    found = [] if word in known else difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"{word!r}: did you mean {' or '.join(found)}?" if found else None
 
 
 def _misfits(cfg: DictConfig, schema: type = Config, prefix: str = "") -> Iterator[str]:

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from al_bench import config
-from al_bench.config import near
 from al_bench.options import files_by_group
 
 OPEN = ("model.optimizer.", "model.options.")  # keys below which + may add others

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from al_bench import observe, pictures, rng, signals, stopping, tracking
+from al_bench import observe, pictures, replay, rng, signals, stopping, tracking
 from al_bench.config import Annotator, Config, Extractor, Head, Mode
 from al_bench.data import Dataset, sources
 from al_bench.data.oracle import Oracle
@@ -42,8 +42,10 @@ def run(c: Config, store: RunStore) -> None:
     """Run the rounds that `store` lacks. The last round acquires nothing."""
     strategy = load(c.strategy)
     own = own_metrics(c.metrics)
+    to_replay = replay.runs(c) if strategy.needs.record else []
     learner, oracle, pool, records, stop = begin(c, store, strategy)
     try_out(own, len(learner.dataset.test_labels_V), learner.dataset.n_classes)
+    replayed = replay.picks(c, to_replay, store.info()) if to_replay else []
     warm, test = WarmStart(c.trainer.start, store.folder / "weights"), None
     first_fit = FirstFit(c, learner, "/".join(store.folder.parts[-6:]), store.info())
     track = store.at_end.enter_context(tracking.opened(c, store.folder, learner.dataset.class_names, records))
@@ -66,8 +68,11 @@ def run(c: Config, store: RunStore) -> None:
             metrics = measure(average_prediction(test.log_probs_PSC).float(), learner.dataset.test_labels_V, own)
         # Stop, or let the strategy choose.
         stopped = stop.reason(round, pool, metrics, kept_validation)
-        k, choosing = c.budget.query_of(round), strategy.at(round)
-        acquired = Acquired() if stopped else acquire(choosing, learner, net, pool, k, round)
+        if stopped or replayed:
+            acquired = Acquired() if stopped else Acquired(replayed[round], len(pool.unlabelled_P))
+        else:
+            k = c.budget.query_of(round)
+            acquired = acquire(strategy.at(round), learner, net, pool, k, round)
         # The record is the checkpoint: on disk before labels are asked for.
         signals.stop_if_asked()
         store.note(stopped=stopped)

@@ -39,7 +39,7 @@ def try_options(strategy: Strategy, model: ModelConfig) -> None:
     So a bad option is reported before anything is read or trained. A user's own strategy is not tried, since it may
     need more images.
     """
-    if package_of(strategy.function) != "al_bench":
+    if package_of(strategy.function) != "al_bench" or strategy.needs.record:
         return
     size = Size(P=12, L=6, S=(strategy.n_passes or 1) * (strategy.members or 1), C=3, D=4, F=4, k=2)
     needs = replace(strategy.needs, held_out=holds_out(strategy, model))

@@ -23,6 +23,11 @@ def files_by_group(own: str | None) -> dict[str, dict[str, Path]]:
     return groups
 
 
+def whole_strategies() -> list[str]:
+    """The names of the strategies that al_bench brings and whose files leave no setting to the user."""
+    return sorted(name for name, file in files_by_group(None)["strategy"].items() if "???" not in file.read_text())
+
+
 @cache  # a sweep asks for each of its runs
 def shipped(group: str, name: str) -> dict[str, Any] | None:
     """The settings of the option `name` that al_bench brings in this group; None if it brings none."""

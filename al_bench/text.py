@@ -1,5 +1,6 @@
 """Make text of unknown origin, such as file names and file contents, safe to print."""
 
+import difflib
 import logging
 import unicodedata
 from typing import Any
@@ -54,3 +55,9 @@ class Formatter(logging.Formatter):
 def as_cell(value: Any) -> Any:
     """Quote text that a spreadsheet would run as a formula. Return other values unchanged."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def near(word: str, known: list[str]) -> str | None:
+    """A question with the nearest known words. None if the word is one of them or resembles none."""
+    found = [] if word in known else difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"{word!r}: did you mean {' or '.join(found)}?" if found else None

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import yaml
 from matplotlib.axes import Axes
 from torch import Tensor
 
 from al_bench import rng
 from al_bench.analysis import canvas
 from al_bench.models import logistic
-from al_bench.options import conf_dir
+from al_bench.options import shipped, whole_strategies
 from al_bench.strategies import PoolView, Strategy, load
 from al_bench.strategies.example import only_declared
 from al_bench.strategies.guard import select
@@ -93,8 +92,7 @@ def make_plane() -> Plane:
 def by_file() -> dict[str, dict[str, Strategy]]:
     """The strategies of each file of al_bench/strategies, by the file's name, without schedules of them."""
     found: dict[str, dict[str, Strategy]] = {}
-    for path in sorted((conf_dir() / "strategy").glob("*.yaml")):
-        settings = yaml.safe_load(path.read_text())
+    for settings in (shipped("strategy", name) for name in whole_strategies()):
         if "schedule" in settings:
             continue
         file = settings["_target_"].split(".")[-2]

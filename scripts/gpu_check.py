@@ -37,7 +37,7 @@ from al_bench import loop, plan, process
 from al_bench.data import Dataset
 from al_bench.data.pool import Pool
 from al_bench.models import hardware
-from al_bench.options import conf_dir, shipped
+from al_bench.options import conf_dir, shipped, whole_strategies
 from al_bench.provenance import machine
 from al_bench.store import RunStore
 from al_bench.strategies import load
@@ -279,7 +279,7 @@ def strategies(place: Place) -> dict[str, Any]:
         learner, _, pool, _, _ = loop.begin(c, store, load(c.strategy))  # typiclust's fixed features are for all
         net = learner.build(0)
         learner.fit(net, pool, 0)
-        for name in sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml")):
+        for name in whole_strategies():
             start = time.perf_counter()
             try:
                 chosen = loop.acquire(load(NO_PASSES | shipped("strategy", name)), learner, net, pool, QUERY, 0).idx_K

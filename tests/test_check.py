@@ -18,13 +18,13 @@ from al_bench.check.inputs import KINDS, Case, make_view
 from al_bench.check.invariance import choice_matrix, differ
 from al_bench.check.rules import RULES, try_rule
 from al_bench.check.trial import Refused, choose, global_state
-from al_bench.options import conf_dir
+from al_bench.options import whole_strategies
 from al_bench.strategies import FIELDS_OF, Needs, PoolView, Size, guard
 from al_bench.strategies.random import random_sampling
 from al_bench.strategies.uncertainty import entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-NAMES = sorted(f.stem for f in (conf_dir() / "strategy").glob("*.yaml"))
+NAMES = whole_strategies()
 loaded = cache(lambda name: load(name, [])[0])
 
 

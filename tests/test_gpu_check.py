@@ -13,7 +13,7 @@ sys.path.append(str(SCRIPT.parent))
 
 import gpu_check  # noqa: E402
 
-from al_bench.options import conf_dir  # noqa: E402
+from al_bench.options import whole_strategies  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("commands")  # the tests share the process that forks
 
@@ -34,7 +34,7 @@ def test_all_checks_pass_on_a_cpu_with_small_sizes_and_say_what_they_found(tmp_p
     assert 0 < used["peak_MB"] <= 2 * used["estimate_MB"] == 2 * sum(used["parts_MB"].values())
     assert len(checks["throughput"]["rows"]) == 6
     assert all(row["ours"] > 0 and row["bare"] > 0 for row in checks["throughput"]["rows"])
-    assert checks["strategies"]["seconds"].keys() == {path.stem for path in (conf_dir() / "strategy").glob("*.yaml")}
+    assert checks["strategies"]["seconds"].keys() == {*whole_strategies()}
     assert checks["precision"]["accuracy"].keys() == {"32-true", "bf16-mixed"}
 
 

@@ -13,7 +13,7 @@ from al_bench.config import InitialDraw
 from al_bench.data import pool, sources
 from al_bench.errors import UserError
 from al_bench.models.learner import Learner
-from al_bench.options import conf_dir
+from al_bench.options import whole_strategies
 from al_bench.store import RunStore
 from al_bench.strategies import Strategy, needs, top_k
 from al_bench.strategies.random import random_sampling
@@ -292,10 +292,10 @@ def test_an_initial_set_is_chosen_by_the_features_of_the_images_it_is_chosen_fro
     assert 57 in choose(torch.arange(20, 60), 2, seeded())
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml")))
+@pytest.mark.parametrize("name", whole_strategies())
 def test_every_strategy_runs_end_to_end_and_again_the_same(tmp_path, name):
     """The real loop on real images: passes, committees, features and all."""
-    fewer = ["strategy.members=2"] if asked(f"strategy={name}").strategy["members"] else []
+    fewer = ["strategy.members=2"] if asked(f"strategy={name}").strategy.get("members") else []
     runs = [run_here(tmp_path / str(i), f"strategy={name}", "budget.rounds=1", *fewer) for i in range(2)]
     assert lines_of(runs[0].folder) == lines_of(runs[1].folder)
     assert len(set(lines_of(runs[0].folder)[0]["acquired"])) == 10

@@ -11,10 +11,11 @@ from al_bench import provenance
 from al_bench.config import flat
 from al_bench.errors import UserError
 from al_bench.files import write_atomically
-from al_bench.options import conf_dir
+from al_bench.options import whole_strategies
 from al_bench.provenance import code_version
 from al_bench.recipe import as_asked, as_file_name, run_folder
 from al_bench.records import RoundRecord
+from al_bench.schedule import stages_of
 from al_bench.store import RunStore
 
 
@@ -247,9 +248,10 @@ def test_the_file_is_the_one_that_python_would_import(version):
 
 
 def test_the_code_of_every_strategy_here_is_found():
-    for name in (file.stem for file in (conf_dir() / "strategy").glob("*.yaml")):
+    for name in whole_strategies():
         settings = dict(asked(f"strategy={name}").strategy)
-        assert settings["_target_"].rpartition(".")[0] in code_version(settings)["modules"]
+        for stage in stages_of(settings):
+            assert stage["_target_"].rpartition(".")[0] in code_version(settings)["modules"]
 
 
 def test_a_run_of_an_earlier_version_whose_checksum_cannot_be_compared_goes_on_with_a_warning(

@@ -60,9 +60,19 @@ def opened(folder: Path) -> Iterator[Published]:
 
     Raises UserError where there are none or the archive is damaged.
     """
-    archive, name = folder / ARCHIVE, Path(os.path.abspath(folder)).name
+    with unpacked(folder) as place:
+        yield Published(Path(os.path.abspath(folder)).name, results.find(place))
+
+
+@contextmanager
+def unpacked(folder: Path) -> Iterator[Path]:
+    """Where the run folders of a study lie: in its folder, or unpacked for as long as the context lasts.
+
+    Raises UserError where the archive is damaged.
+    """
+    archive = folder / ARCHIVE
     if not archive.is_file():
-        yield Published(name, results.find(folder))
+        yield folder
         return
     with tempfile.TemporaryDirectory(prefix="al_bench-") as place:
         try:
@@ -70,7 +80,7 @@ def opened(folder: Path) -> Iterator[Published]:
                 tar.extractall(place, filter="data")
         except (tarfile.TarError, EOFError, lzma.LZMAError, OSError) as error:
             raise UserError(f"{archive} cannot be unpacked ({error}). Download it again.") from None
-        yield Published(name, results.find(Path(place)))
+        yield Path(place)
 
 
 def pack(runs: Iterable[Run], top: Path, archive: Path) -> None:

@@ -44,6 +44,8 @@ def _stage(asked: dict[str, Any]) -> Strategy:
     found = function("strategy._target_", target)
     if not inspect.isroutine(found):
         raise UserError(f"{target} is not a function. A strategy is a function: (view, k, rng, *, options...).")
+    if needs_of(found).record:
+        raise UserError(f"{name} acquires what a record names. It chooses nothing, so there is nothing to check.")
     if needs_of(found).passes and not (asked.get("passes") or asked.get("members")):
         asked = asked | {"passes": 4}
     return strategies.load(asked)

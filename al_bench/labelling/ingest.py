@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 
 from al_bench import process
-from al_bench.config import near
 from al_bench.errors import UserError, told
 from al_bench.labelling import given as elsewhere
 from al_bench.labelling.finder import Finder
@@ -17,7 +16,7 @@ from al_bench.labelling.given import Given
 from al_bench.labelling.labels import SKIP, UNSURE, ChangesTestLabel, Label, locked
 from al_bench.labelling.options import class_names
 from al_bench.labelling.session import Session
-from al_bench.text import one_line, printable
+from al_bench.text import near, one_line, printable
 
 LISTED = 20  # names in a message
 INCOMPLETE = 3  # the exit code if some answers were not taken

@@ -80,6 +80,7 @@ class Needs:
     head: bool = False  # weight and bias of the last linear layer
     held_out: bool = False  # predictions for the labelled images by a head fit without them, where there are some
     foreign: bool = False  # embeddings of the acquired images that belong to no class
+    record: bool = False  # it acquires what a record names: the loop asks no function
     passes: bool = False  # at least two passes or members
     memory: Callable[[Size], float] | None = None  # bytes it uses beyond its view; None: negligible
 
@@ -122,13 +123,16 @@ def needs(
     head: bool = False,
     held_out: bool = False,
     foreign: bool = False,
+    record: bool = False,
     passes: bool = False,
     memory: Callable[[Size], float] | None = None,
 ) -> Callable[[StrategyFunction], StrategyFunction]:
     """Declare what a strategy's view holds. A function without this decorator gets predictions only."""
 
     def declare(function: StrategyFunction) -> StrategyFunction:
-        function.needs = Needs(predictions, embeddings, labelled, features, head, held_out, foreign, passes, memory)  # type: ignore[attr-defined]
+        function.needs = Needs(  # type: ignore[attr-defined]
+            predictions, embeddings, labelled, features, head, held_out, foreign, record, passes, memory
+        )  # fmt: skip
         return function
 
     return declare

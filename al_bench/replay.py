@@ -1,0 +1,76 @@
+"""strategy=replay: acquire, seed by seed, what a strategy of another study acquired, with another model.
+
+So a study asks whether the choice of a cheap proxy is good for an expensive net.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from al_bench.analysis import published, results
+from al_bench.analysis.results import Run
+from al_bench.config import Config
+from al_bench.errors import UserError
+from al_bench.records import FINISHED
+from al_bench.strategies import PoolView, needs
+
+
+@needs(predictions=False, record=True)
+def replay(
+    view: PoolView, k: int, rng: torch.Generator, *, study: str, of: str, model: str | None = None
+) -> Tensor:  # fmt: skip
+    """The target of strategy=replay. The loop acquires what a record names, and does not call this.
+
+    study: the folder of a study, with its runs or their archive. of: the strategy that chose. model: the model that it
+    chose for, as the run's folder names it; needed where the study has several.
+    """
+    raise ValueError("replay chooses nothing by itself: it acquires what a finished run acquired")
+
+
+def runs(c: Config) -> list[Run]:
+    """The finished runs that this run may replay: of the strategy and the seed. Raises UserError if there is none."""
+    if c.budget.rounds is None:
+        raise UserError("strategy=replay acquires what another run did, round by round: set budget.rounds.")
+    folder, of, model = (c.strategy.get(key) for key in ("study", "of", "model"))
+    with published.unpacked(Path(folder).expanduser()) as place:
+        there = [results.identity_of(run) | {"folder": run} for run in results.folders(place)]
+        wanted = [run for run in there if run["strategy"] == of and run["seed"] == c.seed]
+        found = [results.read(run["folder"]) for run in wanted if model in (None, run["setting"].model)]
+    if done := [run for run in found if run.state == FINISHED]:
+        return done
+    strategies = ", ".join(sorted({run["strategy"] for run in there}))
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in there if run["strategy"] == of}))) or "none"
+    of_model = f" and model {model}" if model else ""
+    raise UserError(
+        f"strategy.study={folder} has no finished run of {of} with seed {c.seed}{of_model} to replay. It has runs of "
+        f"{strategies}; of {of} with the seeds {seeds}."
+    )
+
+
+def picks(c: Config, found: list[Run], info: dict) -> list[Tensor]:
+    """The indices [k] that are acquired after each round, as the run to replay acquired them.
+
+    info: the run.json of this run. Raises UserError unless exactly one of the runs began with the same images and the
+    same initial set, and acquired as many labels in each round.
+    """
+    same_images = [
+        run for run in found if (run.info.get("dataset") or {}).get("checksum") == info["dataset"]["checksum"]
+    ]
+    same_start = [run for run in same_images if run.info.get("initial_set") == info["initial_set"]]
+    asked = [c.budget.query_of(round) for round in range(c.budget.rounds)]
+    fitting = [run for run in same_start if [len(idx) for idx in run.acquired[: len(asked)]] == asked]
+    names = sorted({run.setting.model for run in fitting})
+    if len(names) == 1:
+        return [torch.from_numpy(idx).long() for idx in fitting[0].acquired[: len(asked)]]
+    what = f"strategy.study={c.strategy['study']}: the run of {c.strategy['of']} with seed {c.seed}"
+    if names:
+        raise UserError(f"{what} is there for several models. Choose one: strategy.model={' or '.join(names)}.")
+    if not same_images:
+        raise UserError(f"{what} has other images. Replay it on the images that it chose from.")
+    if not same_start:
+        raise UserError(f"{what} has another initial set. Set its budget.initial, budget.start and budget.validation.")
+    theirs = [len(idx) for idx in same_start[0].acquired if len(idx)]
+    raise UserError(
+        f"{what} acquired {theirs} labels in its rounds, and budget.query and budget.rounds ask for {asked}."
+    )
