@@ -38,6 +38,7 @@ from al_bench.options import shipped
 from al_bench.schedule import stages_of, with_stages
 from al_bench.text import near
 
+SETTINGS = ("passes", "members", "candidates", "filter")  # of every strategy
 UNLABELLED = "al_bench.labelling.images.unlabelled"  # the target of dataset=unlabelled
 
 
@@ -179,8 +180,8 @@ class Config:
     features: FeaturesConfig = MISSING
     logger: LoggerConfig = MISSING
     # These keys, and the strategy's own options. passes: predictions of the pool with dropout. members: nets that
-    # predict the pool. candidates: pool images, drawn at random, that the strategy chooses from.
-    strategy: dict[str, Any] = field(default_factory=lambda: {"passes": None, "members": None, "candidates": None})
+    # predict the pool. candidates: pool images, drawn at random, that the strategy chooses from. filter: a function.
+    strategy: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(SETTINGS))
 
 
 ConfigStore.instance().store("base_config", Config)

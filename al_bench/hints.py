@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from al_bench import config
 from al_bench.options import files_by_group
+from al_bench.text import near
 
 OPEN = ("model.optimizer.", "model.options.")  # keys below which + may add others
 FREE = ("hydra", *OPEN)  # keys below which any name may be right

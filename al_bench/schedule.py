@@ -14,7 +14,7 @@ from al_bench.bounds import is_number, violations
 from al_bench.errors import UserError
 from al_bench.options import shipped
 
-OWN = ("name", "schedule", "candidates")  # what a schedule's yaml sets itself; the rest belongs to a stage
+OWN = ("name", "schedule", "candidates", "filter")  # what a schedule's yaml sets itself; the rest belongs to a stage
 
 
 def stages_of(strategy: dict[str, Any]) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def with_stages(strategy: dict[str, Any]) -> dict[str, Any]:
     found = [_complete(stage, f"strategy {name}, stage {i}") for i, stage in enumerate(stages, start=1)]
     for i, stage in enumerate(found, start=1):
         _check_rounds(stage.get("rounds"), i, len(found), f"strategy {name}, stage {i}")
-    inherited = {"candidates": strategy.get("candidates")}
+    inherited = {key: strategy.get(key) for key in ("candidates", "filter")}
     return strategy | {"schedule": [inherited | stage for stage in found]}
 
 

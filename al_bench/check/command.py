@@ -30,7 +30,7 @@ def load(name: str, arguments: list[str]) -> list[tuple[StrategyFunction, int]]:
     if malformed := [argument for argument in arguments if "=" not in argument]:
         raise UserError(f"{malformed[0]}: type an option as name=value.")
     try:
-        asked = settings(name) | OmegaConf.to_container(OmegaConf.from_dotlist(arguments))
+        asked = OmegaConf.to_container(OmegaConf.merge(settings(name), OmegaConf.from_dotlist(arguments)))
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name} {' '.join(arguments)} cannot be read: {error}") from error
     found = [_stage(stage) for stage in stages_of(with_stages(asked))]

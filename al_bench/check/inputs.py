@@ -11,19 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from al_bench.strategies import Needs, PoolView, Size
+from al_bench.strategies import Needs, PoolView, Size, take
 from al_bench.strategies.example import example_view, only_declared
 
 
 def make_view(size: Size, seed: int, kind: str = "random") -> PoolView:
     """Make a pool with every field filled, as example_view does, and change it as `kind` says."""
     return KINDS[kind](example_view(size, seed))
-
-
-def take(view: PoolView, rows: Tensor) -> PoolView:
-    """Return the view of the pool that consists of the images at `rows`. Rows may repeat."""
-    pool = {name: getattr(view, name) for name in ("log_probs_PSC", "emb_PD", "features_PF")}
-    return replace(view, **{name: values[rows] for name, values in pool.items() if values is not None})
 
 
 def certain(view: PoolView) -> PoolView:

@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from al_bench.check.inputs import Case, cases, large_case, take
+from al_bench.check.inputs import Case, cases, large_case
 from al_bench.check.trial import Broken, choose
-from al_bench.strategies import PoolView, StrategyFunction, needs_of
+from al_bench.strategies import PoolView, StrategyFunction, needs_of, take
 
 CHOICES = 24  # draws from each view of a strategy that samples
 Views = list[tuple[PoolView, Tensor | None]]  # a view and the positions of its images in the first; None: the same

@@ -7,7 +7,8 @@ A strategy sees only tensors, on the CPU. It declares with @needs what it uses b
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,14 @@ from al_bench.schedule import with_stages
 from al_bench.signals import stop_behind
 from al_bench.text import in_a_line
 
-SETTINGS = ("name", "passes", "members", "candidates", "rounds")  # keys of a strategy's yaml that the loop reads
+SETTINGS = (
+    "name",
+    "passes",
+    "members",
+    "candidates",
+    "filter",
+    "rounds",
+)  # keys of a strategy's yaml that the loop reads
 ONE_PREDICTION = (  # why a strategy refuses a single prediction
     "compares several predictions of an image. Set strategy.passes=20 (dropout) or strategy.members=5 (nets trained "
     "from other weights)"
@@ -45,6 +53,13 @@ class PoolView:
     # Each labelled image by a head that was fit without it. None unless the model gives it: model.head=logistic does.
     held_out_log_probs_LC: Tensor | None = None
     foreign_emb_OD: Tensor | None = None  # of the O images that were acquired and belong to no class; O may be 0
+
+
+def take(view: PoolView, rows: Tensor) -> PoolView:
+    """The view of the pool that consists of the images at these positions. They may repeat."""
+    pool = {name: getattr(view, name) for name in ("log_probs_PSC", "emb_PD", "features_PF")}
+    there = {name: values[rows] for name, values in pool.items() if values is not None}
+    return replace(view, n_pool=len(rows), **there)
 
 
 FIELDS_OF = {  # the fields that each need fills; labelled_labels_L is always given
@@ -138,6 +153,23 @@ def needs(
     return declare
 
 
+def needs_by_options(declare: Callable[..., Needs]) -> Callable[[StrategyFunction], StrategyFunction]:
+    """As `needs`, for a strategy whose needs depend on its options: `declare` gets them by name."""
+
+    def attach(function: StrategyFunction) -> StrategyFunction:
+        function.needs = declare  # type: ignore[attr-defined]
+        return function
+
+    return attach
+
+
+def union(some: Iterable[Needs], memory: Callable[[Size], float] | None = None) -> Needs:
+    """What several strategies need together."""
+    flags = {f.name for f in fields(Needs)} - {"memory"}
+    there = list(some)
+    return Needs(**{flag: any(getattr(needs, flag) for needs in there) for flag in flags}, memory=memory)
+
+
 def load(settings: dict[str, Any]) -> Strategy:
     """Build the strategy of a yaml's settings: import the function that _target_ names, and bind its options.
 
@@ -150,17 +182,11 @@ def load(settings: dict[str, Any]) -> Strategy:
         for stage in reversed(stages):
             found = replace(load(stage | {"name": f"{name} ({stage['name']})"}), rounds=stage.get("rounds"), then=found)
         return found
-    node = {key: value for key, value in settings.items() if key not in SETTINGS} | {"_partial_": True}
-    try:
-        function = instantiate(node)
-        check_options(function)
-    except BaseException as error:  # a user's module may raise anything when imported
-        if stop := stop_behind(error):
-            raise stop from None
-        reason = in_a_line(error.__cause__ or error)
-        options = [key for key in node if not key.startswith("_")]
-        hint = f" {call_with(options)}" if isinstance(error, TypeError) else ""  # the signature does not fit
-        raise UserError(f"strategy {name}: {settings['_target_']} cannot be loaded ({reason}).{hint}") from error
+    options = {key: value for key, value in settings.items() if key not in SETTINGS}
+    function = imported(name, options)
+    if wanted := settings.get("filter"):
+        keep = imported(f"{name}, filter", {"_target_": wanted} if isinstance(wanted, str) else wanted)
+        function = partial(after_filter, choose=function, keep=keep)
     several = [key for key in ("passes", "members") if settings.get(key)]
     needs = needs_of(function)
     if several and not needs.predictions:
@@ -171,6 +197,40 @@ def load(settings: dict[str, Any]) -> Strategy:
     if needs.passes and not several:
         raise UserError(f"strategy {name} {ONE_PREDICTION}.")
     return Strategy(function, name, *(settings.get(key) for key in ("passes", "members", "candidates")))
+
+
+def imported(name: str, node: dict[str, Any]) -> StrategyFunction:
+    """The function that node["_target_"] names, with the other keys bound as its options. Raises UserError."""
+    try:
+        function = instantiate(node | {"_partial_": True}, _convert_="all")
+        check_options(function)
+    except BaseException as error:  # a user's module may raise anything when imported
+        if stop := stop_behind(error):
+            raise stop from None
+        reason = in_a_line(error.__cause__ or error)
+        options = [key for key in node if not key.startswith("_")]
+        hint = f" {call_with(options)}" if isinstance(error, TypeError) else ""  # the signature does not fit
+        raise UserError(f"strategy {name}: {node['_target_']} cannot be loaded ({reason}).{hint}") from error
+    return function
+
+
+def _needs_of_both(choose: StrategyFunction, keep: StrategyFunction) -> Needs:
+    # The strategy itself sees only what the filter keeps, and that is known when it has run.
+    return union([needs_of(choose), needs_of(keep)], needs_of(keep).memory)
+
+
+@needs_by_options(_needs_of_both)
+def after_filter(
+    view: PoolView, k: int, rng: torch.Generator, *, choose: StrategyFunction, keep: StrategyFunction
+) -> Tensor:
+    """`choose` among the images that `keep` leaves: a function as a strategy, of which k or more positions come back.
+
+    Positions may repeat. They are sorted, so the strategy does not see in which order they were kept.
+    """
+    kept = keep(view, k, rng).unique()
+    if len(kept) < k:
+        raise ValueError(f"the filter kept {len(kept)} images, and {k} are to be chosen")
+    return kept[choose(take(view, kept), k, rng)]
 
 
 def call_with(options: Iterable[str]) -> str:
@@ -190,7 +250,12 @@ def check_options(function: Callable[..., Tensor]) -> None:
 
 
 def needs_of(function: StrategyFunction) -> Needs:
-    return getattr(getattr(function, "func", function), "needs", Needs())  # a partial holds it in func
+    plain = getattr(function, "func", function)  # of a partial
+    declared = getattr(plain, "needs", Needs())
+    if isinstance(declared, Needs):
+        return declared
+    defaults = {name: p.default for name, p in inspect.signature(plain).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    return declared(**defaults | getattr(function, "keywords", {}))
 
 
 def top_k(score_P: Tensor, k: int, rng: torch.Generator) -> Tensor:

@@ -128,6 +128,7 @@ def line_of(error: BaseException, function: StrategyFunction) -> str:
 
 
 def package_of(function: StrategyFunction) -> str:
+    function = getattr(function, "keywords", {}).get("choose", function)  # of a strategy behind a filter
     return (getattr(getattr(function, "func", function), "__module__", None) or "").split(".")[0]
 
 
