@@ -35,6 +35,9 @@ ONE_PREDICTION = (  # why a strategy refuses a single prediction
 CHUNK = 2**22  # numbers that a chunk works on at once; tests make it smaller
 
 
+Refit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (emb_ND, labels_N) -> (weight_CD, bias_C)
+
+
 @dataclass(frozen=True)
 class PoolView:
     """What a strategy may look at. A field it did not declare is None. Predictions and embeddings may be float16."""
@@ -52,6 +55,7 @@ class PoolView:
     head_bias_C: Tensor | None = None
     # Each labelled image by a head that was fit without it. None unless the model gives it: model.head=logistic does.
     held_out_log_probs_LC: Tensor | None = None
+    refit_head: Refit | None = None  # a last layer of its own for other images: embeddings and labels of them
 
 
 def take(view: PoolView, rows: Tensor) -> PoolView:
@@ -68,6 +72,7 @@ FIELDS_OF = {  # the fields that each need fills; labelled_labels_L is always gi
     "features": ["features_PF", "labelled_features_LF"],
     "head": ["head_weight_CD", "head_bias_C"],
     "held_out": ["held_out_log_probs_LC"],
+    "refits": ["refit_head"],
 }
 
 
@@ -92,6 +97,7 @@ class Needs:
     features: bool = False  # fixed features of pool and labelled images
     head: bool = False  # weight and bias of the last linear layer
     held_out: bool = False  # predictions for the labelled images by a head fit without them, where there are some
+    refits: bool = False  # last layers trained on other images; with model.mode=frozen alone
     passes: bool = False  # at least two passes or members
     memory: Callable[[Size], float] | None = None  # bytes it uses beyond its view; None: negligible
 
@@ -133,13 +139,15 @@ def needs(
     features: bool = False,
     head: bool = False,
     held_out: bool = False,
+    refits: bool = False,
     passes: bool = False,
     memory: Callable[[Size], float] | None = None,
 ) -> Callable[[StrategyFunction], StrategyFunction]:
     """Declare what a strategy's view holds. A function without this decorator gets predictions only."""
 
     def declare(function: StrategyFunction) -> StrategyFunction:
-        function.needs = Needs(predictions, embeddings, labelled, features, head, held_out, passes, memory)  # type: ignore[attr-defined]
+        flags = predictions, embeddings, labelled, features, head, held_out, refits, passes
+        function.needs = Needs(*flags, memory)  # type: ignore[attr-defined]
         return function
 
     return declare
