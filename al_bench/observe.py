@@ -134,9 +134,18 @@ def pool_view(
         seen["head_bias_C"] = head.bias.detach().float().cpu()
     if needs.refits:
         seen["refit_head"] = partial(fit_head, learner.dataset.n_classes, learner.model.penalty)
+    if needs.oracle:
+        seen |= beyond_the_wall(learner, nets[0], idx_P)
     if holds_out(strategy, learner.model):
         seen["held_out_log_probs_LC"] = learner.held_out(nets[0], pool, round)
     return PoolView(len(idx_P), learner.dataset.n_classes, **seen)
+
+
+def beyond_the_wall(learner: Learner, net: Classifier, idx_P: Tensor) -> dict[str, Tensor]:
+    """What an oracle line sees besides: the labels of the pool, and the test images with theirs."""
+    test = learner.predict(net, learner.dataset.test_idx, embeddings=True)
+    labels_V = learner.dataset.test_labels_V
+    return {"truth_P": learner.truth_N[idx_P], "test_emb_VD": test.emb_PD, "test_labels_V": labels_V}
 
 
 def _predict(

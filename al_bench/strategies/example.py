@@ -26,8 +26,9 @@ def example_view(size: Size, seed: int, needs: Needs | None = None) -> PoolView:
         features_NF = centre_CF[label_N] + torch.randn(n, size.F, generator=draw)
         return label_N, emb_ND, torch.nn.functional.normalize(features_NF)
 
-    _, emb_PD, features_PF = images(size.P)
+    truth_P, emb_PD, features_PF = images(size.P)
     label_L, emb_LD, features_LF = images(size.L)
+    test_labels_V, test_emb_VD = torch.arange(3 * size.C) % size.C, centre_CD.repeat(3, 1)
     bias_C = -centre_CD.square().sum(1) / 2
     logits_PSC = (emb_PD @ centre_CD.T + bias_C)[:, None].repeat(1, size.S, 1)
     if size.S > 1:
@@ -37,6 +38,7 @@ def example_view(size: Size, seed: int, needs: Needs | None = None) -> PoolView:
     view = PoolView(
         size.P, size.C, logits_PSC.log_softmax(-1), emb_PD, emb_LD, label_L, labelled_log_probs_LC,
         features_PF, features_LF, centre_CD, bias_C, held_out_log_probs_LC, partial(ridge, size.C),
+        truth_P, test_emb_VD, test_labels_V,
     )  # fmt: skip
     return view if needs is None else only_declared(view, needs)
 
