@@ -119,6 +119,7 @@ def begin(
     needs_features = any(stage.needs.features for stage in strategy.stages)
     used = c.features.extractor if needs_features or c.budget.start in observe.COLD_STARTS else None
     learner = replace(learner, features_NF=features.fixed_features(c, dataset) if used else None)
+    learner = replace(learner, truth_N=oracle.reveal_all() if strategy.needs.oracle else None)
     pool = start(dataset.train_idx, oracle, c.budget, c.seed, observe.initial_draw(c.budget.start, learner))
     dataset = oracle.tested(dataset)
     learner = replace(learner, dataset=dataset)
@@ -176,6 +177,11 @@ def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
 
 def announce(c: Config, store: RunStore, records: list[RoundRecord]) -> None:
     log.info(f"{c.dataset.name}, {c.model.name}, {c.strategy['name']}, seed {c.seed}")
+    if c.strategy.get("oracle"):
+        log.info(
+            "This is an oracle line: it chooses with the labels of the pool and of the test images, and shows how much "
+            "is left to gain. A report never ranks it."
+        )
     if records:
         log.info(f"{len(records)} rounds are there already; going on after them.")
     log.info(f"{'round':>5}  {'labels':>7}  {'test accuracy':<17}  {'fit s':>7}  {'predict s':>9}  {'select s':>8}")

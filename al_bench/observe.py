@@ -5,6 +5,7 @@ P candidates of the pool, L labelled, N images of the data set, S passes of all 
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from al_bench import rng
-from al_bench.config import Head, InitialDraw, ModelConfig
+from al_bench.config import Head, InitialDraw, Mode, ModelConfig
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.imports import function
 from al_bench.models.classifier import Classifier, Passes
 from al_bench.models.learner import Learner
+from al_bench.models.logistic import fit_head
 from al_bench.strategies import PoolView, Size, Strategy
 from al_bench.strategies.example import example_view
 from al_bench.strategies.guard import package_of, select
@@ -39,6 +41,11 @@ def try_options(strategy: Strategy, model: ModelConfig) -> None:
     So a bad option is reported before anything is read or trained. A user's own strategy is not tried, since it may
     need more images.
     """
+    if strategy.needs.refits and model.mode is not Mode.frozen:
+        raise UserError(
+            f"strategy {strategy.name} trains last layers on features that stay the same: set model.mode=frozen, or "
+            "model=pca."
+        )
     if package_of(strategy.function) != "al_bench" or strategy.needs.record:
         return
     size = Size(P=12, L=6, S=(strategy.n_passes or 1) * (strategy.members or 1), C=3, D=4, F=4, k=2)
@@ -128,9 +135,20 @@ def pool_view(
         head = nets[0].net.get_classifier()
         seen["head_weight_CD"] = head.weight.detach().float().cpu()
         seen["head_bias_C"] = head.bias.detach().float().cpu()
+    if needs.refits:
+        seen["refit_head"] = partial(fit_head, learner.dataset.n_classes, learner.model.penalty)
+    if needs.oracle:
+        seen |= beyond_the_wall(learner, nets[0], idx_P)
     if holds_out(strategy, learner.model):
         seen["held_out_log_probs_LC"] = learner.held_out(nets[0], pool, round)
     return PoolView(len(idx_P), learner.dataset.n_classes, **seen)
+
+
+def beyond_the_wall(learner: Learner, net: Classifier, idx_P: Tensor) -> dict[str, Tensor]:
+    """What an oracle line sees besides: the labels of the pool, and the test images with theirs."""
+    test = learner.predict(net, learner.dataset.test_idx, embeddings=True)
+    labels_V = learner.dataset.test_labels_V
+    return {"truth_P": learner.truth_N[idx_P], "test_emb_VD": test.emb_PD, "test_labels_V": labels_V}
 
 
 def _predict(

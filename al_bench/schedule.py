@@ -50,7 +50,7 @@ def _complete(stage: dict[str, Any], where: str) -> dict[str, Any]:
         raise UserError(f"{where}: name one of al_bench's strategies (strategy: margin) or a function (_target_: ...).")
     rest = {key: value for key, value in stage.items() if key != "strategy"}
     known = shipped("strategy", str(named)) if named else {"name": str(stage["_target_"]).rpartition(".")[2]}
-    if not known or "schedule" in {**known, **rest}:
+    if not known or {"schedule", "oracle"} & {**known, **rest}.keys():
         raise UserError(f"{where}: {named} is no strategy of al_bench that can be a stage. Give a function's _target_.")
     settings = {"passes": None, "members": None} | known | rest
     for mistake in violations({f"strategy.{key}": value for key, value in settings.items()}):

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from al_bench.options import conf_dir
+from al_bench.options import conf_dir, whole_strategies
 from al_bench.provenance import machine
 from al_bench.strategies import PoolView, Strategy, load
 from al_bench.strategies.guard import select
@@ -254,7 +254,7 @@ def main() -> None:
         cases |= {"50,000": lambda: at_50_000(name), "1,280,000": lambda: at_1_280_000(name, Path(args.folder))}
         print(json.dumps(cases[case]()))
         return
-    names = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
+    names = whole_strategies()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or temporary
         found = json.loads(args.out.read_text()) if args.out and args.out.exists() else {"machine": {}}

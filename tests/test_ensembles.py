@@ -1,4 +1,4 @@
-"""REFINE's filter: against a slow reference, values computed by hand, and what it needs."""
+"""REFINE's filter and SelectAL: against a slow reference, values computed by hand, and what it needs."""
 
 from dataclasses import replace
 
@@ -9,8 +9,8 @@ from conftest import asked, run_here, seeded
 from al_bench import plan
 from al_bench.errors import UserError
 from al_bench.provenance import code_version
-from al_bench.strategies import PoolView, Size, Strategy, load, needs, needs_of, take, top_k
-from al_bench.strategies.ensembles import REFINE, progressive_filter
+from al_bench.strategies import PoolView, Size, Strategy, ensembles, load, needs, needs_of, take, top_k
+from al_bench.strategies.ensembles import REFINE, accuracy_without, cross_validated, progressive_filter, select_al
 from al_bench.strategies.example import example_view, only_declared
 from al_bench.strategies.guard import select
 
@@ -147,3 +147,82 @@ def test_the_line_of_a_users_strategy_is_told_behind_a_filter():
         UserError, match=r"it has to return an int64 tensor of 5 positions, but returned torch.int64 \[3\]"
     ):
         select(strategy, example_view(Size(30, 9, 1, 3, 4, 4, 5), 0), 5, seeded(), 0)
+
+
+# -- SelectAL --
+
+
+def labelled_view(emb_LD, labels_L):
+    view = example_view(Size(30, len(labels_L), 1, 3, emb_LD.shape[1], emb_LD.shape[1], 4), 0)
+    return replace(view, labelled_emb_LD=emb_LD, labelled_labels_L=labels_L, labelled_features_LF=emb_LD)
+
+
+@needs(predictions=False, features=True)
+def takes_zero(view, k, rng):
+    return torch.arange(k)
+
+
+@needs(predictions=False, features=True)
+def takes_last(view, k, rng):
+    return torch.arange(view.n_pool - k, view.n_pool)
+
+
+CHOOSERS = {"low": "test_ensembles.takes_zero", "high": "test_ensembles.takes_last"}
+
+
+@pytest.mark.parametrize(
+    "accuracies, first", [([0.2, 0.5, 0.6], 0), ([0.7, 0.5, 0.4], 26), ([None, 0.1, 0.1], 0), ([0.9, 0.9, None], 0)]
+)
+def test_the_strategy_whose_images_are_missed_most_chooses(monkeypatch, accuracies, first):
+    left = iter(accuracies)
+    monkeypatch.setattr(ensembles, "accuracy_without", lambda *_: next(left))
+    assert select_al(example_view(Size(30, 9, 1, 3, 4, 4, 4), 0), 4, seeded(), **CHOOSERS)[0] == first
+
+
+def test_ties_between_the_strategies_are_drawn(monkeypatch):
+    monkeypatch.setattr(ensembles, "accuracy_without", lambda *_: 0.5)
+    view = example_view(Size(30, 9, 1, 3, 4, 4, 4), 0)
+    firsts = [select_al(view, 4, seeded(i), **CHOOSERS).tolist() for i in range(60)]
+    n_low, n_high = firsts.count([0, 1, 2, 3]), firsts.count([26, 27, 28, 29])
+    assert min(n_low, n_high, 60 - n_low - n_high) >= 8  # 20 of each are expected
+
+
+def test_equally_many_of_each_class_are_removed_and_the_rest_is_validated(monkeypatch):
+    labels_L, rest = torch.tensor([0, 1, 0, 2, 1, 0, 2, 0, 1, 0]), []
+    monkeypatch.setattr(ensembles, "cross_validated", lambda view, rows, *_: rest.append(rows.tolist()) or 0.5)
+    view = labelled_view(torch.randn(10, 4, generator=seeded()), labels_L)
+    for removed in (0.3, 0.5, 0.9):
+        accuracy_without(view, takes_zero, removed, 10, seeded())
+    # One of each class, one of each class (5 of 10 shared by three), and two of each: class 2 has no more.
+    assert rest == [[2, 4, 5, 6, 7, 8, 9], [2, 4, 5, 6, 7, 8, 9], [5, 7, 8, 9]]
+    assert accuracy_without(labelled_view(torch.randn(3, 4), torch.arange(3)), takes_zero, 0.5, 10, seeded()) is None
+    assert accuracy_without(labelled_view(torch.randn(0, 4), labels_L[:0]), takes_zero, 0.5, 10, seeded()) is None
+
+
+def test_cross_validation_agrees_with_a_slow_reference():
+    view = labelled_view(torch.randn(17, 2, generator=seeded(4)), torch.arange(17) % 3)
+    rows = torch.tensor([0, 2, 3, 5, 7, 8, 11, 12, 13, 16])
+    fold = (torch.randperm(10, generator=seeded(9)) % 4).tolist()
+    hits = 0
+    for i, row in enumerate(rows.tolist()):
+        others = [r for j, r in enumerate(rows.tolist()) if fold[j] != fold[i]]
+        x = torch.cat([view.labelled_emb_LD[others].double(), torch.ones(len(others), 1).double()], 1)
+        y = torch.eye(3).double()[view.labelled_labels_L[others]]
+        weight = torch.linalg.inv(x.T @ x + 0.1 * torch.eye(3).double()) @ x.T @ y
+        predicted = (torch.cat([view.labelled_emb_LD[row].double(), torch.ones(1).double()]) @ weight).argmax()
+        hits += int(predicted == view.labelled_labels_L[row])
+    assert cross_validated(view, rows, 4, seeded(9)) == pytest.approx(hits / 10)
+
+
+def test_it_needs_features_that_stay_the_same(tmp_path):
+    with pytest.raises(UserError, match="strategy select_al trains last layers on features that stay the same: set"):
+        run_here(tmp_path, "strategy=select_al")
+    records = run_here(tmp_path, "strategy=select_al", "model=pca", "budget.rounds=2").records()
+    assert [len(r.acquired) for r in records] == [10, 10, 0]
+    assert needs_of(load(asked("strategy=select_al").strategy).function).refits
+
+
+@pytest.mark.parametrize("options", [{"removed": 0}, {"removed": 1}, {"folds": 1}])
+def test_a_bad_option_of_select_al_is_refused(options):
+    with pytest.raises(ValueError, match="removed=.* has to be above 0 and below 1, and folds=.* at least 2"):
+        select_al(example_view(Size(30, 9, 1, 3, 4, 4, 4), 0), 4, seeded(), **options)

@@ -147,6 +147,8 @@ def comparisons(
 def comparison(there: list[Run], full: list[Run], metric: Metric, target: float | None, test: str) -> Comparison:
     """there: all runs of one setting; full: those on the full data."""
     runs, left_out = comparable_runs(there, metric.name)
+    oracles = by_strategy([run for run in runs if is_oracle(run)])
+    runs = [run for run in runs if not is_oracle(run)]
     references, others = usable_references(full, runs, metric.name)
     labels_R = common_labels(runs, metric)
     n_looks, about_looks = notes.looks(runs)
@@ -161,6 +163,7 @@ def comparison(there: list[Run], full: list[Run], metric: Metric, target: float 
             *map(printable, notes.of_runs(runs, references, labels_R, metric)),
             *notes.not_recorded([*there, *full], metric),
             *about_looks,
+            *map(printable, notes.oracle_lines(areas_of(oracles, labels_R, metric), metric)),
         ],
         target=target,
         method=METHODS[test],
@@ -171,6 +174,24 @@ def comparison(there: list[Run], full: list[Run], metric: Metric, target: float 
     if len(labels_R) == 1:
         return noted(c, ["One label count only: there is no curve to compare."])
     return with_random(c) if c.runs else c
+
+
+def is_oracle(run: Run) -> bool:
+    """Whether its strategy saw labels that were not acquired. Such a run is a line of its own and is never compared."""
+    return bool(run.config.get("strategy.oracle"))
+
+
+def areas_of(runs: dict[str, list[Run]], labels_R: np.ndarray, metric: Metric) -> dict[str, np.ndarray]:
+    """The area under the curve of each run that has all of these label counts, by name."""
+    curves = {
+        name: [
+            run.metrics[metric.name][np.isin(run.labels_R, labels_R)] for run in there if {*labels_R} <= {*run.labels_R}
+        ]
+        for name, there in runs.items()
+    }
+    return {
+        name: stats.aubc(labels_R, np.array(curve)) for name, curve in curves.items() if curve and len(labels_R) > 1
+    }
 
 
 def noted(c: Comparison, more: list[str]) -> Comparison:

@@ -27,6 +27,16 @@ def of_runs(runs: list[Run], references: list[Run], labels_R: np.ndarray, metric
     ]
 
 
+def oracle_lines(areas: dict[str, np.ndarray], metric: Metric) -> list[str]:
+    """A sentence on each oracle line. areas: under the curve of each seed, as of a strategy."""
+    return [
+        f"oracle: {name} chooses with all labels of the pool and of the test images. Its mean over the labels is "
+        f"{metric.value(float(area_S.mean()))} ({len(area_S)} seeds). It shows how much is left to gain, and is "
+        "compared with no strategy."
+        for name, area_S in areas.items()
+    ]
+
+
 def not_recorded(runs: list[Run], metric: Metric) -> list[str]:
     """A sentence where finished runs lack the metric. runs: all there are, with those that are left out."""
     finished = [run for run in runs if run.state == FINISHED]

@@ -82,7 +82,7 @@ def renumbered(view: PoolView, order_C: Tensor) -> PoolView:
     """Renumber the classes: class order_C[0] becomes class 0, order_C[1] becomes class 1, and so on."""
     changed = {
         "log_probs_PSC": lambda values: values[:, :, order_C],
-        "labelled_labels_L": lambda values: order_C.argsort()[values],
+        **dict.fromkeys(("labelled_labels_L", "truth_P", "test_labels_V"), lambda values: order_C.argsort()[values]),
         "labelled_log_probs_LC": lambda values: values[:, order_C],
         "held_out_log_probs_LC": lambda values: values[:, order_C],
         "head_weight_CD": lambda values: values[order_C],

@@ -42,6 +42,9 @@ class PersonOracle(Oracle):
         order = torch.randperm(len(idx), generator=rng.stream(self.seed, "queue")).tolist()
         self._fill({int(idx[i]): roles[i] for i in order})
 
+    def reveal_all(self) -> Tensor:
+        raise UserError("oracle=person: an oracle line needs all labels before the first is asked for.")
+
     def given(self, candidates: Tensor) -> Tensor:
         known = fold(read_lines(self.file)[: self.n_known])
         return candidates[torch.tensor([self.paths[i] in known for i in candidates.tolist()], dtype=torch.bool)]

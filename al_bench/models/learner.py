@@ -48,6 +48,7 @@ class Learner:
     dataset: Dataset
     seed: int
     features_NF: Tensor | None = None  # fixed features, where the strategy or the initial draw asks for them
+    truth_N: Tensor | None = None  # all labels, in the run of an oracle line alone
 
     ADVICE_ON_NAN = "Lower model.optimizer.lr, or try trainer.precision=32-true."  # ends a message
 

@@ -87,6 +87,13 @@ def minimise(
     return weight_CE, optimizer.state[weight_CE]["n_iter"]
 
 
+def fit_head(n_classes: int, relative: float | None, emb_ND: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(weight_CD, bias_C), float32, of the head at its optimum for these images. relative: model.penalty."""
+    x_NE = with_ones(emb_ND.float())
+    weight_CE, _ = minimise(x_NE, labels_N, n_classes, penalty_of(x_NE, relative))
+    return weight_CE[:, :-1].float(), weight_CE[:, -1].float()
+
+
 def sample(weight_CE: Tensor, x_LE: Tensor, precision: float, n: int, stream: torch.Generator) -> Tensor:
     """weights_SCE: n draws from the Gaussian N(W, H^-1), the Laplace approximation of the posterior of W.
 

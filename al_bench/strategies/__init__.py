@@ -20,19 +20,17 @@ from al_bench.schedule import with_stages
 from al_bench.signals import stop_behind
 from al_bench.text import in_a_line
 
-SETTINGS = (
-    "name",
-    "passes",
-    "members",
-    "candidates",
-    "filter",
-    "rounds",
-)  # keys of a strategy's yaml that the loop reads
+# Keys of a strategy's yaml that are no options of its function.
+SETTINGS = ("name", "passes", "members", "candidates", "filter", "rounds", "oracle")
+ORACLES = ("al_bench.strategies.oracles.boss",)  # all that may see labels that were not acquired
 ONE_PREDICTION = (  # why a strategy refuses a single prediction
     "compares several predictions of an image. Set strategy.passes=20 (dropout) or strategy.members=5 (nets trained "
     "from other weights)"
 )
 CHUNK = 2**22  # numbers that a chunk works on at once; tests make it smaller
+
+
+Refit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (emb_ND, labels_N) -> (weight_CD, bias_C)
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,16 @@ class PoolView:
     # Each labelled image by a head that was fit without it. None unless the model gives it: model.head=logistic does.
     held_out_log_probs_LC: Tensor | None = None
     foreign_emb_OD: Tensor | None = None  # of the O images that were acquired and belong to no class; O may be 0
+    refit_head: Refit | None = None  # a last layer of its own for other images: embeddings and labels of them
+    # What no strategy may know. An oracle line does, and load() lets nobody else ask for it.
+    truth_P: Tensor | None = None  # int64, the labels of the pool; -1: of no class
+    test_emb_VD: Tensor | None = None
+    test_labels_V: Tensor | None = None
 
 
 def take(view: PoolView, rows: Tensor) -> PoolView:
     """The view of the pool that consists of the images at these positions. They may repeat."""
-    pool = {name: getattr(view, name) for name in ("log_probs_PSC", "emb_PD", "features_PF")}
+    pool = {name: getattr(view, name) for name in ("log_probs_PSC", "emb_PD", "features_PF", "truth_P")}
     there = {name: values[rows] for name, values in pool.items() if values is not None}
     return replace(view, n_pool=len(rows), **there)
 
@@ -70,6 +73,8 @@ FIELDS_OF = {  # the fields that each need fills; labelled_labels_L is always gi
     "head": ["head_weight_CD", "head_bias_C"],
     "held_out": ["held_out_log_probs_LC"],
     "foreign": ["foreign_emb_OD"],
+    "refits": ["refit_head"],
+    "oracle": ["truth_P", "test_emb_VD", "test_labels_V"],
 }
 
 
@@ -96,6 +101,8 @@ class Needs:
     held_out: bool = False  # predictions for the labelled images by a head fit without them, where there are some
     foreign: bool = False  # embeddings of the acquired images that belong to no class
     record: bool = False  # it acquires what a record names: the loop asks no function
+    refits: bool = False  # last layers trained on other images; with model.mode=frozen alone
+    oracle: bool = False  # labels that were not acquired, and those of the test images: see ORACLES
     passes: bool = False  # at least two passes or members
     memory: Callable[[Size], float] | None = None  # bytes it uses beyond its view; None: negligible
 
@@ -129,25 +136,12 @@ class Strategy:
         return self if self.then is None or round < self.rounds else self.then.at(round - self.rounds)
 
 
-def needs(
-    *,
-    predictions: bool = True,
-    embeddings: bool = False,
-    labelled: bool = False,
-    features: bool = False,
-    head: bool = False,
-    held_out: bool = False,
-    foreign: bool = False,
-    record: bool = False,
-    passes: bool = False,
-    memory: Callable[[Size], float] | None = None,
-) -> Callable[[StrategyFunction], StrategyFunction]:
-    """Declare what a strategy's view holds. A function without this decorator gets predictions only."""
+def needs(**declared: Any) -> Callable[[StrategyFunction], StrategyFunction]:
+    """Declare what a strategy's view holds: fields of Needs. Without this decorator it gets predictions only."""
+    wanted = Needs(**declared)
 
     def declare(function: StrategyFunction) -> StrategyFunction:
-        function.needs = Needs(  # type: ignore[attr-defined]
-            predictions, embeddings, labelled, features, head, held_out, foreign, record, passes, memory
-        )  # fmt: skip
+        function.needs = wanted  # type: ignore[attr-defined]
         return function
 
     return declare
@@ -194,9 +188,24 @@ def load(settings: dict[str, Any]) -> Strategy:
             f"strategy {name} uses no predictions, so strategy.{several[0]} would have no effect. "
             f"Set strategy.{several[0]}=null."
         )
+    check_oracle(settings, needs)
     if needs.passes and not several:
         raise UserError(f"strategy {name} {ONE_PREDICTION}.")
     return Strategy(function, name, *(settings.get(key) for key in ("passes", "members", "candidates")))
+
+
+def check_oracle(settings: dict[str, Any], needs: Needs) -> None:
+    """Raises UserError if a strategy asks for labels that it may not see, or is wrongly called an oracle."""
+    name, is_one = settings["name"], settings["_target_"] in ORACLES
+    if needs.oracle and not is_one:
+        raise UserError(
+            f"strategy {name} asks for labels that were not acquired. Only {', '.join(ORACLES)} may see them."
+        )
+    if bool(settings.get("oracle")) != is_one:
+        raise UserError(
+            f"strategy {name}: oracle=true marks a strategy that sees all labels, and no other. Ask for one by its "
+            "name: strategy=oracle/boss."
+        )
 
 
 def imported(name: str, node: dict[str, Any]) -> StrategyFunction:
