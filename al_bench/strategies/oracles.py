@@ -12,14 +12,14 @@ from torch import Tensor
 
 from al_bench.strategies import FIELDS_OF, PoolView, StrategyFunction, needs, take, top_k
 from al_bench.strategies.diversity import k_center, typicality, typiclust
-from al_bench.strategies.ensembles import random_part
-from al_bench.strategies.gradient import badge, bait
+from al_bench.strategies.ensembles import forward_bait, random_part
+from al_bench.strategies.gradient import badge
 from al_bench.strategies.greedy import random_argmax
 from al_bench.strategies.hybrid import alfa_mix, class_changes, drop_query
 from al_bench.strategies.random import random_sampling
 from al_bench.strategies.uncertainty import margin
 
-HONEST = (random_sampling, margin, k_center, badge, bait, typiclust, alfa_mix, drop_query)
+HONEST = (random_sampling, margin, k_center, badge, forward_bait, typiclust, alfa_mix, drop_query)
 
 
 @needs(embeddings=True, labelled=True, features=True, head=True, refits=True, oracle=True)
