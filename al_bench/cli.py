@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import traceback
 
@@ -80,9 +81,16 @@ def main() -> None:
 
 
 def command(name: str, arguments: list[str]) -> int:
+    """Returns the exit code: that of the command, 130 after Ctrl-C, 141 if nobody reads what it prints (| head)."""
     try:
         with signals.handled():
-            return importlib.import_module(f"al_bench.{COMMANDS[name]}").main(arguments)
+            try:
+                return importlib.import_module(f"al_bench.{COMMANDS[name]}").main(arguments)
+            finally:
+                sys.stdout.flush()  # a closed pipe is told here, and not while Python ends
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 130
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from al_bench import process
 from al_bench.errors import told
+from al_bench.labelling.growth import take_in_new
+from al_bench.labelling.labels import locked
 from al_bench.labelling.options import class_names, read_with_settings
 from al_bench.labelling.server import served
 from al_bench.labelling.session import Session
@@ -21,6 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     process.prepare()
     log = logging.getLogger("al_bench")
     log.propagate = False  # the run writes its own run.log
+    if options.remove_class:
+        print(printable(without_class(options)))
+        return 0
+    if options.new:
+        print(printable(take_in_new(options.folder)))
     with opened(options) as session:
         for note in session.notes:
             print(printable(note))
@@ -36,6 +43,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     ask.add_argument(
         "--classes", type=class_names, default=[], help="comma-separated: cat,dog; more can be added on the way"
     )
+    ask.add_argument("--remove-class", metavar="NAME", help="remove a class that no image has, and do no more")
+    ask.add_argument("--new", action="store_true", help="take in images that have come into the folder since")
     ask.add_argument("--who", help="a name that is noted with each answer")
     ask.add_argument(
         "--use-folders",
@@ -50,6 +59,13 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def opened(options: argparse.Namespace) -> Session:
     """The session that these options ask for; to be used with `with`."""
     return Session(options.folder, options.classes, options.overrides, options.who, options.use_folders)
+
+
+def without_class(options: argparse.Namespace) -> str:
+    session = opened(options)
+    with locked(session.home):
+        session.labels.read_again()
+        return session.remove_class(options.remove_class)
 
 
 def label(session: Session, options: argparse.Namespace) -> None:

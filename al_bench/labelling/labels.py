@@ -34,9 +34,10 @@ class Label:
     seconds: float | int | None = None  # from the image on the screen to the key
     round: int | None = None  # the first round that trains on it; None: nobody asked for it
     rank: int | None = None  # its place among the images that were asked for together
-    shown: str | None = None  # the prediction that the person saw before answering
+    shown: str | None = None  # the predicted class that the person saw as such before answering
     who: str | None = None
     time: str | None = None
+    first: str | None = None  # the class that stood first, where the likely ones did; nothing said that it is predicted
 
     @property
     def of_class(self) -> bool:

@@ -1,8 +1,12 @@
 """The predictions of all images by the last trained net. N images, P of them in the pool, C classes."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from al_bench.strategies.uncertainty import average_prediction
 
 
 class Predicted:
@@ -24,3 +28,11 @@ class Predicted:
         if path not in self.rows:
             return []
         return sorted(zip(self.classes, self.probs_NC[self.rows[path]].tolist(), strict=True), key=lambda x: -x[1])
+
+
+def predictions(learner: Any, net: Any, pool: Any, paths: Sequence[str]) -> Predicted:
+    """Of all images by this net. paths: of all listed images, of which the data set may lack some."""
+    skipped = set(learner.dataset.skipped)
+    kept = [path for path in paths if path not in skipped]
+    probs_NC = average_prediction(learner.predict(net, torch.arange(len(kept))).log_probs_PSC).float().exp()
+    return Predicted(kept, learner.dataset.class_names, probs_NC, pool.unlabelled_P)

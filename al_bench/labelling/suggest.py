@@ -16,7 +16,8 @@ from al_bench.labelling.final import labelled, train
 from al_bench.labelling.images import home_of, list_images
 from al_bench.labelling.labels import SKIP, UNSURE
 from al_bench.labelling.options import class_names, read_with_settings
-from al_bench.labelling.session import Item, Session
+from al_bench.labelling.progress import Item
+from al_bench.labelling.session import Session
 from al_bench.labelling.settings import read_settings
 from al_bench.labelling.tables import path_cell
 from al_bench.text import one_line, printable
@@ -82,8 +83,6 @@ def chosen(options: argparse.Namespace) -> Batch:
         most = len(list_images(options.folder).images) // 4  # the pool of a small folder is small
         overrides.append(f"budget.query={max(1, min(options.n, most))}")
     with Session(options.folder, classes, overrides) as session:
-        for name in classes:
-            session.add_class(name)
         now = session.wait(chosen=True)
         if now.error:
             raise UserError(now.error)
