@@ -46,7 +46,7 @@ def main() -> None:
     except FileNotFoundError:
         sys.exit("al_bench: The current folder has been deleted. Change to a folder that exists.")
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:  # no key=value, so nothing for Hydra
-        sys.exit(command(sys.argv[1], sys.argv[2:]))
+        process.end(command(sys.argv[1], sys.argv[2:]))
     if sys.argv[1:2] and re.fullmatch(r"\w+", sys.argv[1]):
         sys.exit(f"al_bench: {sys.argv[1]} is neither a command ({', '.join(COMMANDS)}) nor a setting (key=value).")
     sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has: terminals cannot show every name
@@ -93,6 +93,8 @@ def command(name: str, arguments: list[str]) -> int:
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 130
+    except SystemExit as asked:  # of SIGTERM, or of argparse
+        return asked.code if isinstance(asked.code, int) else 1 if asked.code else 0
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

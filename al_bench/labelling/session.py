@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from al_bench import loop
+from al_bench import loop, process, signals
 from al_bench.data.pool import NoneUseful
 from al_bench.errors import UserError
 from al_bench.files import is_there
@@ -22,7 +22,7 @@ from al_bench.labelling.images import LABELS, home_of, labelled_by_folder, list_
 from al_bench.labelling.labels import SKIP, TEST, TRAIN, UNSURE, Label, Labels
 from al_bench.labelling.predicted import Predicted, predictions
 from al_bench.labelling.progress import Item, Progress, pace, tested
-from al_bench.labelling.settings import composed, next_run, of_run, settings_of, write_settings
+from al_bench.labelling.settings import composed, for_model, next_run, of_run, settings_of, write_settings
 from al_bench.store import RunStore
 from al_bench.text import one_line
 from al_bench.waiting import LabelsWanted
@@ -46,8 +46,9 @@ class Session:
         self.listing = list_images(folder)
         self.settings, said = settings_of(folder, classes, overrides)
         made = composed(self.listing, self.settings.overrides)
-        self.notes = (*said, *self.listing.notes, *made.notes)
         self.base = made.config
+        self.settings, more = for_model(self.settings, self.base.model.name)
+        self.notes = (*said, *more, *self.listing.notes, *made.notes)
         self.labels = Labels(self.home / LABELS)
         self.lock = threading.Condition(threading.RLock())
         self.error: str | None = None
@@ -72,7 +73,7 @@ class Session:
         if self._use_folders:
             self._take_folders()
         write_settings(self.listing.folder, self.settings)
-        self._thread = threading.Thread(target=self._work, name="al_bench run", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=process.COMPUTING, daemon=True)
         self._thread.start()
         return self
 
@@ -269,8 +270,8 @@ class Session:
         try:
             while not self._closing and not self._finished:
                 self._run()
-        except Exception as error:
-            if self._closing:  # Python is ending, and lets nobody begin anything
+        except BaseException as error:
+            if self._closing or signals.asked_to_stop():  # Ctrl-C stops this thread, too
                 return
             log.exception("The run failed.")
             self.error = f"{error!r}; {self.store.folder}/run.log says where."

@@ -32,6 +32,7 @@ BATCH = 25  # images that are asked for between two trainings
 FEWEST = 5  # images in a folder
 MOST_CANDIDATES = 5_000  # pool images that a round chooses from: 20,000 take uncertainty_herding ten seconds
 BACKBONE = "tf_efficientnet_lite0"
+HUB_FILE = "model.safetensors"  # of weights, in a repository of timm's
 DEFAULTS = {
     "dataset": "unlabelled", "strategy": "uncertainty_herding", "budget.start": "typiclust", "budget.rounds": "null",
     "trainer.progress": "false",
@@ -56,6 +57,7 @@ class Settings:
     overrides: tuple[str, ...] = ()
     run: int = 1  # a new class begins another run
     known: int | None = None  # dataset.known of this run; None: all labels that are there when it begins
+    model: str | None = None  # model.name of this run, which depends on the weights that are on this machine
 
 
 def read_settings(folder: str | Path) -> Settings | None:
@@ -94,7 +96,16 @@ def settings_of(
     keys = {setting.partition("=")[0] for setting in new}
     kept = [setting for setting in before if setting.partition("=")[0] not in keys]
     said = f"With {one_line(' '.join(new))} a new run begins. All labels are kept."
-    return replace(next_run(found), overrides=(*kept, *new)), (said,)
+    return replace(next_run(found), overrides=(*kept, *new), model=None), (said,)
+
+
+def for_model(settings: Settings, name: str) -> tuple[Settings, tuple[str, ...]]:
+    """(settings, what is new in sentences): another model than before, such as one whose weights came, begins a run."""
+    if settings.model in (None, name):
+        return replace(settings, model=name), ()
+    was = one_line(settings.model)
+    said = f"The model was {was}, and is {one_line(name)} now: a new run begins. All labels are kept."
+    return replace(next_run(settings), model=name), (said,)
 
 
 def next_run(settings: Settings) -> Settings:
@@ -188,16 +199,24 @@ def _model(given: dict[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     name = given.get("model.name", BACKBONE)
     if "model.weights" in given or hub_file(name):
         return FROZEN, (f"Images are compared by the features of {name}.",)
+    hub = hub_name(name)
+    download = f" Download them once (hf download {hub} {HUB_FILE}), or name" if hub else " Name"
     return {"model": "pca"}, (
         f"The weights of {one_line(name)} are not on this machine, so images are compared by their pixels (PCA), which "
-        "needs more labels. Name a file of weights: model.weights=FILE.",
+        f"needs more labels.{download} a file of weights: model.weights=FILE.",
     )
+
+
+def hub_name(name: str) -> str | None:
+    """The repository of a timm model's weights, or None."""
+    cfg = None if ":" in name else get_pretrained_cfg(name)
+    return (cfg and cfg.hf_hub_id) or None
 
 
 def hub_file(name: str) -> str | None:
     """The file of a timm model's weights that was downloaded before, or None."""
-    cfg = None if ":" in name else get_pretrained_cfg(name)
-    found: Any = cfg and cfg.hf_hub_id and try_to_load_from_cache(cfg.hf_hub_id, "model.safetensors")
+    hub = hub_name(name)
+    found: Any = hub and try_to_load_from_cache(hub, HUB_FILE)
     return found if isinstance(found, str) else None
 
 
