@@ -1,3 +1,5 @@
+import signal
+import threading
 import time
 from dataclasses import replace
 
@@ -5,6 +7,7 @@ import pytest
 from conftest import command, lines_of
 from labelling import CLASSES, benchmarked, cached, digits_in, label_all, opened, truth
 
+from al_bench import signals
 from al_bench.analysis import results
 from al_bench.errors import UserError
 from al_bench.labelling.advice import Measured, advise, expected_gain, wilson
@@ -322,6 +325,20 @@ def test_an_error_of_the_run_is_told_and_answers_stay(folder, monkeypatch):
         label(session, 60)
         now = session.wait(60)
         assert (now.state, now.labelled, now.error) == ("failed", 60, "the disk of the run is broken")
+
+
+def test_ctrl_c_while_the_run_computes_is_no_failure(folder, monkeypatch, caplog):
+    def stopped(*_):
+        monkeypatch.setattr(signals, "_asked", signal.SIGINT)
+        raise KeyboardInterrupt  # as signals.stop_if_asked does in each part of a run
+
+    monkeypatch.setattr("al_bench.loop.run", stopped)
+    uncaught = []
+    monkeypatch.setattr(threading, "excepthook", uncaught.append)
+    with opened(folder) as session:
+        session._thread.join(60)
+        assert session.error is None and "The run failed" not in caplog.text
+    assert uncaught == []
 
 
 def test_answers_are_taken_while_the_net_is_trained(folder, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import pytest
 from labelling import CLASSES, cached, digits_in
 
+from al_bench.labelling import settings
 from al_bench.labelling.session import Session
 from al_bench.labelling.settings import absolute
 
@@ -64,3 +65,17 @@ def test_settings_that_an_earlier_version_kept_are_the_same_settings(tmp_path, m
     file.write_text(file.read_text().replace(f"{tmp_path}/cache", "cache"))
     with Session("photos", overrides=["cache_dir=cache"]) as session:
         assert session.settings.run == 1
+
+
+def test_weights_that_came_to_the_machine_begin_a_run(tmp_path, monkeypatch):
+    digits_in(tmp_path / "photos", 10)
+    with Session(tmp_path / "photos", CLASSES, [cached(tmp_path)]) as session:
+        (note,) = (note for note in session.notes if "PCA" in note)
+        assert "Download them once (hf download timm/tf_efficientnet_lite0.in1k model.safetensors), or name" in note
+        assert session.settings.model == "pca"
+    monkeypatch.setattr(settings, "hub_file", lambda name: str(tmp_path / "w.safetensors"))
+    said = "The model was pca, and is tf_efficientnet_lite0 now: a new run begins. All labels are kept."
+    session = Session(tmp_path / "photos")
+    assert session.notes[0] == said and (session.settings.run, session.settings.known) == (2, None)
+    session = Session(tmp_path / "photos", overrides=["model=pca"])  # told once, as what was typed
+    assert session.settings.run == 2 and not any("The model was" in note for note in session.notes)

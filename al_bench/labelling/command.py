@@ -4,10 +4,11 @@ import argparse
 import logging
 import shlex
 import threading
+import time
 import webbrowser
 from collections.abc import Sequence
 
-from al_bench import process
+from al_bench import process, signals
 from al_bench.errors import told
 from al_bench.labelling.growth import take_in_new
 from al_bench.labelling.labels import locked
@@ -15,6 +16,8 @@ from al_bench.labelling.options import class_names, read_with_settings
 from al_bench.labelling.server import served
 from al_bench.labelling.session import Session
 from al_bench.text import printable
+
+LOOK = 0.5  # seconds between two looks at whether the program is to stop
 
 
 @told
@@ -75,7 +78,9 @@ def label(session: Session, options: argparse.Namespace) -> None:
         if not options.no_browser:
             threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()  # some do not return
         try:
-            threading.Event().wait()
+            while True:  # a wait without end was seen to sleep through a Ctrl-C while the backbone computed
+                time.sleep(LOOK)
+                signals.stop_if_asked()
         finally:
             now = session.progress()
             folder = printable(shlex.quote(str(session.listing.folder)))
