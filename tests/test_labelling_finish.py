@@ -146,7 +146,7 @@ def test_broken_files_are_listed_and_skipped(folder, tmp_path, capsys, monkeypat
     out, said = capsys.readouterr()
     assert [r["path"] for r in csv.DictReader(out.splitlines())] == ["./+1.png", "0.png", "1.png", "2.png"]
     assert "bad.jpg is left out: not an image" in said and "worse.png is left out" in said
-    assert "4 images predicted, 3 left out." in said and "1 files are not named like images" in said
+    assert "4 images predicted, 3 left out." in said and "not named like images: 1 (.txt 1)." in said
 
 
 @pytest.mark.parametrize("model", ["small_cnn", "backbone"])

@@ -11,6 +11,7 @@ from al_bench import signals
 from al_bench.analysis import results
 from al_bench.errors import UserError
 from al_bench.labelling.advice import Measured, advise, expected_gain, wilson
+from al_bench.labelling.command import folders_named_like_classes
 from al_bench.labelling.labels import SKIP, UNSURE, ChangesTestLabel
 from al_bench.labelling.session import Session
 
@@ -314,6 +315,17 @@ def test_sub_folders_that_are_classes_are_labels_if_the_user_says_so(folder):
     assert session.store.records()[0].n_labelled == sum(
         line.role == "train" for line in session.labels.order() if line.of_class
     )
+
+
+def test_sub_folders_named_like_classes_are_told(folder):
+    with opened(folder, classes=("c0", "dog")) as session:
+        (said,) = folders_named_like_classes(session)
+        n = len([path for path in session.listing.paths if truth(path) == "c0"])
+        assert said == (
+            f"{n} images lie in sub-folders that are named like classes. --use-folders takes these names as labels."
+        )
+    with opened(folder, classes=(), use_folders=True) as session:
+        assert folders_named_like_classes(session) == []
 
 
 def test_an_error_of_the_run_is_told_and_answers_stay(folder, monkeypatch):

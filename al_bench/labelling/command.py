@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from al_bench import process, signals
 from al_bench.errors import told
 from al_bench.labelling.growth import take_in_new
+from al_bench.labelling.images import labelled_by_folder
 from al_bench.labelling.labels import locked
 from al_bench.labelling.options import class_names, read_with_settings
 from al_bench.labelling.server import served
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.new:
         print(printable(take_in_new(options.folder)))
     with opened(options) as session:
-        for note in session.notes:
+        for note in (*session.notes, *([] if options.use_folders else folders_named_like_classes(session))):
             print(printable(note))
         label(session, options)
     return 0
@@ -69,6 +70,14 @@ def without_class(options: argparse.Namespace) -> str:
     with locked(session.home):
         session.labels.read_again()
         return session.remove_class(options.remove_class)
+
+
+def folders_named_like_classes(session: Session) -> list[str]:
+    """A sentence on images that lie as if they were labelled, if there are such."""
+    found = labelled_by_folder(session.listing, session.classes)
+    n = sum(path not in session.labels.current for path, _ in found)
+    said = f"{n:,} images lie in sub-folders that are named like classes. --use-folders takes these names as labels."
+    return [said] if n else []
 
 
 def label(session: Session, options: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from al_bench.provenance import sha256_of
 from al_bench.text import one_line
 
 LABELS, IMAGES = "labels.jsonl", "images.jsonl"
+UNREAD = (".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")  # of cameras
 
 
 @dataclass(frozen=True)
@@ -106,20 +107,23 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
     size are read. Raises UserError if there is no image.
     """
     root, path = Path(os.path.abspath(Path(folder).expanduser())), home_of(folder) / IMAGES
+    if root.is_file():
+        raise UserError(f"{one_line(str(folder))} is a file. Name the folder of images: {one_line(str(root.parent))}.")
     if not root.is_dir():
         raise UserError(f"{one_line(str(folder))}: there is no such file or folder. Name the folder of images.")
     if is_there(path):
         return _compared(root, _read(path))
     names, others = image_names(root)
     if not names:
-        there = f"{others:,} files are there, and none is named like an image" if others else "it is empty"
-        raise UserError(f"{one_line(str(folder))} has no images ({there}). Name a folder of JPEG, PNG or other images.")
+        there = f"{len(others):,} files are there, and none is named like an image" if others else "it is empty"
+        name = f"Name a folder of JPEG, PNG or other images.{convert(others)}"
+        raise UserError(f"{one_line(str(folder))} has no images ({there}). {name}")
     groups = _same(root, names)
     copies = {group[0]: tuple(group[1:]) for group in groups}
     left_out = {name for group in groups for name in group[1:]}
     images = tuple(Listed(n, *_facts(root / n), copies.get(n, ())) for n in names if n not in left_out)
     write_list(root, images)
-    notes = [f"{others:,} files are not named like images and are left out."] if others else []
+    notes = [left_out_words(others)] if others else []
     notes += [f"{len(left_out):,} files are copies of others: each picture is asked once."] if left_out else []
     return Listing(root, images, tuple(notes))
 
@@ -184,13 +188,27 @@ def test_images(listing: Listing, test_share: float, seed: int) -> list[str]:
     return [listing.images[rows[i]].path for i in order]
 
 
-def image_names(root: Path) -> tuple[list[str], int]:
-    """(names of image files, how many other files there are)"""
+def left_out_words(others: Sequence[str]) -> str:
+    """A sentence on files that are no images, or images of kinds that are not read."""
+    kinds = Counter(os.path.splitext(name)[1].lower() or "no ending" for name in others)
+    shown = ", ".join(f"{one_line(kind)} {n:,}" for kind, n in kinds.most_common(5))
+    return f"Files left out, as they are not named like images: {len(others):,} ({shown}).{convert(others)}"
+
+
+def convert(others: Sequence[str]) -> str:
+    """What to do with photographs of kinds that are not read, as a further sentence."""
+    has_photos = any(name.lower().endswith(UNREAD) for name in others)
+    return " Photographs of these kinds are not read: save them as JPEG." if has_photos else ""
+
+
+def image_names(root: Path) -> tuple[list[str], list[str]]:
+    """(names of image files, names of other files)"""
     Image.init()
     endings = {ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS}
-    names = files_in(str(root)).names
-    found = [name for name in names if os.path.splitext(name)[1].lower() in endings]
-    return found, len(names) - len(found)
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for name in files_in(str(root)).names:
+        found[os.path.splitext(name)[1].lower() in endings].append(name)
+    return found[True], found[False]
 
 
 def _same(root: Path, names: Sequence[str]) -> list[list[str]]:
