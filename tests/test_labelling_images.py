@@ -51,6 +51,16 @@ def test_files_that_are_no_images_are_noted_and_left_out(photos):
     assert len(found.paths) == 3 and found.notes == ("Files left out, as they are not named like images: 1 (.txt 1).",)
 
 
+def test_a_place_that_cannot_be_written_is_told_with_the_way_out(photos, tmp_path):
+    (tmp_path / "photos-labels").write_text("a file in the way")
+    with pytest.raises(UserError, match="cannot be .* a link to the folder of images, made where you may write"):
+        list_images(photos)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/photos").symlink_to(photos)
+    assert list_images(tmp_path / "elsewhere/photos").paths == list_images(tmp_path / "elsewhere/photos").paths
+    assert (tmp_path / "elsewhere/photos-labels/images.jsonl").exists()
+
+
 def test_photographs_that_are_not_read_are_told_with_what_to_do(photos, tmp_path):
     for name in ("a.HEIC", "b.heic", "c.dng", "d", "e.db"):
         (photos / name).write_text("x")

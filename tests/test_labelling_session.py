@@ -158,6 +158,21 @@ def test_a_folder_of_four_images_is_told_in_the_persons_words(tmp_path):
         Session(tmp_path / "photos", CLASSES)
 
 
+@pytest.mark.parametrize("classes", [("c0",), (*CLASSES, *(f"other {i}" for i in range(190)))], ids=["one", "200"])
+def test_one_class_and_two_hundred_are_trained_on(folder, classes):
+    with opened(folder, "budget.rounds=1", classes=classes) as session:
+        label_all(session, lambda path: truth(path) if truth(path) in classes else UNSURE)
+        assert (session.progress().state, session.progress().error) == ("finished", None)
+
+
+def test_two_people_label_two_folders_at_the_same_time(folder, tmp_path):
+    digits_in(tmp_path / "second/photos", 100)
+    with opened(folder) as one, opened(tmp_path / "second") as other:
+        label(one, 3)
+        label(other, 2)
+        assert (len(one.labels.lines), len(other.labels.lines)) == (3, 2) and one.home != other.home
+
+
 def test_images_on_screen_stay_first(folder):
     with opened(folder) as session:
         third = session.next(3)[2]

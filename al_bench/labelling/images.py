@@ -23,6 +23,7 @@ from al_bench.data.photo import FORMATS
 from al_bench.data.sources import LabelledFiles, draw_test, from_files
 from al_bench.errors import UserError
 from al_bench.files import accessible, is_there, read_file, write_atomically
+from al_bench.labelling.labels import ELSEWHERE
 from al_bench.provenance import sha256_of
 from al_bench.text import one_line
 
@@ -131,7 +132,7 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
 def write_list(folder: Path, images: Sequence[Listed]) -> None:
     path = home_of(folder) / IMAGES
     kept = [{key: value for key, value in asdict(image).items() if value is not None} for image in images]
-    with accessible(path, "written"):
+    with accessible(path, "written", ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, "".join(json.dumps(image) + "\n" for image in kept))
 

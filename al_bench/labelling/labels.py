@@ -19,6 +19,8 @@ from al_bench.provenance import now
 from al_bench.records import split_lines
 from al_bench.text import one_line
 
+# Labels lie beside the folder of images: how the user names another place for them.
+ELSEWHERE = "a link to the folder of images, made where you may write"
 SKIP, UNSURE = "skip", "unsure"  # answers that name no class: the image leaves the pool and is not trained on
 TEST, VALIDATION, TRAIN = ROLES = "test", "validation", "train"
 
@@ -147,7 +149,7 @@ def append(path: Path, label: Label) -> None:
     Raises UserError if the disk is full. The file then holds what it held before.
     """
     line = json.dumps({k: v for k, v in asdict(label).items() if v is not None or k == "answer"}).encode() + b"\n"
-    with accessible(path, "written"), open(path, "ab", buffering=0) as file:
+    with accessible(path, "written", ELSEWHERE), open(path, "ab", buffering=0) as file:
         before = _end_of_whole_lines(path, file.tell())
         try:
             os.ftruncate(file.fileno(), before)
@@ -180,7 +182,7 @@ def _end_of_whole_lines(path: Path, size: int) -> int:
 def locked(home: Path) -> Iterator[None]:
     """Let one process label in this folder. Raises UserError if another one does. The kernel ends a killed one's."""
     lock = filelock.FileLock(home / ".lock", timeout=1, thread_local=False)
-    with accessible(home, "written"):
+    with accessible(home, "written", ELSEWHERE):
         home.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()

@@ -23,6 +23,7 @@ from al_bench.config import Config
 from al_bench.errors import UserError
 from al_bench.files import accessible, is_there, read_file, write_atomically
 from al_bench.labelling.images import Listing, home_of, refuse_classes
+from al_bench.labelling.labels import ELSEWHERE
 from al_bench.options import conf_dir
 from al_bench.text import one_line
 
@@ -127,7 +128,7 @@ def absolute(override: str) -> str:
 
 def write_settings(folder: str | Path, settings: Settings) -> None:
     path = home_of(folder) / "settings.json"
-    with accessible(path, "written"):
+    with accessible(path, "written", ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(settings), indent=1) + "\n")
 
