@@ -16,6 +16,7 @@ import pytest
 from browser import chromium
 from conftest import lines_of
 from labelling import CLASSES, benchmarked, digits_in, label_all, opened, truth
+from labelling_robot import IDLE, READY
 from PIL import Image
 
 from al_bench.errors import UserError
@@ -323,10 +324,6 @@ def tabs(tmp_path_factory):
 
 def key_of(path, classes=CLASSES):
     return "123456789abcdefghijklm"[classes.index(truth(path))]
-
-
-READY = "current && seen && !waiting && pending.length < UNSENT ? current.text : ''"
-IDLE = "line.then(() => pending.length === 0 && !waiting)"
 
 
 @contextmanager

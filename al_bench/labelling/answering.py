@@ -41,11 +41,12 @@ class Answering:
         """How far the labelling is."""
         session = self.session
         now = session.progress()
+        picks = session.predicted.picks if session.predicted else None  # once there, the predictions stay
         return asdict(now) | {
             "counts": None,  # the page needs none, and they may be many
             "accuracy": [asdict(measured) for measured in now.accuracy[-1:]],
             "weak": [{"text": one_line(name), "share": share, "n": n} for name, share, n in now.weak],
-            "advice": advise(now.accuracy, now.seconds, now.images - now.labelled, now.flipped).text,
+            "advice": advise(now.accuracy, now.seconds, now.images - now.labelled, now.flipped, picks).text,
             "classes": [{"name": c, "text": one_line(c), "n": now.counts.get(c, 0)} for c in session.classes],
             "finish": one_line(f"al-bench finish {shlex.quote(str(session.listing.folder))}"),
             "notes": [one_line(note) for note in session.notes],

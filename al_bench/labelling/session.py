@@ -234,6 +234,8 @@ class Session:
             self._outstanding, self._waited = set(wanted.roles), True
             if wanted.round == 0:  # only the classes have been read so far
                 self._stale = self.classes != self._run_classes
+            elif self.predicted:
+                self.predicted.compare(wanted.roles)
             self.lock.notify_all()
             self.lock.wait_for(
                 lambda: self._closing or self._new_run or self._outstanding <= self.labels.current.keys()

@@ -12,6 +12,7 @@ from al_bench import process
 from al_bench.errors import UserError, told
 from al_bench.files import accessible, is_there, write_atomically
 from al_bench.labelling import label_studio, links, tables
+from al_bench.labelling.advice import beside_random
 from al_bench.labelling.final import labelled, train
 from al_bench.labelling.images import home_of, list_images
 from al_bench.labelling.labels import SKIP, UNSURE
@@ -88,6 +89,8 @@ def chosen(options: argparse.Namespace) -> Batch:
             raise UserError(now.error)
         items, classes = session.next(options.n), session.classes
         notes = [*session.notes]
+        if session.predicted and session.predicted.picks:
+            notes.append(beside_random(session.predicted.picks))
     if not items:
         raise UserError(f"Nothing is left to label: the run is {now.state}. Next: al-bench finish {options.folder}")
     if len(items) < options.n:
