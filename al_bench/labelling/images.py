@@ -23,11 +23,11 @@ from al_bench.data.photo import FORMATS
 from al_bench.data.sources import LabelledFiles, draw_test, from_files
 from al_bench.errors import UserError
 from al_bench.files import accessible, is_there, read_file, write_atomically
+from al_bench.labelling import ELSEWHERE
 from al_bench.provenance import sha256_of
 from al_bench.text import one_line
 
 LABELS, IMAGES = "labels.jsonl", "images.jsonl"
-ELSEWHERE = "a link to the folder of images, made where you may write"
 UNREAD = (".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")  # of cameras
 
 

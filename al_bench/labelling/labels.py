@@ -15,12 +15,11 @@ import filelock
 
 from al_bench.errors import UserError
 from al_bench.files import DISK, accessible, is_there, read_file
-from al_bench.labelling.images import ELSEWHERE
+from al_bench.labelling import ELSEWHERE
 from al_bench.provenance import now
 from al_bench.records import split_lines
 from al_bench.text import one_line
 
-# Labels lie beside the folder of images: how the user names another place for them.
 SKIP, UNSURE = "skip", "unsure"  # answers that name no class: the image leaves the pool and is not trained on
 TEST, VALIDATION, TRAIN = ROLES = "test", "validation", "train"
 

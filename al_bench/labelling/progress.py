@@ -2,12 +2,13 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from al_bench.labelling.advice import Measured
 from al_bench.labelling.labels import TEST, Label
+from al_bench.waiting import LabelsWanted
 
 PACE = 50  # answers that the pace is measured on
 
@@ -39,6 +40,12 @@ class Progress:
     weak: list[tuple[str, float, int]]  # as advice.weak_classes
     flipped: float | None  # share of the pool whose predicted class changed with the last round
     error: str | None
+
+
+def queue_of(wanted: LabelsWanted, file: Callable[[str], Path]) -> list[Item]:
+    """The images whose labels the run waits for, in its order. file: where each lies."""
+    roles = enumerate(wanted.roles.items())
+    return [Item(path, "", file(path), role, wanted.round, rank) for rank, (path, role) in roles]
 
 
 def pace(labels: Sequence[Label]) -> float | None:

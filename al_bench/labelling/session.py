@@ -21,7 +21,7 @@ from al_bench.labelling.advice import measured, weak_classes
 from al_bench.labelling.images import LABELS, home_of, labelled_by_folder, list_images, refuse_classes, test_images
 from al_bench.labelling.labels import SKIP, TEST, TRAIN, UNSURE, Label, Labels
 from al_bench.labelling.predicted import Predicted, predictions
-from al_bench.labelling.progress import Item, Progress, pace, tested
+from al_bench.labelling.progress import Item, Progress, pace, queue_of, tested
 from al_bench.labelling.settings import composed, for_model, next_run, of_run, settings_of, write_settings
 from al_bench.store import RunStore
 from al_bench.text import one_line
@@ -227,10 +227,7 @@ class Session:
     def wait_for_labels(self, wanted: LabelsWanted) -> None:
         """Return when these labels are there. Raises `wanted` if the run has to begin again, or the session ends."""
         with self.lock:
-            self._queue = [
-                Item(path, "", self.listing.file(path), role, wanted.round, rank)
-                for rank, (path, role) in enumerate(wanted.roles.items())
-            ]
+            self._queue = queue_of(wanted, self.listing.file)
             self._outstanding, self._waited = set(wanted.roles), True
             if wanted.round == 0:  # only the classes have been read so far
                 self._stale = self.classes != self._run_classes

@@ -22,7 +22,8 @@ from al_bench import arguments, config, hints
 from al_bench.config import Config
 from al_bench.errors import UserError
 from al_bench.files import accessible, is_there, read_file, write_atomically
-from al_bench.labelling.images import ELSEWHERE, Listing, home_of, refuse_classes
+from al_bench.labelling import ELSEWHERE
+from al_bench.labelling.images import Listing, home_of, refuse_classes
 from al_bench.options import conf_dir
 from al_bench.text import one_line
 
