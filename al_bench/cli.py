@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import traceback
 
@@ -45,7 +46,7 @@ def main() -> None:
     except FileNotFoundError:
         sys.exit("al_bench: The current folder has been deleted. Change to a folder that exists.")
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:  # no key=value, so nothing for Hydra
-        sys.exit(command(sys.argv[1], sys.argv[2:]))
+        process.end(command(sys.argv[1], sys.argv[2:]))
     if sys.argv[1:2] and re.fullmatch(r"\w+", sys.argv[1]):
         sys.exit(f"al_bench: {sys.argv[1]} is neither a command ({', '.join(COMMANDS)}) nor a setting (key=value).")
     sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has: terminals cannot show every name
@@ -80,11 +81,20 @@ def main() -> None:
 
 
 def command(name: str, arguments: list[str]) -> int:
+    """Returns the exit code: that of the command, 130 after Ctrl-C, 141 if nobody reads what it prints (| head)."""
     try:
         with signals.handled():
-            return importlib.import_module(f"al_bench.{COMMANDS[name]}").main(arguments)
+            try:
+                return importlib.import_module(f"al_bench.{COMMANDS[name]}").main(arguments)
+            finally:
+                sys.stdout.flush()  # a closed pipe is told here, and not while Python ends
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 130
+    except SystemExit as asked:  # of SIGTERM, or of argparse
+        return asked.code if isinstance(asked.code, int) else 1 if asked.code else 0
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

@@ -35,6 +35,8 @@ def accessible(path: Path, what: str, elsewhere: str = "results_dir=...") -> Ite
     """
     try:
         yield
+    except BrokenPipeError:  # nobody reads what is printed: cli.command ends quietly
+        raise
     except OSError as error:
         reason = DISK.get(error.errno, error.strerror)
         todo = ADVICE.get(error.errno, "Name another place")

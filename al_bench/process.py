@@ -4,7 +4,9 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 import warnings
+from typing import NoReturn
 
 # Lightning's warnings that concern no run of ours: whole batches need no loader processes, torch deprecates a part that
 # Lightning uses, and a run is one process even where srun is installed. Matplotlib draws a box for each letter that its
@@ -18,6 +20,16 @@ QUIET = (
     "Matplotlib currently does not support",
     r"\s*'hydra/launcher/ray' is validated against",
 )
+
+COMPUTING = "al_bench run"  # the name of a thread that may still compute when the command ends
+
+
+def end(code: int) -> NoReturn:
+    """Exit, at once where a thread still computes: torch would abort the process while Python ends."""
+    if any(thread.name == COMPUTING for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def prepare() -> None:

@@ -71,21 +71,22 @@ FIELDS = frozenset(f.name for f in fields(RoundRecord))
 REQUIRED = FIELDS - {"n_candidates", "n_foreign", "class_counts", "fit_from", "run"}  # old records lack these
 
 
-def read_records(path: Path, run: str | None = None) -> list[RoundRecord]:
+def read_records(path: Path, run: str | None = None, by_person: bool = False) -> list[RoundRecord]:
     """Return the finished rounds of a rounds.jsonl, in order. Leave out an incomplete last line.
 
-    run: the name of the run. A record that names another run is an error. Raises UserError if anything is wrong.
+    run: the name of the run. A record that names another run is an error. by_person: a person labels, who may take
+    labels back. Raises UserError if anything is wrong.
     """
-    return parse(path, read_file(path), run)
+    return parse(path, read_file(path), run, by_person)
 
 
-def parse(path: Path, data: bytes, run: str | None = None) -> list[RoundRecord]:
+def parse(path: Path, data: bytes, run: str | None = None, by_person: bool = False) -> list[RoundRecord]:
     """Do the same with data that has been read already."""
     records, acquired = [], set()
     try:
         for line in split_lines(data)[0]:
             record = parse_line(line)
-            if why := why_misplaced(record, records, acquired):
+            if why := why_misplaced(record, records, acquired, by_person):
                 raise ValueError(why)
             if run and record.run and record.run != run:
                 raise OtherRunError
@@ -248,10 +249,12 @@ def why_invalid_history(history: Any) -> str | None:
     return None
 
 
-def why_misplaced(record: RoundRecord, before: list[RoundRecord], acquired: set[int]) -> str | None:
+def why_misplaced(
+    record: RoundRecord, before: list[RoundRecord], acquired: set[int], by_person: bool = False
+) -> str | None:
     """Return why the record cannot follow the records `before`, or None.
 
-    acquired: the images that these acquired. The images of the record are added to it.
+    acquired: the images that these acquired. The images of the record are added to it. by_person: see read_records.
     """
     if record.round != len(before):
         return f"rounds are missing or repeated: this is round {record.round}, and round {len(before)} is due"
@@ -262,7 +265,7 @@ def why_misplaced(record: RoundRecord, before: list[RoundRecord], acquired: set[
         if record.n_labels != last.n_labels + len(last.acquired):
             due = f"{last.n_labels:,} labels and {len(last.acquired):,} acquired images"
             return f"n_labelled and n_foreign make {record.n_labels:,} labels, after {due}"
-        if record.n_labelled < last.n_labelled:  # n_foreign may: a person may name a class that was skipped before
+        if record.n_labelled < last.n_labelled and not by_person:
             return "n_labelled has decreased"
     elif record.n_labels < 1:
         return "n_labelled is 0"

@@ -71,8 +71,11 @@ def handled() -> Iterator[None]:
 
 
 def listen_again() -> None:
-    """Set the handler of Ctrl-C again: Lightning ignores Ctrl-C after the first, but a second must end the process."""
-    if _asked == signal.SIGINT and _depth:
+    """Set the handler of Ctrl-C again: Lightning ignores Ctrl-C after the first, but a second must end the process.
+
+    Python lets the main thread alone set handlers.
+    """
+    if _asked == signal.SIGINT and _depth and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _stop)
 
 

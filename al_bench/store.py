@@ -25,7 +25,7 @@ import filelock
 from omegaconf import OmegaConf
 
 from al_bench import signals
-from al_bench.config import Config, flat
+from al_bench.config import Annotator, Config, flat
 from al_bench.errors import UserError
 from al_bench.files import DISK, accessible, is_there, read_file, write_atomically
 from al_bench.provenance import circumstances, code_version, file_version, now
@@ -195,7 +195,7 @@ class RunStore:
         """The finished rounds, in order. A torn last line is left out."""
         if not is_there(self.rounds_path):
             return []
-        return read_records(self.rounds_path, self.name)
+        return read_records(self.rounds_path, self.name, self.config.oracle is Annotator.person)
 
     def append(self, record: RoundRecord) -> None:
         """Append the record, with the run's name, and sync it to disk. An OSError leaves the file unchanged."""

@@ -13,6 +13,7 @@ import pytest
 from conftest import command
 from labelling import CLASSES, cached, digits_in, opened, truth
 
+from al_bench.errors import UserError
 from al_bench.labelling import ingest, label_studio, links, suggest
 from al_bench.labelling.labels import Labels
 from al_bench.labelling.session import Item, Session
@@ -384,6 +385,19 @@ def test_links_never_delete_a_file_that_al_bench_did_not_make(tmp_path):
     with pytest.raises(Exception, match="dog/mine.txt is in the way: al-bench did not make it"):
         links.make(tmp_path / "out", {"dog/mine.txt": file})
     assert (tmp_path / "out/dog/mine.txt").read_text() == "x"
+
+
+def test_a_link_that_the_user_moved_to_where_it_belongs_is_in_nobodys_way(tmp_path):
+    image = tmp_path / "a.png"
+    image.write_bytes(b"image")
+    links.make(tmp_path / "classes", {"cat/a.png": image})
+    (tmp_path / "classes/dog").mkdir()
+    (tmp_path / "classes/cat/a.png").rename(tmp_path / "classes/dog/a.png")
+    links.make(tmp_path / "classes", {"dog/a.png": image})
+    assert (tmp_path / "classes/dog/a.png").read_bytes() == b"image" and not (tmp_path / "classes/cat").exists()
+    (tmp_path / "classes/dog/b.png").symlink_to(image)
+    with pytest.raises(UserError, match="b.png is in the way"):
+        links.make(tmp_path / "classes", {"dog/b.png": tmp_path / "b.png"})
 
 
 def test_each_class_has_a_folder_of_its_own():

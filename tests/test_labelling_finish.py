@@ -6,6 +6,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -144,7 +146,7 @@ def test_broken_files_are_listed_and_skipped(folder, tmp_path, capsys, monkeypat
     out, said = capsys.readouterr()
     assert [r["path"] for r in csv.DictReader(out.splitlines())] == ["./+1.png", "0.png", "1.png", "2.png"]
     assert "bad.jpg is left out: not an image" in said and "worse.png is left out" in said
-    assert "4 images predicted, 3 left out." in said and "1 files are not named like images" in said
+    assert "4 images predicted, 3 left out." in said and "not named like images: 1 (.txt 1)." in said
 
 
 @pytest.mark.parametrize("model", ["small_cnn", "backbone"])
@@ -296,3 +298,18 @@ def test_the_command_that_compares_strategies_runs_as_it_is_written(folder, caps
     states = Counter(json.loads(run.read_text())["state"] for run in runs)
     assert states == {"finished": 3 * 2}
     assert json.loads(runs[0].read_text())["dataset"]["classes"] == [*CLASSES]
+
+
+def test_a_command_whose_output_nobody_reads_ends_quietly(folder):
+    for arguments in (
+        ["status", "photos-labels"],
+        ["finish", "photos"],
+        ["predict", "photos-labels/finished", "photos"],
+        ["label", "photos", "--no-browser"],
+    ):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run([sys.executable, "-m", "al_bench", *arguments], stdout=write, stderr=-1, text=True)
+        os.close(write)
+        code = 1 if arguments[0] == "status" else 141  # rich ends status
+        assert (done.returncode, done.stderr) == (code, ""), arguments

@@ -48,7 +48,31 @@ def test_files_that_are_no_images_are_noted_and_left_out(photos):
     (photos / "notes.txt").write_text("x")
     (photos / ".hidden.png").write_text("x")
     found = list_images(photos)
-    assert len(found.paths) == 3 and found.notes == ("1 files are not named like images and are left out.",)
+    assert len(found.paths) == 3 and found.notes == ("Files left out, as they are not named like images: 1 (.txt 1).",)
+
+
+def test_a_place_that_cannot_be_written_is_told_with_the_way_out(photos, tmp_path):
+    (tmp_path / "photos-labels").write_text("a file in the way")
+    with pytest.raises(UserError, match="cannot be .* a link to the folder of images, made where you may write"):
+        list_images(photos)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/photos").symlink_to(photos)
+    assert list_images(tmp_path / "elsewhere/photos").paths == list_images(tmp_path / "elsewhere/photos").paths
+    assert (tmp_path / "elsewhere/photos-labels/images.jsonl").exists()
+
+
+def test_photographs_that_are_not_read_are_told_with_what_to_do(photos, tmp_path):
+    for name in ("a.HEIC", "b.heic", "c.dng", "d", "e.db"):
+        (photos / name).write_text("x")
+    (note,) = list_images(photos).notes
+    assert note == (
+        "Files left out, as they are not named like images: 5 (.heic 2, .dng 1, no ending 1, .db 1). "
+        "Photographs of these kinds are not read: save them as JPEG."
+    )
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone/a.HEIC").write_text("x")
+    with pytest.raises(UserError, match="has no images .* Photographs of these kinds are not read: save them as JPEG."):
+        list_images(tmp_path / "phone")
 
 
 @pytest.mark.parametrize("name", [None, "notes.txt"])
@@ -60,6 +84,9 @@ def test_a_folder_without_images_is_told(tmp_path, name):
         list_images(tmp_path / "photos")
     with pytest.raises(UserError, match="no such file or folder"):
         list_images(tmp_path / "nowhere")
+    (tmp_path / "a.jpg").write_text("x")
+    with pytest.raises(UserError, match="a.jpg is a file. Name the folder of images: "):
+        list_images(tmp_path / "a.jpg")
 
 
 def test_an_image_keeps_its_place_when_others_come_go_move_or_change(photos):

@@ -16,6 +16,7 @@ import pytest
 from browser import chromium
 from conftest import lines_of
 from labelling import CLASSES, benchmarked, digits_in, label_all, opened, truth
+from labelling_robot import IDLE, READY
 from PIL import Image
 
 from al_bench.errors import UserError
@@ -117,7 +118,14 @@ def test_what_is_no_request_of_the_page_is_refused_in_words(folder):
         assert client.send("POST", "answer", "x" * 70_000)[0] == 413
         assert client.send("POST", "answer", "[]")[0] == client.send("POST", "answer", "{" * 9999)[0] == 400
         assert client.post("answer", id=0)[0] == client.post("answer", **right, path="x")[0] == 400
-        for wrong in ({"answer": 1}, {"seconds": None}, {"seconds": float("nan")}, {"shown": 1}, {"answer": "bird"}):
+        for wrong in (
+            {"answer": 1},
+            {"seconds": None},
+            {"seconds": float("nan")},
+            {"shown": 1},
+            {"first": 1},
+            {"answer": "bird"},
+        ):
             assert client.post("answer", **right | wrong)[0] == 422, wrong
         assert client.post("shutdown")[0] == client.post("_path")[0] == 404
         assert client.send("PUT", "state")[0] == 501
@@ -316,10 +324,6 @@ def tabs(tmp_path_factory):
 
 def key_of(path, classes=CLASSES):
     return "123456789abcdefghijklm"[classes.index(truth(path))]
-
-
-READY = "current && seen && !waiting && pending.length < UNSENT ? current.text : ''"
-IDLE = "line.then(() => pending.length === 0 && !waiting)"
 
 
 @contextmanager
@@ -579,7 +583,8 @@ def test_predictions_are_hidden_unless_asked_for_and_then_recorded(tabs, folder)
         page.press("p")
         assert page.run("document.querySelector('.hit').title") == session.likely(path)[0][0]
         label_by_keys(page, 1, key)
-        assert session.labels.lines[-1].shown == session.likely(path)[0][0]
+        line = session.labels.lines[-1]
+        assert (line.shown, line.first) == (session.likely(path)[0][0], None)
 
 
 @browser_test
@@ -594,7 +599,8 @@ def test_with_many_classes_the_likely_ones_come_first_and_keys_stay(tabs, folder
         assert page.run(order)[:9] == [name for name, _ in session.likely(path)[:9]]
         label_by_keys(page, 1)
         assert session.labels.current[path].answer == truth(path)
-        assert session.labels.lines[-1].shown == session.likely(path)[0][0]  # the order has shown it
+        line = session.labels.lines[-1]
+        assert (line.first, line.shown) == (session.likely(path)[0][0], None)  # the order alone tells it
 
 
 @browser_test

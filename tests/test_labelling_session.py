@@ -1,13 +1,19 @@
+import signal
+import threading
 import time
 from dataclasses import replace
 
 import pytest
 from conftest import command, lines_of
-from labelling import CLASSES, benchmarked, digits_in, label_all, opened, truth
+from labelling import CLASSES, benchmarked, cached, digits_in, label_all, opened, truth
 
+from al_bench import signals
+from al_bench.analysis import results
 from al_bench.errors import UserError
 from al_bench.labelling.advice import Measured, advise, expected_gain, wilson
+from al_bench.labelling.command import folders_named_like_classes
 from al_bench.labelling.labels import SKIP, UNSURE, ChangesTestLabel
+from al_bench.labelling.session import Session
 
 
 @pytest.fixture
@@ -89,6 +95,84 @@ def test_a_skipped_image_may_get_a_class_after_the_round_that_skipped_it(folder)
         assert [r.n_foreign for r in session.store.records()] == [1, 0, 0, 0, 0]
 
 
+def test_labels_of_many_finished_rounds_can_be_taken_back(folder):
+    with opened(folder, "budget.query=3") as session:
+        label(session, 70)
+        train = [label.path for label in session.labels.order() if label.role == "train"]
+        for path in train[:12]:  # more than a round adds: the labels of the next round are fewer
+            session.answer(path, UNSURE, seconds=1)
+        label_all(session)
+        now = session.progress()
+        assert (now.state, now.error) == ("finished", None)
+        records = session.store.records()
+        assert [r.n_labelled for r in records[-2:]] == [29, 20]
+    (run,) = results.find(folder / "photos-labels")
+    assert run.state == "finished" and [*run.labels_R] == [20, 23, 26, 29, 32]
+    assert len(results.histories(run)) == 5
+
+
+def test_without_a_class_among_the_first_images_others_are_asked_for(folder):
+    with opened(folder) as session:
+        first = label(session, 60, lambda path: truth(path) if session.item(path).role == "test" else SKIP)
+        asked = label_all(session)
+        assert session.progress().state == "finished"
+        assert session.settings.run == 2 and session.store.records()[0].n_labels == 40
+    assert not {item.path for item in first} & {*asked}
+
+
+def test_a_folder_of_which_nothing_has_a_class_waits_for_another_answer(tmp_path):
+    digits_in(tmp_path / "photos", 10)
+    with Session(tmp_path / "photos", CLASSES, ["dataset.image_size=16", cached(tmp_path)]) as session:
+        label_all(session, lambda path: SKIP if session.item(path).role == "train" else truth(path))
+        assert session.progress().error == "No image has a class, so there is nothing to train on."
+        item = session.undo()
+        assert session.wait(60).state == "labelling"
+        session.answer(item.path, truth(item.path), seconds=1)
+        assert session.wait(60).error is None
+
+
+def test_test_images_without_a_class_are_told_and_one_answer_mends_it(tmp_path):
+    digits_in(tmp_path / "photos", 10)
+    with Session(tmp_path / "photos", CLASSES, ["dataset.image_size=16", cached(tmp_path)]) as session:
+        label(session, 6, lambda path: UNSURE if session.item(path).role == "test" else truth(path))
+        assert "None of the 2 test images has a class, so no accuracy" in session.wait(60).error
+        test = next(label.path for label in session.labels.order() if label.role == "test")
+        session.answer(test, truth(test), seconds=1, correct_test=True)
+        label_all(session)
+        assert (session.progress().state, session.progress().error) == ("finished", None)
+
+
+@pytest.mark.parametrize("n", [5, 10, 12, 20, 30, 40, 50])
+def test_small_folders_are_labelled_in_smaller_batches(tmp_path, n):
+    digits_in(tmp_path / "photos", n)
+    with Session(tmp_path / "photos", CLASSES, ["dataset.image_size=16", cached(tmp_path)]) as session:
+        asked = label_all(session)
+        assert (session.progress().state, session.progress().error) == ("finished", None)
+        assert len(session.store.records()) >= 2
+    assert n - 1 <= len(asked) <= n
+
+
+def test_a_folder_of_four_images_is_told_in_the_persons_words(tmp_path):
+    digits_in(tmp_path / "photos", 4)
+    with pytest.raises(UserError, match="photos has 4 images. 5 are the fewest: .* Add images."):
+        Session(tmp_path / "photos", CLASSES)
+
+
+@pytest.mark.parametrize("classes", [("c0",), (*CLASSES, *(f"other {i}" for i in range(190)))], ids=["one", "200"])
+def test_one_class_and_two_hundred_are_trained_on(folder, classes):
+    with opened(folder, "budget.rounds=1", classes=classes) as session:
+        label_all(session, lambda path: truth(path) if truth(path) in classes else UNSURE)
+        assert (session.progress().state, session.progress().error) == ("finished", None)
+
+
+def test_two_people_label_two_folders_at_the_same_time(folder, tmp_path):
+    digits_in(tmp_path / "second/photos", 100)
+    with opened(folder) as one, opened(tmp_path / "second") as other:
+        label(one, 3)
+        label(other, 2)
+        assert (len(one.labels.lines), len(other.labels.lines)) == (3, 2) and one.home != other.home
+
+
 def test_images_on_screen_stay_first(folder):
     with opened(folder) as session:
         third = session.next(3)[2]
@@ -106,12 +190,69 @@ def test_a_session_goes_on_where_another_one_ended(folder):
     assert lines_of(session.store.folder) == benchmarked(session)
 
 
-def test_a_session_with_other_settings_is_refused(folder):
+def test_a_second_session_on_a_folder_is_refused(folder):
     with opened(folder):
         with pytest.raises(UserError, match="Another al-bench label is at work"):
             opened(folder).__enter__()
-    with pytest.raises(UserError, match="is labelled with .* Leave the settings out to go on"):
-        opened(folder, "budget.rounds=9")
+
+
+def test_other_settings_begin_a_run_with_all_labels(folder):
+    with opened(folder) as session:
+        asked = [item.path for item in label(session, 65)]
+    with opened(folder, "budget.query=5", "model=pca") as session:
+        assert session.notes[0] == "With budget.query=5 model=pca a new run begins. All labels are kept."
+        assert (session.settings.run, session.base.budget.query) == (2, 5)
+        assert [o for o in session.settings.overrides if "query" in o] == ["budget.query=5"]
+        asked += label_all(session)
+        assert session.progress().state == "finished"
+        assert session.store.records()[0].n_labels == 25 + 20  # 40 of the 65 were test images
+    assert len(asked) == len(set(asked))
+    with Session(folder / "photos", overrides=["model=pca"]) as session:  # it has this one already, and others
+        assert session.settings.run == 2
+
+
+@pytest.mark.parametrize("override", ["seed=1", "dataset.test_fraction=0.5"])
+def test_settings_that_would_draw_other_test_images_are_refused(folder, override):
+    with opened(folder):
+        pass
+    with pytest.raises(UserError, match=f"{override} would draw other test images"):
+        opened(folder, override)
+
+
+@pytest.mark.parametrize("override", ["study=mine", "dataset.root=.", "dataset.classes=[a,b]", "dataset=digits"])
+def test_settings_that_are_not_set_here_are_told(folder, override):
+    with pytest.raises(UserError, match="Leave it out"):
+        opened(folder, override)
+
+
+def test_classes_named_later_are_added_and_told_and_none_is_lost(folder):
+    with opened(folder, classes=CLASSES[:9]) as session:
+        label(session, 61, lambda path: truth(path) if truth(path) != "c9" else UNSURE)
+    with opened(folder, classes=("c9", "c0")) as session:
+        said = " ".join(session.notes)
+        assert "c9 is a new class. With the class c9 a new run begins. All labels are kept." in said
+        assert "Classes that were not named stay: c1, c2, c3, c4, c5, c6, c7, c8." in said
+        assert session.classes == CLASSES and session.settings.run == 2
+        label_all(session)
+        assert session.progress().state == "finished"
+    with opened(folder, classes=CLASSES) as session:
+        assert session.settings.run == 2 and not any("class" in note for note in session.notes)
+
+
+def test_a_misspelt_class_can_be_removed_while_no_image_has_it(folder):
+    with opened(folder, classes=(*CLASSES, "c99")) as session:
+        label(session, 61)
+    with pytest.raises(UserError, match="images are labelled c1"):
+        session.remove_class("c1")
+    with pytest.raises(UserError, match="x is none of the classes: c0, "):
+        session.remove_class("x")
+    done = command(folder, "label", "photos", "--remove-class", "c99")
+    assert done.stdout == "The class c99 is removed. A new run begins. All labels are kept.\n", done.stderr
+    with opened(folder, classes=()) as session:
+        assert session.classes == CLASSES
+        label_all(session)
+        assert session.progress().state == "finished"
+        assert session.store.info()["dataset"]["classes"] == [*CLASSES]
 
 
 def test_what_cannot_be_answered_is_told_by_name(folder):
@@ -191,6 +332,17 @@ def test_sub_folders_that_are_classes_are_labels_if_the_user_says_so(folder):
     )
 
 
+def test_sub_folders_named_like_classes_are_told(folder):
+    with opened(folder, classes=("c0", "dog")) as session:
+        (said,) = folders_named_like_classes(session)
+        n = len([path for path in session.listing.paths if truth(path) == "c0"])
+        assert said == (
+            f"{n} images lie in sub-folders that are named like classes. --use-folders takes these names as labels."
+        )
+    with opened(folder, classes=(), use_folders=True) as session:
+        assert folders_named_like_classes(session) == []
+
+
 def test_an_error_of_the_run_is_told_and_answers_stay(folder, monkeypatch):
     def broken(*_):
         raise UserError("the disk of the run is broken")
@@ -200,6 +352,20 @@ def test_an_error_of_the_run_is_told_and_answers_stay(folder, monkeypatch):
         label(session, 60)
         now = session.wait(60)
         assert (now.state, now.labelled, now.error) == ("failed", 60, "the disk of the run is broken")
+
+
+def test_ctrl_c_while_the_run_computes_is_no_failure(folder, monkeypatch, caplog):
+    def stopped(*_):
+        monkeypatch.setattr(signals, "_asked", signal.SIGINT)
+        raise KeyboardInterrupt  # as signals.stop_if_asked does in each part of a run
+
+    monkeypatch.setattr("al_bench.loop.run", stopped)
+    uncaught = []
+    monkeypatch.setattr(threading, "excepthook", uncaught.append)
+    with opened(folder) as session:
+        session._thread.join(60)
+        assert session.error is None and "The run failed" not in caplog.text
+    assert uncaught == []
 
 
 def test_answers_are_taken_while_the_net_is_trained(folder, monkeypatch):
@@ -255,7 +421,7 @@ def test_what_the_command_cannot_do_is_told(folder):
         pass
     for arguments, said in [
         (["photos", "cats"], "cats is no setting"),
-        (["photos", "bugdet.query=2"], "is labelled with"),
+        (["photos", "bugdet.query=2"], "did you mean budget.query"),
         (["nowhere"], "no such file or folder"),
     ]:
         done = command(folder, "label", *arguments)

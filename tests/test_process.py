@@ -74,3 +74,18 @@ print(json.dumps(state()))
 """
     (state,) = states(code, tmp_path)
     assert state == PREPARED
+
+
+@pytest.mark.parametrize("computing, said", [(True, "said\n"), (False, "said\nlate\n")])
+def test_the_command_ends_at_once_where_a_thread_still_computes(computing, said):
+    code = f"""
+import atexit, threading, time
+from al_bench import process
+atexit.register(print, "late")
+if {computing}:
+    threading.Thread(target=time.sleep, args=(30,), name=process.COMPUTING, daemon=True).start()
+print("said")
+process.end(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, said, "")

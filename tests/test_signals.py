@@ -245,3 +245,20 @@ def test_no_loader_process_outlives_its_killed_run(start, tmp_path):  # noqa: F8
     loaders = run.children()
     driver.kill()
     assert gone(loaders, seconds=5)
+
+
+def test_a_run_in_another_thread_ends_with_its_own_error_after_ctrl_c(monkeypatch):
+    monkeypatch.setattr(signals, "_asked", signal.SIGINT)
+    monkeypatch.setattr(signals, "_depth", 1)
+    raised = []
+
+    def listen():
+        try:
+            signals.listen_again()
+        except ValueError as error:  # signal only works in main thread of the main interpreter
+            raised.append(error)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert raised == []

@@ -195,7 +195,7 @@ def read(folder: Path) -> Run:
     try:
         info = read_json(folder / "run.json")
         data = read_file(folder / ROUNDS) if os.path.lexists(folder / ROUNDS) else b""
-        records = parse(folder / ROUNDS, data, own_name(folder))
+        records = parse(folder / ROUNDS, data, own_name(folder), by_person(info))
         state, why = state_of(folder, info), info.get("error")
         if state == WAITING:
             why = f"waits for {info.get('waits_for', 0):,} labels"
@@ -210,6 +210,11 @@ def read(folder: Path) -> Run:
         return Run(**identity, folder=folder, state=UNREADABLE, why=printable(why))
 
 
+def by_person(info: dict[str, Any]) -> bool:
+    """Whether a person labels in this run. info: its run.json, which notes how many labels it waits for."""
+    return "waits_for" in info
+
+
 def own_name(folder: Path) -> str | None:
     """By the run's configuration, wherever its folder lies. None where it cannot be read; others report that."""
     try:
@@ -220,7 +225,9 @@ def own_name(folder: Path) -> str | None:
 
 def histories(run: Run) -> list[list[dict[str, float]]]:
     """Of each round, one entry an epoch: loss, accuracy, val_loss, val_accuracy."""
-    return [record.history for record in read_records(run.folder / ROUNDS)][: len(run.labels_R)]
+    return [record.history for record in read_records(run.folder / ROUNDS, None, by_person(run.info))][
+        : len(run.labels_R)
+    ]
 
 
 def state_of(folder: Path, info: dict[str, Any]) -> str:

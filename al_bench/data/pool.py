@@ -15,6 +15,10 @@ from al_bench.data.oracle import OPEN_SET, Oracle
 from al_bench.errors import UserError
 
 
+class NoneUseful(UserError):
+    """No image of the initial set has a class."""
+
+
 @dataclass(frozen=True)
 class Pool:
     labelled_L: Tensor  # in the order of acquisition
@@ -96,7 +100,8 @@ def start(
         ("initial", initial, pool.labelled_L),
     ):
         if wanted and not len(kept):
-            raise UserError(f"budget.{key}={wanted:,}: all of these images are open-set (stressor.foreign). Raise it.")
+            error = NoneUseful if key == "initial" else UserError
+            raise error(f"budget.{key}={wanted:,}: all of these images are open-set (stressor.foreign). Raise it.")
     return pool
 
 

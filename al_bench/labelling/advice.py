@@ -27,6 +27,20 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Picks:
+    """How uncertain the net that chose the n images of a batch is of them.
+
+    error: on which share of them it expects to be wrong, the mean of 1 - max p. low, high: the same of n random images
+    of the pool, in 95 of 100 draws.
+    """
+
+    n: int
+    error: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Advice:
     """gain: what FURTHER labels would bring, as (expected, low, high) of a 95% interval. seconds: they would take.
 
@@ -86,8 +100,10 @@ def expected_gain(curve: Sequence[Measured], further: int = FURTHER) -> tuple[fl
     return tuple(max(-now.accuracy, (1 - now.accuracy) * (1 - more**slope)) for slope in slopes)
 
 
-def advise(curve: Sequence[Measured], pace: float | None, left: int, flipped: float | None) -> Advice:
-    """pace: seconds an answer. left: images without an answer."""
+def advise(
+    curve: Sequence[Measured], pace: float | None, left: int, flipped: float | None, picks: Picks | None = None
+) -> Advice:
+    """pace: seconds an answer. left: images without an answer. picks: of the last batch."""
     further = min(FURTHER, left)
     gain = expected_gain(curve, further) if further else None
     seconds, rest = (None, None) if pace is None else (pace * further, pace * left)
@@ -104,6 +120,8 @@ def advise(curve: Sequence[Measured], pace: float | None, left: int, flipped: fl
         said.append("After four rounds the curve says what further labels would bring.")
     if flipped is not None:
         said.append(f"The last round changed the predicted class of {flipped:.1%} of the unlabelled images.")
+    if picks:
+        said.append(beside_random(picks))
     if rest is not None and left and (rest <= SHORT or left <= FURTHER):
         said.append(
             f"Labelling the {left:,} images that are left takes {duration(rest)}: that is cheaper than choosing."
@@ -111,6 +129,16 @@ def advise(curve: Sequence[Measured], pace: float | None, left: int, flipped: fl
     elif rest is not None and left:
         said.append(f"Labelling all {left:,} images that are left would take {duration(rest)}.")
     return Advice(gain, seconds, flipped, rest, " ".join(said))
+
+
+def beside_random(picks: Picks) -> str:
+    """Whether the images of a batch are more uncertain than random ones, in a sentence."""
+    are = "not clearly more uncertain than" if picks.error >= picks.low else "less uncertain than"
+    are = "more uncertain than" if picks.error > picks.high else are
+    return (
+        f"The last {picks.n:,} chosen images are {are} random ones: by its own probabilities the model would be wrong "
+        f"on {picks.error:.1%} of them, and on {picks.low:.1%} to {picks.high:.1%} of {picks.n:,} random ones."
+    )
 
 
 def duration(seconds: float) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from al_bench.errors import UserError
+from al_bench.labelling.advice import advise
 from al_bench.labelling.labels import TEST, ChangesTestLabel, Label
-from al_bench.labelling.session import Item, Session
+from al_bench.labelling.progress import Item
+from al_bench.labelling.session import Session
 from al_bench.text import one_line
 
 AHEAD = 12  # images that the page gets at once
@@ -39,11 +41,12 @@ class Answering:
         """How far the labelling is."""
         session = self.session
         now = session.progress()
+        picks = session.predicted.picks if session.predicted else None  # once there, the predictions stay
         return asdict(now) | {
             "counts": None,  # the page needs none, and they may be many
             "accuracy": [asdict(measured) for measured in now.accuracy[-1:]],
             "weak": [{"text": one_line(name), "share": share, "n": n} for name, share, n in now.weak],
-            "advice": session.advice(now).text,
+            "advice": advise(now.accuracy, now.seconds, now.images - now.labelled, now.flipped, picks).text,
             "classes": [{"name": c, "text": one_line(c), "n": now.counts.get(c, 0)} for c in session.classes],
             "finish": one_line(f"al-bench finish {shlex.quote(str(session.listing.folder))}"),
             "notes": [one_line(note) for note in session.notes],
@@ -55,11 +58,12 @@ class Answering:
         return {"items": [self._item(item) for item in items]}
 
     def answer(
-        self, id: int, answer: str, seconds: float, shown: str | None = None, correct: bool = False
-    ) -> dict[str, Any]:
+        self, id: int, answer: str, seconds: float, shown: str | None = None, first: str | None = None,
+        correct: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
         """Keep an answer. Raises Contradiction if the image has another one already, unless correct."""
         path = self._path(id)
-        if not isinstance(answer, str) or not isinstance(shown, str | None):
+        if not isinstance(answer, str) or not isinstance(shown, str | None) or not isinstance(first, str | None):
             raise UserError("An answer is a text.")
         if not isinstance(seconds, float | int) or not math.isfinite(seconds):
             raise UserError("The seconds are no number.")  # an undo tells a person's answers by them
@@ -68,7 +72,7 @@ class Answering:
             if before and before.answer != answer and correct is not True:
                 raise Contradiction(before, answer)
             try:
-                self.session.answer(path, answer, seconds, shown, correct is True)
+                self.session.answer(path, answer, seconds, shown, first, correct is True)
             except ChangesTestLabel:
                 raise Contradiction(before, answer) from None
             return {"labelled": len(self.session.labels.current)}

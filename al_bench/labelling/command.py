@@ -4,15 +4,21 @@ import argparse
 import logging
 import shlex
 import threading
+import time
 import webbrowser
 from collections.abc import Sequence
 
-from al_bench import process
+from al_bench import process, signals
 from al_bench.errors import told
+from al_bench.labelling.growth import take_in_new
+from al_bench.labelling.images import labelled_by_folder
+from al_bench.labelling.labels import locked
 from al_bench.labelling.options import class_names, read_with_settings
 from al_bench.labelling.server import served
 from al_bench.labelling.session import Session
 from al_bench.text import printable
+
+LOOK = 0.5  # seconds between two looks at whether the program is to stop
 
 
 @told
@@ -21,8 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     process.prepare()
     log = logging.getLogger("al_bench")
     log.propagate = False  # the run writes its own run.log
+    if options.remove_class:
+        print(printable(without_class(options)))
+        return 0
+    if options.new:
+        print(printable(take_in_new(options.folder)))
     with opened(options) as session:
-        for note in session.notes:
+        for note in (*session.notes, *([] if options.use_folders else folders_named_like_classes(session))):
             print(printable(note))
         label(session, options)
     return 0
@@ -36,6 +47,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     ask.add_argument(
         "--classes", type=class_names, default=[], help="comma-separated: cat,dog; more can be added on the way"
     )
+    ask.add_argument("--remove-class", metavar="NAME", help="remove a class that no image has, and do no more")
+    ask.add_argument("--new", action="store_true", help="take in images that have come into the folder since")
     ask.add_argument("--who", help="a name that is noted with each answer")
     ask.add_argument(
         "--use-folders",
@@ -52,6 +65,21 @@ def opened(options: argparse.Namespace) -> Session:
     return Session(options.folder, options.classes, options.overrides, options.who, options.use_folders)
 
 
+def without_class(options: argparse.Namespace) -> str:
+    session = opened(options)
+    with locked(session.home):
+        session.labels.read_again()
+        return session.remove_class(options.remove_class)
+
+
+def folders_named_like_classes(session: Session) -> list[str]:
+    """A sentence on images that lie as if they were labelled, if there are such."""
+    found = labelled_by_folder(session.listing, session.classes)
+    n = sum(path not in session.labels.current for path, _ in found)
+    said = f"{n:,} images lie in sub-folders that are named like classes. --use-folders takes these names as labels."
+    return [said] if n else []
+
+
 def label(session: Session, options: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C."""
     with served(session, options.port) as server:
@@ -59,7 +87,9 @@ def label(session: Session, options: argparse.Namespace) -> None:
         if not options.no_browser:
             threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()  # some do not return
         try:
-            threading.Event().wait()
+            while True:  # a wait without end was seen to sleep through a Ctrl-C while the backbone computed
+                time.sleep(LOOK)
+                signals.stop_if_asked()
         finally:
             now = session.progress()
             folder = printable(shlex.quote(str(session.listing.folder)))

@@ -1,7 +1,6 @@
 """al-bench finish FOLDER: labels, a folder a class, a model with its card, and predictions for all other images."""
 
 import argparse
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from al_bench.labelling import card, finished_model, links, tables
 from al_bench.labelling.final import Final, Labelled, labelled, tensors_of, train
 from al_bench.labelling.finished_model import FinishedModel
 from al_bench.labelling.labels import TRAIN
-from al_bench.labelling.settings import quoted
+from al_bench.labelling.settings import plain
 from al_bench.labelling.tables import path_cell
 from al_bench.text import one_line, printable
 
@@ -113,17 +112,12 @@ def benchmark(found: Labelled, out: Path) -> str | None:
         o for o in found.made.overrides if o.startswith(CARRIED_KEYS) or o.split("=")[0].split(".")[0] in CARRIED
     ]
     words = [
-        "al-bench", "-m", "dataset=image_folder", f"dataset.root={_plain(str((out / 'classes').absolute()))}",
-        f"dataset.name={_plain(found.listing.folder.name)}", "dataset.on_bad_image=skip", *carried,
+        "al-bench", "-m", "dataset=image_folder", f"dataset.root={plain(str((out / 'classes').absolute()))}",
+        f"dataset.name={plain(found.listing.folder.name)}", "dataset.on_bad_image=skip", *carried,
         f"strategy={','.join(strategies)}", "seed=range(7)", f"budget.initial={query}", f"budget.query={query}",
-        f"budget.rounds={rounds}", f"results_dir={_plain(str(found.home))}", "study=benchmark",
+        f"budget.rounds={rounds}", f"results_dir={plain(str(found.home))}", "study=benchmark",
     ]  # fmt: skip
     return shlex.join(words)
-
-
-def _plain(text: str) -> str:
-    """A text as Hydra takes it literally, in quotes only where they are needed."""
-    return text if re.fullmatch(r"[\w./-]*[A-Za-z_][\w./-]*", text, re.ASCII) else quoted(text)
 
 
 def _said(final: Final, out: Path, confidence: float, command: str | None, sizes: tuple[int, int, int]) -> str:

@@ -12,19 +12,23 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from PIL import Image
 
+from al_bench import rng
 from al_bench.config import DatasetConfig
 from al_bench.data.arrays import Source
 from al_bench.data.files import ImageFiles, files_in, some
 from al_bench.data.photo import FORMATS
-from al_bench.data.sources import LabelledFiles, from_files
+from al_bench.data.sources import LabelledFiles, draw_test, from_files
 from al_bench.errors import UserError
 from al_bench.files import accessible, is_there, read_file, write_atomically
+from al_bench.labelling import ELSEWHERE
 from al_bench.provenance import sha256_of
 from al_bench.text import one_line
 
 LABELS, IMAGES = "labels.jsonl", "images.jsonl"
+UNREAD = (".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")  # of cameras
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Listed:
     bytes: int
     modified: int  # nanoseconds
     copies: tuple[str, ...] = ()  # paths of files with the same content; they are not asked for
+    test: bool | None = None  # whether it is a test image; None: the seed draws it, as no image came later
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,11 @@ class Listing:
     @property
     def paths(self) -> tuple[str, ...]:
         return tuple(image.path for image in self.images)
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the list names the test images."""
+        return any(image.test is not None for image in self.images)
 
     @cached_property
     def canonical(self) -> dict[str, str]:
@@ -98,24 +108,33 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
     size are read. Raises UserError if there is no image.
     """
     root, path = Path(os.path.abspath(Path(folder).expanduser())), home_of(folder) / IMAGES
+    if root.is_file():
+        raise UserError(f"{one_line(str(folder))} is a file. Name the folder of images: {one_line(str(root.parent))}.")
     if not root.is_dir():
         raise UserError(f"{one_line(str(folder))}: there is no such file or folder. Name the folder of images.")
     if is_there(path):
         return _compared(root, _read(path))
     names, others = image_names(root)
     if not names:
-        there = f"{others:,} files are there, and none is named like an image" if others else "it is empty"
-        raise UserError(f"{one_line(str(folder))} has no images ({there}). Name a folder of JPEG, PNG or other images.")
+        there = f"{len(others):,} files are there, and none is named like an image" if others else "it is empty"
+        name = f"Name a folder of JPEG, PNG or other images.{convert(others)}"
+        raise UserError(f"{one_line(str(folder))} has no images ({there}). {name}")
     groups = _same(root, names)
     copies = {group[0]: tuple(group[1:]) for group in groups}
     left_out = {name for group in groups for name in group[1:]}
     images = tuple(Listed(n, *_facts(root / n), copies.get(n, ())) for n in names if n not in left_out)
-    with accessible(path, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(json.dumps(asdict(image)) + "\n" for image in images))
-    notes = [f"{others:,} files are not named like images and are left out."] if others else []
+    write_list(root, images)
+    notes = [left_out_words(others)] if others else []
     notes += [f"{len(left_out):,} files are copies of others: each picture is asked once."] if left_out else []
     return Listing(root, images, tuple(notes))
+
+
+def write_list(folder: Path, images: Sequence[Listed]) -> None:
+    path = home_of(folder) / IMAGES
+    kept = [{key: value for key, value in asdict(image).items() if value is not None} for image in images]
+    with accessible(path, "written", ELSEWHERE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json.dumps(image) + "\n" for image in kept))
 
 
 def _read(path: Path) -> tuple[Listed, ...]:
@@ -132,27 +151,65 @@ def _read(path: Path) -> tuple[Listed, ...]:
 def _compared(root: Path, images: tuple[Listed, ...]) -> Listing:
     """The list, with notes on files that are new, gone or changed."""
     listing = Listing(root, images)
-    new = sorted(set(image_names(root)[0]) - listing.canonical.keys())
     gone = [i.path for i in images if not listing.file(i.path).is_file()]
     absent = {*gone}
-    moved = {listing.file(i.path).relative_to(root).as_posix() for i in images if i.path not in absent}
-    new = [name for name in new if name not in moved]
     changed = [i.path for i in images if i.path not in absent and _facts(listing.file(i.path)) != (i.bytes, i.modified)]
     said = (
         (gone, "listed images are gone; those not labelled yet are left out"),
         (changed, "listed images have changed since they were listed; they are shown as they are now"),
-        (new, "images are new since the list was made, and are not asked for"),
+        (_new_names(listing), "images are new since the list was made, and are not asked for; --new takes them in"),
     )
     return replace(listing, notes=tuple(f"{len(names):,} {what}: {some(names)}." for names, what in said if names))
 
 
-def image_names(root: Path) -> tuple[list[str], int]:
-    """(names of image files, how many other files there are)"""
+def _new_names(listing: Listing) -> list[str]:
+    """Images that are neither listed nor a listed file that was moved."""
+    moved = {listing.file(i.path).relative_to(listing.folder).as_posix() for i in listing.images}
+    return sorted({*image_names(listing.folder)[0]} - listing.canonical.keys() - moved)
+
+
+def with_new(listing: Listing) -> Listing:
+    """The list with the new images of the folder behind the others, which keep their places. Copies stay copies."""
+    names = _new_names(listing)
+    groups = _same(listing.folder, [*listing.paths, *names])
+    copies = {group[0]: tuple(name for name in group[1:] if name in names) for group in groups}
+    left_out = {name for group in copies.values() for name in group}
+    old = (replace(i, copies=(*i.copies, *copies.get(i.path, ()))) for i in listing.images)
+    new = (Listed(n, *_facts(listing.folder / n), copies.get(n, ())) for n in names if n not in left_out)
+    return Listing(listing.folder, (*old, *new))
+
+
+def test_images(listing: Listing, test_share: float, seed: int) -> list[str]:
+    """The paths of the test images, in a random order: a share that the seed draws, or those that the list names."""
+    n = len(listing.images)
+    marked = torch.tensor([bool(image.test) for image in listing.images])
+    is_test = marked if listing.is_marked else draw_test(n, test_share, seed)
+    rows = is_test.nonzero()[:, 0].tolist()
+    order = torch.randperm(len(rows), generator=rng.stream(seed, "queue")).tolist()
+    return [listing.images[rows[i]].path for i in order]
+
+
+def left_out_words(others: Sequence[str]) -> str:
+    """A sentence on files that are no images, or images of kinds that are not read."""
+    kinds = Counter(os.path.splitext(name)[1].lower() or "no ending" for name in others)
+    shown = ", ".join(f"{one_line(kind)} {n:,}" for kind, n in kinds.most_common(5))
+    return f"Files left out, as they are not named like images: {len(others):,} ({shown}).{convert(others)}"
+
+
+def convert(others: Sequence[str]) -> str:
+    """What to do with photographs of kinds that are not read, as a further sentence."""
+    has_photos = any(name.lower().endswith(UNREAD) for name in others)
+    return " Photographs of these kinds are not read: save them as JPEG." if has_photos else ""
+
+
+def image_names(root: Path) -> tuple[list[str], list[str]]:
+    """(names of image files, names of other files)"""
     Image.init()
     endings = {ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS}
-    names = files_in(str(root)).names
-    found = [name for name in names if os.path.splitext(name)[1].lower() in endings]
-    return found, len(names) - len(found)
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for name in files_in(str(root)).names:
+        found[os.path.splitext(name)[1].lower() in endings].append(name)
+    return found[True], found[False]
 
 
 def _same(root: Path, names: Sequence[str]) -> list[list[str]]:
@@ -202,6 +259,8 @@ def unlabelled(c: DatasetConfig, model_size: int | None, cache_dir: str) -> Sour
         raise UserError("dataset=unlabelled needs the classes that a person may answer: dataset.classes=[cat,dog].")
     classes = tuple(c.classes)
     refuse_classes(classes)
-    files = list_images(c.root).files()
-    found = LabelledFiles(files, dict.fromkeys(files.names, 0), classes)
+    listing = list_images(c.root)
+    files = listing.files()
+    tested = frozenset(image.path for image in listing.images if image.test)
+    found = LabelledFiles(files, dict.fromkeys(files.names, 0), classes, tested)
     return replace(from_files(c, found, model_size, cache_dir), labelled=False)

@@ -38,10 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     session = Session(options.folder, who=options.who)
     with locked(session.home):
         session.labels.read_again()
-        for name in options.classes:
-            session.add_class(name)
+        said = session.add_classes(options.classes)
         taken = take(session, elsewhere.read(options.file, session.classes), options.correct_test)
-    print(printable(taken.text(options.folder)))
+    print(printable("\n".join([*said, taken.text(options.folder)])))
     return INCOMPLETE if taken.refused else 0
 
 

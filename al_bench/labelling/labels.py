@@ -15,6 +15,7 @@ import filelock
 
 from al_bench.errors import UserError
 from al_bench.files import DISK, accessible, is_there, read_file
+from al_bench.labelling import ELSEWHERE
 from al_bench.provenance import now
 from al_bench.records import split_lines
 from al_bench.text import one_line
@@ -34,9 +35,10 @@ class Label:
     seconds: float | int | None = None  # from the image on the screen to the key
     round: int | None = None  # the first round that trains on it; None: nobody asked for it
     rank: int | None = None  # its place among the images that were asked for together
-    shown: str | None = None  # the prediction that the person saw before answering
+    shown: str | None = None  # the predicted class that the person saw as such before answering
     who: str | None = None
     time: str | None = None
+    first: str | None = None  # the class that stood first, where the likely ones did; nothing said that it is predicted
 
     @property
     def of_class(self) -> bool:
@@ -146,7 +148,7 @@ def append(path: Path, label: Label) -> None:
     Raises UserError if the disk is full. The file then holds what it held before.
     """
     line = json.dumps({k: v for k, v in asdict(label).items() if v is not None or k == "answer"}).encode() + b"\n"
-    with accessible(path, "written"), open(path, "ab", buffering=0) as file:
+    with accessible(path, "written", ELSEWHERE), open(path, "ab", buffering=0) as file:
         before = _end_of_whole_lines(path, file.tell())
         try:
             os.ftruncate(file.fileno(), before)
@@ -179,7 +181,7 @@ def _end_of_whole_lines(path: Path, size: int) -> int:
 def locked(home: Path) -> Iterator[None]:
     """Let one process label in this folder. Raises UserError if another one does. The kernel ends a killed one's."""
     lock = filelock.FileLock(home / ".lock", timeout=1, thread_local=False)
-    with accessible(home, "written"):
+    with accessible(home, "written", ELSEWHERE):
         home.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()

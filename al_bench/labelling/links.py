@@ -36,6 +36,7 @@ def make(folder: Path, files: Mapping[str, Path]) -> int:
     """
     folder.mkdir(parents=True, exist_ok=True)
     before = {*json.loads((folder / MADE).read_text())} if is_there(folder / MADE) else set()
+    before |= {name for name, file in files.items() if _leads_to(folder / name, file)}  # one that the user has moved
     if strange := [name for name in files if name not in before and is_there(folder / name)]:
         raise UserError(
             f"{one_line(str(folder / strange[0]))} is in the way: al-bench did not make it. Move it out of {folder}."
@@ -47,6 +48,10 @@ def make(folder: Path, files: Mapping[str, Path]) -> int:
     write_atomically(folder / MADE, json.dumps([*files]))
     _drop_empty(folder, {(folder / name).parent for name in before})
     return copies
+
+
+def _leads_to(place: Path, file: Path) -> bool:
+    return place.is_symlink() and os.readlink(place) == str(file)
 
 
 def _link(place: Path, file: Path) -> bool:

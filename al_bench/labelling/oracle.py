@@ -55,7 +55,8 @@ class PersonOracle(Oracle):
         useful_V = labels_V != OPEN_SET
         if not useful_V.any():
             raise UserError(
-                f"None of the {len(labels_V):,} test images has a class. Correct some of their answers in {self.file}."
+                f"None of the {len(labels_V):,} test images has a class, so no accuracy can be measured. Take an "
+                "answer back (Backspace) and give the image a class, or end without an accuracy: al-bench finish."
             )
         return replace(dataset, test_idx=self.test_idx[useful_V], test_labels_V=labels_V[useful_V])
 

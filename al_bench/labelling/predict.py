@@ -18,7 +18,7 @@ from al_bench.files import accessible
 from al_bench.labelling import finished_model, tables
 from al_bench.labelling.finish import PREDICTED, cells_of
 from al_bench.labelling.finished_model import FinishedModel
-from al_bench.labelling.images import image_names
+from al_bench.labelling.images import convert, image_names, left_out_words
 from al_bench.text import one_line
 
 AT_ONCE = 512  # images that are decoded and predicted together
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with accessible(options.out or Path("the table"), "written", "--out"):
         broken = _write(options.out, model, files)
     if others:
-        print(f"{others:,} files are not named like images and are left out.", file=sys.stderr)
+        print(left_out_words(others), file=sys.stderr)
     for name, fault in broken.items():
         print(f"{one_line(name)} is left out: {one_line(fault)}", file=sys.stderr)
     where = f": {one_line(str(options.out))}" if options.out else ""
@@ -50,14 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return SKIPPED if broken else 0
 
 
-def _files(folder: Path) -> tuple[ImageFiles, int]:
-    """(image files, how many others). Raises UserError if there is no image."""
+def _files(folder: Path) -> tuple[ImageFiles, list[str]]:
+    """(image files, names of others). Raises UserError if there is no image."""
     shown = one_line(str(folder))
     if not folder.is_dir():
         raise UserError(f"There is no folder {shown}. Name a folder of images.")
     names, others = image_names(folder)
     if not names:
-        raise UserError(f"{shown} has no images ({others:,} other files). Name a folder of JPEG, PNG or other images.")
+        what = f"{len(others):,} other files"
+        raise UserError(f"{shown} has no images ({what}). Name a folder of JPEG, PNG or other images.{convert(others)}")
     files = files_in(str(folder))
     return replace(files, sizes={name: files.sizes[name] for name in names}), others
 

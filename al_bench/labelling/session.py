@@ -4,64 +4,32 @@ A page needs nothing else. All methods may be called from any thread. N images o
 """
 
 import logging
-import statistics
 import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from al_bench import loop, rng
-from al_bench.data.sources import draw_test
+from al_bench import loop, process, signals
+from al_bench.data.pool import NoneUseful
 from al_bench.errors import UserError
 from al_bench.files import is_there
 from al_bench.labelling import labels as answers
-from al_bench.labelling.advice import Advice, Measured, advise, measured, weak_classes
-from al_bench.labelling.images import LABELS, home_of, labelled_by_folder, list_images, refuse_classes
+from al_bench.labelling.advice import measured, weak_classes
+from al_bench.labelling.images import LABELS, home_of, labelled_by_folder, list_images, refuse_classes, test_images
 from al_bench.labelling.labels import SKIP, TEST, TRAIN, UNSURE, Label, Labels
-from al_bench.labelling.predicted import Predicted
-from al_bench.labelling.settings import composed, of_run, settings_of, write_settings
+from al_bench.labelling.predicted import Predicted, predictions
+from al_bench.labelling.progress import Item, Progress, pace, queue_of, tested
+from al_bench.labelling.settings import composed, for_model, next_run, of_run, settings_of, write_settings
 from al_bench.store import RunStore
-from al_bench.strategies.uncertainty import average_prediction
 from al_bench.text import one_line
 from al_bench.waiting import LabelsWanted
 
 log = logging.getLogger("al_bench")
 
-PACE = 50  # answers that the pace is measured on
 FOLDER, PROGRAM = "folder", "al-bench"  # who labelled: sub-folders named like classes; al_bench, for a lost file
-
-
-@dataclass(frozen=True)
-class Item:
-    """An image to label. The role is not for the person's eyes."""
-
-    path: str
-    sha256: str
-    file: Path
-    role: str
-    round: int | None = None
-    rank: int | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """done, left: of the images asked for now. labelled: images with an answer. seconds: a typical answer takes."""
-
-    state: str  # preparing, labelling, training, finished or failed
-    done: int
-    left: int
-    labelled: int
-    images: int
-    seconds: float | None
-    counts: dict[str, int]  # answers by class, skip and unsure, of all images
-    accuracy: list[Measured]
-    weak: list[tuple[str, float, int]]  # as advice.weak_classes
-    error: str | None
 
 
 class Session:
@@ -71,25 +39,29 @@ class Session:
         self, folder: str | Path, classes: Sequence[str] = (), overrides: Sequence[str] = (), who: str | None = None,
         use_folders: bool = False,
     ) -> None:  # fmt: skip
-        """classes, overrides: of the first session; later ones may leave them out. use_folders: take the names of
-        sub-folders that are classes as labels. Raises UserError.
+        """classes, overrides: later sessions may leave them out. Classes that the folder lacks are added. use_folders:
+        take the names of sub-folders that are classes as labels. Raises UserError.
         """
         self.home, self.who = home_of(folder), who
         self.listing = list_images(folder)
-        self.settings = settings_of(folder, classes, overrides)
+        self.settings, said = settings_of(folder, classes, overrides)
         made = composed(self.listing, self.settings.overrides)
-        self.notes = (*self.listing.notes, *made.notes)
         self.base = made.config
+        self.settings, more = for_model(self.settings, self.base.model.name)
+        self.notes = (*said, *more, *self.listing.notes, *made.notes)
         self.labels = Labels(self.home / LABELS)
         self.lock = threading.Condition(threading.RLock())
         self.error: str | None = None
         self.predicted: Predicted | None = None
-        self._use_folders, self._thread = use_folders, None
+        self._asked_classes, self._use_folders, self._thread = classes, use_folders, None
         self._closing = self._finished = self._waited = self._new_run = False
         self._run_classes: tuple[str, ...] = ()  # the classes of the run at work
         self._outstanding: set[str] | None = None  # what the run waits for; None while it does not wait
+        self._mendable = False  # whether another answer may mend the error
         self._stale = False  # the run has read an answer, or a class list, that is another one now
-        self._queue = self._test_items()
+        first = test_images(self.listing, self.base.dataset.test_fraction, self.base.seed)
+        self._tested = {*first}  # they can be labelled while the others are decoded
+        self._queue = [Item(path, "", self.listing.folder / path, TEST) for path in first]
 
     # -- the session --
 
@@ -97,10 +69,11 @@ class Session:
         self._locked = answers.locked(self.home)
         self._locked.__enter__()
         self.labels.read_again()
+        self.notes = (*self.add_classes(self._asked_classes), *self.notes)
         if self._use_folders:
             self._take_folders()
         write_settings(self.listing.folder, self.settings)
-        self._thread = threading.Thread(target=self._work, name="al_bench run", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=process.COMPUTING, daemon=True)
         self._thread.start()
         return self
 
@@ -125,15 +98,30 @@ class Session:
         with self.lock:
             if name in self.classes:
                 return None
-            refuse_classes([*self.classes, name])
-            begun = is_there(self.store.rounds_path)
-            step = {"run": self.settings.run + 1, "known": None} if begun else {}
-            self.settings = replace(self.settings, classes=(*self.classes, name), **step)
-            write_settings(self.listing.folder, self.settings)
-            self._stale, self._new_run = True, begun
-            self._queue = [] if begun else self._queue  # the new run asks for other images
-            self.lock.notify_all()
+            begun = self._set_classes([*self.classes, name])
             return f"With the class {one_line(name)} a new run begins. All labels are kept." if begun else None
+
+    def add_classes(self, names: Sequence[str]) -> list[str]:
+        """Add those that the folder lacks. Returns sentences on these, and on classes that are not among the names."""
+        with self.lock:
+            known = self.classes
+            new = {one_line(name): self.add_class(name) for name in names if name not in known}
+            said = [" ".join(filter(None, (f"{name} is a new class.", what))) for name, what in new.items()]
+            if names and (others := [one_line(name) for name in known if name not in names]):
+                said.append(f"Classes that were not named stay: {', '.join(others)}. --remove-class takes one away.")
+            return said
+
+    def remove_class(self, name: str) -> str:
+        """Remove a class that no image has. Returns a sentence. Raises UserError."""
+        with self.lock:
+            if name not in self.classes:
+                raise UserError(f"{one_line(name)} is none of the classes: {', '.join(map(one_line, self.classes))}.")
+            if n := sum(label.answer == name for label in self.labels.current.values()):
+                raise UserError(
+                    f"{n:,} images are labelled {one_line(name)}. Give them other answers first: al-bench ingest."
+                )
+            begun = self._set_classes([other for other in self.classes if other != name])
+            return f"The class {one_line(name)} is removed.{' A new run begins. All labels are kept.' if begun else ''}"
 
     # -- items and answers --
 
@@ -156,11 +144,12 @@ class Session:
             return found
 
     def answer(
-        self, path: str, answer: str, seconds: float | None = None, shown: str | None = None, correct_test: bool = False
-    ) -> Label | None:
+        self, path: str, answer: str, seconds: float | None = None, shown: str | None = None, first: str | None = None,
+        correct_test: bool = False,
+    ) -> Label | None:  # fmt: skip
         """Keep an answer: a class, "skip" or "unsure". Returns the earlier label if it was another one.
 
-        shown: the prediction that the person saw. Raises UserError for an unknown image or class, or a full disk, and
+        shown, first: as in Label. Raises UserError for an unknown image or class, or a full disk, and
         labels.ChangesTestLabel unless correct_test.
         """
         if answer not in (*self.classes, SKIP, UNSURE):
@@ -171,7 +160,7 @@ class Session:
             before = self.labels.current.get(item.path)
             item = replace(item, role=before.role, round=before.round, rank=before.rank) if before else item
             label = Label(
-                item.path, answer, item.role, item.sha256, seconds, item.round, item.rank, shown, self.who
+                item.path, answer, item.role, item.sha256, seconds, item.round, item.rank, shown, self.who, first=first
             )  # fmt: skip
             return self._keep(label, correct_test)
 
@@ -204,21 +193,18 @@ class Session:
 
     def progress(self) -> Progress:
         with self.lock:
-            current, queue = self.labels.current, self._queue
-            left = self._n_left()
-            times = [label.seconds for label in self.labels.order()[-PACE:] if label.seconds is not None]
-            store = self.store
-            records = store.records()
+            current, left, records = self.labels.current, self._n_left(), self.store.records()
             return Progress(
                 state=self._state(left),
-                done=len(queue) - left,
+                done=len(self._queue) - left,
                 left=left,
                 labelled=len(current),
                 images=len(self.listing.images),
-                seconds=statistics.median(times) if times else None,
+                seconds=pace(self.labels.order()),
                 counts=dict(Counter(label.answer for label in current.values())),
-                accuracy=measured(records, store.info()),
-                weak=weak_classes(records[-1], self.classes, self._n_tested()) if records else [],
+                accuracy=measured(records, self.store.info()),
+                weak=weak_classes(records[-1], self.classes, tested(current.values())) if records else [],
+                flipped=self.predicted.flipped if self.predicted else None,
                 error=self.error,
             )
 
@@ -226,11 +212,6 @@ class Session:
         """The classes of an image with their probabilities, the likeliest first. Empty before the first training."""
         with self.lock:
             return self.predicted.of(self.listing.canonical[path]) if self.predicted else []
-
-    def advice(self, now: Progress) -> Advice:
-        """Whether to go on, from the accuracy so far, the predictions that flip, and the pace."""
-        flipped = self.predicted.flipped if self.predicted else None
-        return advise(now.accuracy, now.seconds, now.images - now.labelled, flipped)
 
     def wait(self, timeout: float | None = None, chosen: bool = False) -> Progress:
         """Wait until there is something to label, or the run has ended. chosen: not test images alone."""
@@ -246,13 +227,12 @@ class Session:
     def wait_for_labels(self, wanted: LabelsWanted) -> None:
         """Return when these labels are there. Raises `wanted` if the run has to begin again, or the session ends."""
         with self.lock:
-            self._queue = [
-                Item(path, "", self.listing.file(path), role, wanted.round, rank)
-                for rank, (path, role) in enumerate(wanted.roles.items())
-            ]
+            self._queue = queue_of(wanted, self.listing.file)
             self._outstanding, self._waited = set(wanted.roles), True
             if wanted.round == 0:  # only the classes have been read so far
                 self._stale = self.classes != self._run_classes
+            elif self.predicted:
+                self.predicted.compare(wanted.roles)
             self.lock.notify_all()
             self.lock.wait_for(
                 lambda: self._closing or self._new_run or self._outstanding <= self.labels.current.keys()
@@ -263,35 +243,63 @@ class Session:
 
     def trained(self, learner: Any, net: Any, pool: Any) -> None:
         """Keep the predictions of all images, and how many of the pool's are others than a round before."""
-        skipped = set(learner.dataset.skipped)
-        paths = [path for path in self.listing.paths if path not in skipped]
-        idx_N = torch.arange(len(paths))
-        probs_NC = average_prediction(learner.predict(net, idx_N).log_probs_PSC).float().exp()
-        now = Predicted(paths, learner.dataset.class_names, probs_NC, pool.unlabelled_P)
+        now = predictions(learner, net, pool, self.listing.paths)
         with self.lock:
             self.predicted = now.after(self.predicted)
 
     # -- inside --
 
+    def _set_classes(self, classes: Sequence[str]) -> bool:
+        """Returns whether a new run begins, because the one before has trained on other classes."""
+        refuse_classes(classes)
+        begun = is_there(self.store.rounds_path)
+        self.settings = replace(self.settings, classes=tuple(classes))
+        self._begin_anew() if begun else write_settings(self.listing.folder, self.settings)
+        self._set_stale()
+        return begun
+
+    def _begin_anew(self) -> None:
+        """Begin another run, with all labels that are there."""
+        self.settings = next_run(self.settings)
+        write_settings(self.listing.folder, self.settings)
+        self._new_run, self._queue = True, []  # the new run asks for other images
+
     def _work(self) -> None:
         """Run the loop until it has ended. It begins again, and replays its records, where an answer has changed."""
         try:
-            while not self._closing:
-                store = self._begin()
-                with suppress(LabelsWanted):
-                    with store.at_work():
-                        loop.run(store.config, store)
-                    self._finished = True
-                    break
-        except UserError as error:
-            self.error = str(error)
-        except Exception as error:
-            if self._closing:  # Python is ending, and lets nobody begin anything
+            while not self._closing and not self._finished:
+                self._run()
+        except BaseException as error:
+            if self._closing or signals.asked_to_stop():  # Ctrl-C stops this thread, too
                 return
             log.exception("The run failed.")
             self.error = f"{error!r}; {self.store.folder}/run.log says where."
         with self.lock:
             self.lock.notify_all()
+
+    def _run(self) -> None:
+        """Run the loop until it has ended, waits for other answers than it has read, or has failed for want of some."""
+        store = self._begin()
+        try:
+            with suppress(LabelsWanted), store.at_work():
+                loop.run(store.config, store)
+                self._finished = True
+        except NoneUseful:
+            with self.lock:
+                if len(self.labels.current) < len(self.listing.images):
+                    self._begin_anew()  # other images are asked for
+                else:
+                    self._wait_for_another_answer("No image has a class, so there is nothing to train on.")
+        except UserError as error:
+            with self.lock:
+                self._wait_for_another_answer(str(error))
+
+    def _wait_for_another_answer(self, error: str) -> None:
+        """Tell the error until an answer or the classes have changed, which may mend it."""
+        self.error, self._mendable = error, True
+        self.lock.notify_all()
+        self.lock.wait_for(lambda: self._closing or self._stale or self._new_run)
+        self._mendable = False
 
     def _begin(self) -> RunStore:
         """The run folder of the current run. A new run begins with all labels that are there."""
@@ -307,9 +315,6 @@ class Session:
 
     def _n_left(self) -> int:
         return sum(item.path not in self.labels.current for item in self._queue)
-
-    def _n_tested(self) -> Counter[str]:
-        return Counter(label.answer for label in self.labels.current.values() if label.role == TEST)
 
     def _state(self, left: int) -> str:
         if self.error or self._finished:
@@ -327,20 +332,17 @@ class Session:
 
     def _note_change(self, path: str) -> None:
         if self._outstanding is None or path not in self._outstanding:
-            self._stale = True
+            self._set_stale()
+
+    def _set_stale(self) -> None:
+        self._stale = True
+        self.error = None if self._mendable else self.error
+        self.lock.notify_all()
 
     def _take_folders(self) -> None:
         for path, name in labelled_by_folder(self.listing, self.classes):
             if path not in self.labels.current:
                 self.labels.add(Label(path, name, self._role(path), self.listing.sha256(path), who=FOLDER))
-
-    def _test_items(self) -> list[Item]:
-        """The test images in a random order: they can be labelled while the others are decoded."""
-        paths, c = self.listing.paths, self.base
-        tested = draw_test(len(paths), c.dataset.test_fraction, c.seed).nonzero()[:, 0].tolist()
-        self._tested = {paths[i] for i in tested}
-        order = torch.randperm(len(tested), generator=rng.stream(c.seed, "queue")).tolist()
-        return [Item(paths[tested[i]], "", self.listing.folder / paths[tested[i]], TEST) for i in order]
 
     def _role(self, path: str) -> str:
         return TEST if path in self._tested else TRAIN

@@ -12,11 +12,13 @@ from al_bench import process
 from al_bench.errors import UserError, told
 from al_bench.files import accessible, is_there, write_atomically
 from al_bench.labelling import label_studio, links, tables
+from al_bench.labelling.advice import beside_random
 from al_bench.labelling.final import labelled, train
 from al_bench.labelling.images import home_of, list_images
 from al_bench.labelling.labels import SKIP, UNSURE
 from al_bench.labelling.options import class_names, read_with_settings
-from al_bench.labelling.session import Item, Session
+from al_bench.labelling.progress import Item
+from al_bench.labelling.session import Session
 from al_bench.labelling.settings import read_settings
 from al_bench.labelling.tables import path_cell
 from al_bench.text import one_line, printable
@@ -82,13 +84,13 @@ def chosen(options: argparse.Namespace) -> Batch:
         most = len(list_images(options.folder).images) // 4  # the pool of a small folder is small
         overrides.append(f"budget.query={max(1, min(options.n, most))}")
     with Session(options.folder, classes, overrides) as session:
-        for name in classes:
-            session.add_class(name)
         now = session.wait(chosen=True)
         if now.error:
             raise UserError(now.error)
         items, classes = session.next(options.n), session.classes
         notes = [*session.notes]
+        if session.predicted and session.predicted.picks:
+            notes.append(beside_random(session.predicted.picks))
     if not items:
         raise UserError(f"Nothing is left to label: the run is {now.state}. Next: al-bench finish {options.folder}")
     if len(items) < options.n:
