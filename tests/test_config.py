@@ -27,7 +27,8 @@ def test_every_file_of_conf_composes_into_the_schema(option):
     needs_root = option.startswith("experiment") or option in (
         "dataset=dogs_vs_cats", "dataset=features", "dataset=image_folder", "dataset=unlabelled"
     )  # fmt: skip
-    c = asked(option, *(["dataset.root=here"] if needs_root else []))
+    left = {"strategy=replay": ["strategy.study=here", "strategy.of=margin"]}.get(option, [])
+    c = asked(option, *left, *(["dataset.root=here"] if needs_root else []))
     assert isinstance(c, config.Config) and callable(load(c.strategy).function)
 
 
