@@ -194,10 +194,10 @@ def test_near_misses_of_what_was_typed():
     )
     assert near_misses(["trainer.bach_size=3"]).startswith("'trainer.bach_size': did you mean trainer.batch_size")
     assert near_misses(["strategy=entropy", "model.optimizer.lr=0.1", "model.options.depth=3"]) == ""
-    has = "has no strategy.btea: it has beta, candidates, how, members, passes, score."
+    has = "has no strategy.btea: it has beta, candidates, filter, how, members, passes, score."
     assert near_misses(["strategy=power_margin", "strategy.btea=2"]) == f"strategy=power_margin {has}"
     both = near_misses(["-m", "strategy=random,power_margin", "strategy.beta=2", "strategy.passes=3"])
-    assert both == "strategy=random has no strategy.beta: it has candidates, members, passes."
+    assert both == "strategy=random has no strategy.beta: it has candidates, filter, members, passes."
     assert near_misses(["strategy.beta=2", "strategy=random"]) == both  # the order of arguments does not matter
     assert near_misses(["experiment=gentle_introduction", "strategy.beta=2"]) == ""  # no argument names the strategy
     assert near_misses(["model=vit_tiny_patch16_224"]) == "Nets of timm: model=timm model.name=..."
