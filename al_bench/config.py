@@ -56,6 +56,7 @@ class DatasetConfig:
     max_pixels: int | None = None  # the most in one file; null: Pillow's limit, 89,478,485
     classes: list[str] | None = None  # that a person labels with, where the images have no labels
     known: int | None = None  # lines of labels.jsonl whose labels the run begins with, besides its initial set
+    jpeg_scaling: bool | None = None  # decode a large JPEG at a half, a quarter or an eighth; null: in full
     white: float | None = None  # the value of white in images of 16 or 32 bits or floats; null: as the file says
 
 

@@ -111,6 +111,8 @@ def begin(
     dataset, oracle = sources.load(c.dataset, source, c.seed, c.stressor, c.cache_dir, store.folder.parents[3])
     if c.oracle is Annotator.person:
         oracle = PersonOracle(c, dataset, source.files, partial(wait_for, store))
+        if store.person:
+            store.person.decoded(oracle.paths, dataset.images)
     check_budget(len(dataset.train_idx), c.budget)
     dataset = features.freeze(c, dataset) if c.model.mode is Mode.frozen else dataset
     learner = learner_of(c, dataset)

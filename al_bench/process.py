@@ -8,6 +8,8 @@ import threading
 import warnings
 from typing import NoReturn
 
+LOW = 10  # a priority; 0 is usual and 19 the lowest
+
 # Lightning's warnings that concern no run of ours: whole batches need no loader processes, torch deprecates a part that
 # Lightning uses, and a run is one process even where srun is installed. Matplotlib draws a box for each letter that its
 # font lacks. Hydra merges conf/hydra/launcher/ray.yaml into the Ray launcher's own settings, which have the same
@@ -57,6 +59,16 @@ def _keep_freed_memory() -> None:
     """
     _libc("mallopt", -3, 2**30)  # M_MMAP_THRESHOLD: blocks up to this size come from the heap
     _libc("mallopt", -1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap is not cut back below this
+
+
+def step_back() -> None:
+    """Let the calling thread, and all that it starts, compute only where no other thread of this process wants to.
+
+    On Linux alone: elsewhere a priority is that of the whole process.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(LOW, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def return_freed_memory() -> None:

@@ -1,5 +1,6 @@
 """A run that waits for the labels of a person. Nothing here imports torch."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from al_bench.records import RUNNING, WAITING
@@ -22,6 +23,9 @@ class Person(Protocol):
 
     def wait_for_labels(self, wanted: LabelsWanted) -> None:
         """Return when labels.jsonl has these labels. Raises LabelsWanted if it will not while this run lives."""
+
+    def decoded(self, paths: Sequence[str], images: Any) -> None:
+        """Called once the images are decoded. images: uint8 [N, channels, H, W], of these paths."""
 
     def trained(self, learner: Any, net: Any, pool: Any) -> None:
         """Called after each round's record is written, with what the round trained."""

@@ -52,7 +52,8 @@ def benchmarked(session: Session, *overrides: str) -> list[dict]:
     done = command(
         home, "dataset=image_folder", f"dataset.root={home}/photos", "dataset.name=photos", "model=pca", *SMALL,
         f"dataset.test_fraction={c.dataset.test_fraction!r}", f"strategy={c.strategy['name']}", "study=benchmark",
-        "budget.start=typiclust", "trainer.progress=false", cached(home), *overrides,
+        "budget.start=typiclust", "trainer.progress=false", "trainer.predict_batch_size=16",
+        "dataset.jpeg_scaling=true", cached(home), *overrides,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (found,) = (home / "results/benchmark").glob("*/*/*/*/seed=0")

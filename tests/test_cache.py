@@ -236,3 +236,29 @@ def test_features_of_another_backbone_or_of_other_weights_are_another_file(tmp_p
     assert (n, n_names, n_options, n_again, n_weights) == (1, 2, 3, 3, 4)
     assert torch.equal(first, again)
     assert not any(torch.equal(first, other) for other in (other_name, other_options, rewritten))
+
+
+def mapped_memory():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_array_is_not_held_in_memory_once_it_is_written_and_checked(tmp_path):
+    def fill(out):
+        out[:] = 7
+        return len(out), {}
+
+    def read_again():
+        cache._known_sound.clear()
+        return cached_array(str(tmp_path), {}, (1,), "uint8", fill)[0]
+
+    size, before = 200 << 20, mapped_memory()
+    array, _ = cached_array(str(tmp_path), {}, (200, 1 << 20), "uint8", fill)
+    assert mapped_memory() - before < size / 4
+    assert read_again().sum() == array.sum() == 7 * size
+    assert mapped_memory() - before > size / 2
+    cache.release_pages()
+    assert mapped_memory() - before < size / 4 and array[-1, -1] == 7
+    read_again()
+    assert mapped_memory() - before < size / 4

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import command
-from labelling import digits_in, opened, truth
+from labelling import CLASSES, digits_in, opened, truth
 
 from al_bench.labelling.advice import Picks, advise, beside_random
 from al_bench.labelling.answering import Answering
@@ -78,7 +78,13 @@ def test_the_page_tells_it_of_each_batch_that_a_net_has_chosen(tmp_path):
         found = session.predicted.picks
         assert found.n == len(batch) == 10 and found.error == pytest.approx(sum(errors) / 10, abs=6e-4)
         assert found.error > found.high and beside_random(found) in page.state()["advice"]
-        label(session, 10)
+        # An answer that the run has read is changed in the middle of a batch: the run begins again, the batch stays.
+        label(session, 4)
+        trained = next(line for line in session.labels.order() if line.role == "train")
+        session.answer(trained.path, next(name for name in CLASSES if name != trained.answer), seconds=0.5)
+        label(session, 2)
+        assert session.predicted.picks is found
+        label(session, 4)
         session.wait(60)
         assert session.predicted.picks is not found and session.predicted.picks.n == 10
 

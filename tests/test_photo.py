@@ -2,6 +2,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 from test_decode import BAD, SKIP, decoded, encoded, flat, grey, write
 from test_sources import loaded
 
+from al_bench.config import DatasetConfig
+from al_bench.data.photo import SharedLimit, square
 from al_bench.errors import UserError
 
 SIDE = 9400
@@ -241,3 +244,59 @@ def test_large_images_are_decoded_one_at_a_time_in_bounded_memory(tmp_path):
     )
     n, kibibytes = map(int, child.stdout.split())
     assert n == 2 and kibibytes * 1024 < 10 * SIDE**2, child.stderr
+
+
+def photograph(width, height, mode="RGB"):
+    """Waves of several lengths with noise, as an image of this mode."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    waves = [np.sin(x / (25 + 40 * i)) + np.cos(y / (90 - 20 * i)) for i in range(4)]
+    noise = np.random.default_rng(0).normal(0, 6, (height, width, 1))
+    pixels = (128 + 45 * np.stack(waves, 2) + noise).clip(0, 255).astype(np.uint8)
+    return {"RGB": Image.fromarray(pixels[..., :3]), "L": Image.fromarray(pixels[..., 0]),
+            "CMYK": Image.frombytes("CMYK", (width, height), pixels.tobytes())}[mode]  # fmt: skip
+
+
+def both_ways(content, tmp_path, size, **options):
+    """The image decoded in full, and with libjpeg's scaling, as numbers that may be subtracted."""
+    root = write(tmp_path / "in", {"image.jpg": content})
+    found = [decoded(root, tmp_path, size, jpeg_scaling=scaling, **options) for scaling in (None, True)]
+    assert all(notes["skipped"] == [] for _, notes in found)
+    return [pixels[0].astype(int) for pixels, _ in found]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("turn", [None, 6, 8, 2])
+def test_a_large_jpeg_is_decoded_at_the_scale_that_is_needed(mode, progressive, turn, tmp_path):
+    exif = Image.Exif()
+    if turn:
+        exif[0x0112] = turn
+    content = encoded(photograph(900, 680, mode), "jpeg", quality=90, progressive=progressive, exif=exif)
+    full, scaled = both_ways(content, tmp_path, 64)
+    assert 0 < abs(full - scaled).mean() < 1 and abs((full - scaled).mean()) < 0.5
+    assert abs(full[::-1] - scaled).mean() > 10  # a wrong turn would be seen
+
+
+@pytest.mark.parametrize("width, height, is_equal", [(191, 500, True), (500, 191, True), (192, 192, False)])
+def test_a_jpeg_that_is_not_three_times_as_large_is_decoded_in_full(width, height, is_equal, tmp_path):
+    content = encoded(photograph(width, height), "jpeg", quality=90)
+    full, scaled = both_ways(content, tmp_path, 64)
+    assert (full == scaled).all() == is_equal
+
+
+def test_other_formats_and_images_without_antialias_are_decoded_in_full(tmp_path):
+    for name, kind in (("a", "png"), ("b", "webp")):
+        full, scaled = both_ways(encoded(photograph(600, 500), kind), tmp_path / name, 64)
+        assert (full == scaled).all()
+    full, scaled = both_ways(encoded(photograph(600, 500), "jpeg"), tmp_path, 64, antialias=False)
+    assert (full == scaled).all()
+
+
+def test_scaling_a_jpeg_takes_less_time(tmp_path):
+    content = encoded(photograph(4000, 3000), "jpeg", quality=90)
+    took = {False: [], True: []}
+    for scaling in (False, True) * 3:
+        start = time.thread_time()
+        square(content, 64, DatasetConfig(jpeg_scaling=scaling), SharedLimit(1 << 30))
+        took[scaling].append(time.thread_time() - start)
+    assert min(took[True]) < 0.7 * min(took[False])

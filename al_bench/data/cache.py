@@ -4,8 +4,11 @@ import errno
 import hashlib
 import json
 import logging
+import mmap
 import os
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +28,10 @@ DAY = 24 * 60 * 60  # seconds
 
 # The files that this process has verified: their checksum, inode, size and times of change at that time
 _known_sound: dict[Path, tuple[str | int, ...]] = {}
+
+# The maps of all arrays that are in use
+_maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+_adding = threading.Lock()
 
 Shape = tuple[int, ...] | Callable[[], tuple[int, ...]]
 Fill = Callable[[np.ndarray], tuple[int, dict[str, Any]]]
@@ -71,9 +78,35 @@ def checksum(array: np.ndarray) -> str:
     """sha256 over the sha256 of each chunk, with one thread for each core that this process may use."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     parts = [flat[i : i + CHUNK] for i in range(0, len(flat), CHUNK)]
+
+    def digest(part: np.ndarray) -> bytes:
+        found = hashlib.sha256(part).digest()
+        release_pages()
+        return found
+
     with ThreadPoolExecutor(n_cores()) as threads:
-        digests = threads.map(lambda part: hashlib.sha256(part).digest(), parts)
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+        digests = threads.map(digest, parts)
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def release_pages() -> None:
+    """Give the memory of all mapped arrays back to the system. What is read again comes from its cache of files.
+
+    The system would take the memory back by itself only where it runs short, so a process that has read all of a large
+    array seems to need as much memory.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        with _adding:
+            maps = [*_maps]
+        for each in maps:
+            each.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapped(*arguments: Any, **options: Any) -> np.memmap:
+    array = np.memmap(*arguments, **options)
+    with _adding:
+        _maps.add(array.base)
+    return array
 
 
 def _read_unlocked(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
@@ -97,7 +130,7 @@ def _verified(data: Path, meta: Path) -> tuple[np.ndarray, dict[str, Any]] | Non
     try:
         facts = json.loads(meta.read_text())
         if facts.pop("seal") == _seal(facts):
-            array = np.memmap(data, dtype=facts["dtype"], mode="c", shape=tuple(facts["shape"]))
+            array = _mapped(data, dtype=facts["dtype"], mode="c", shape=tuple(facts["shape"]))
             info, expected = data.stat(), facts["notes"]["checksum"]
             state = (expected, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
             # A file verified before is not read again: in a sweep that would be gigabytes for each run.
@@ -120,7 +153,7 @@ def _write(data: Path, meta: Path, key: dict[str, Any], shape: tuple[int, ...], 
                 os.posix_fallocate(file.fileno(), 0, shape[0] * row_bytes)
             else:
                 file.truncate(shape[0] * row_bytes)
-        out = np.memmap(part, dtype=dtype, mode="r+", shape=shape)
+        out = _mapped(part, dtype=dtype, mode="r+", shape=shape)
         rows, notes = fill(out)
         out.flush()
         notes = {**notes, "checksum": checksum(out[:rows])}

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from al_bench import signals
 from al_bench.config import DatasetConfig, OnBadImage
-from al_bench.data.cache import cached_array
+from al_bench.data.cache import cached_array, release_pages
 from al_bench.data.files import LARGEST_FILE, ImageFiles
 from al_bench.data.photo import SharedLimit, return_freed_memory, square, why_bad
 from al_bench.errors import UserError
@@ -26,6 +26,7 @@ from al_bench.text import one_line
 
 LISTED = 20  # faulty files that a message names
 MOST_PIXELS = 1 << 27  # decoded at once by all threads; each takes up to eight bytes
+AT_ONCE = 500  # files after which the memory of the decoded images is given back
 PIXEL_BYTES = 8  # the most that a pixel takes in a file: four channels of 16 bits
 
 
@@ -45,7 +46,7 @@ def decode(files: ImageFiles, size: int, c: DatasetConfig, cache_dir: str) -> tu
         "white": c.white,
         "max_pixels": c.max_pixels,
         "decoder": 3,
-    }
+    } | ({"jpeg_scaling": True} if c.jpeg_scaling else {})
     fill = partial(_decode_all, files, size, c)
     return cached_array(cache_dir, key, (len(files.names), size, size, 3), "uint8", fill)
 
@@ -76,6 +77,7 @@ def decode_into(out: np.ndarray, files: ImageFiles, size: int, c: DatasetConfig)
     """Decode each file into its row of `out`, uint8 [N, size, size, 3], in parallel. Unsound files have a fault."""
     largest = max(LARGEST_FILE, PIXEL_BYTES * (c.max_pixels or 0))
     contents, pixels, names = SharedLimit(LARGEST_FILE), SharedLimit(MOST_PIXELS), files.names
+    seen: list[Decoded] = []
 
     def one(row: int) -> Decoded:
         signals.stop_if_asked()
@@ -85,14 +87,17 @@ def decode_into(out: np.ndarray, files: ImageFiles, size: int, c: DatasetConfig)
                 raise ValueError(f"{files.sizes[name]:,} bytes, too large for a photograph")
             with contents.taken(files.sizes[name]):
                 content = files.read(name)
-                out[row], peak = square(content, size, c.antialias, c.white, pixels)
+                out[row], peak = square(content, size, c, pixels)
             return Decoded(hashlib.blake2b(content, digest_size=16).digest(), peak)
         except Exception as error:  # a broken file can make a decoder raise anything; the message names the file
             return Decoded(fault=why_bad(content, error, Image.MAX_IMAGE_PIXELS))
 
     with _pixel_limit(c.max_pixels), ThreadPoolExecutor(n_cores()) as threads:
         rows = threads.map(one, range(len(out)))
-        seen = list(track(rows, "Decoding images", total=len(out), disable=not sys.stdout.isatty(), transient=True))
+        for found in track(rows, "Decoding images", total=len(out), disable=not sys.stdout.isatty(), transient=True):
+            seen.append(found)
+            if len(seen) % AT_ONCE == 0:
+                release_pages()
     return_freed_memory()
     return seen
 

@@ -23,7 +23,8 @@ from al_bench.errors import UserError
 from al_bench.text import in_a_line, one_line
 
 ARRAYS = ("features", "labels", "class_names", "is_test", "names", "images")
-OF_IMAGES = ("image_size", "on_bad_image", "antialias", "mean", "std", "max_pixels", "white")  # keys of dataset
+# Keys of dataset
+OF_IMAGES = ("image_size", "on_bad_image", "antialias", "mean", "std", "max_pixels", "jpeg_scaling", "white")
 LARGEST = 1e12  # a number of the features: the sum of the squares of a column stays a number in float32
 HOW_TO_SAVE = "np.savez('x.npz', features=features, labels=labels) writes such a file."
 

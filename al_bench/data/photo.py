@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import math
 import re
 import sys
 import threading
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError, features
+
+from al_bench.config import DatasetConfig
 
 # Not EPS, which starts Ghostscript, and no format that only calls another program. TGA has no signature: it is last.
 FORMATS = (
@@ -42,6 +45,7 @@ ORIENTATION, BITS, SAMPLE_FORMAT, HIGHEST, HIGHEST_SIGNED = 0x0112, 258, 339, 28
 FULL_16 = 65535
 LARGE = 1 << 24  # pixels
 STRIP = 1 << 20  # pixels converted at once: whole copies of a large image would take more memory than the image
+SPARE = 1.5  # a scaled JPEG stays this many times larger than needed: libjpeg's scaling aliases more than `resize`
 SLACK = 1e-3  # share of white by which a float image may lie outside 0 to white, for rounding
 
 
@@ -66,19 +70,27 @@ class SharedLimit:
                 self.changed.notify_all()
 
 
-def square(
-    content: bytes, size: int, antialias: bool, white: float | None, limit: SharedLimit
-) -> tuple[np.ndarray, int | None]:
+def square(content: bytes, size: int, c: DatasetConfig, limit: SharedLimit) -> tuple[np.ndarray, int | None]:
     """uint8 [size, size, 3] of a file's content, and the peak of `upright_rgb`. limit: on pixels decoded at once."""
     image = opened(content)
-    n = image.width * image.height
+    n = image.width * image.height  # also of a scaled JPEG: a progressive one is held in full while it is decoded
+    if c.jpeg_scaling and c.antialias:  # without antialias only four pixels count, and scaling averages more
+        scale_jpeg(image, (math.ceil(SPARE * size),) * 2)
     with limit.taken(n):
-        image, peak = upright_rgb(image, content, white)
-        pixels = resize(image, size, antialias)
+        image, peak = upright_rgb(image, content, c.white)
+        pixels = resize(image, size, c.antialias)
         del image
         if n > LARGE:
             return_freed_memory()
     return pixels, peak
+
+
+def scale_jpeg(image: Image.Image, needed: tuple[int, int]) -> None:
+    """Let libjpeg decode at a half, a quarter or an eighth, not below the needed (width, height). To call before load.
+
+    A JPEG that is not twice as large on both sides, and any other image, stays as it is.
+    """
+    image.draft(None, needed)
 
 
 def return_freed_memory() -> None:

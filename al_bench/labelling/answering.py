@@ -49,7 +49,7 @@ class Answering:
             "advice": advise(now.accuracy, now.seconds, now.images - now.labelled, now.flipped, picks).text,
             "classes": [{"name": c, "text": one_line(c), "n": now.counts.get(c, 0)} for c in session.classes],
             "finish": one_line(f"al-bench finish {shlex.quote(str(session.listing.folder))}"),
-            "notes": [one_line(note) for note in session.notes],
+            "notes": [one_line(note) for note in (*session.notes, *session.copies.told())],
         }  # fmt: skip
 
     def next(self, first: list[int]) -> dict[str, Any]:

@@ -9,14 +9,14 @@ import webbrowser
 from collections.abc import Sequence
 
 from al_bench import process, signals
-from al_bench.errors import told
+from al_bench.errors import UserError, told
 from al_bench.labelling.growth import take_in_new
 from al_bench.labelling.images import labelled_by_folder
 from al_bench.labelling.labels import locked
 from al_bench.labelling.options import class_names, read_with_settings
 from al_bench.labelling.server import served
 from al_bench.labelling.session import Session
-from al_bench.text import printable
+from al_bench.text import one_line, printable
 
 LOOK = 0.5  # seconds between two looks at whether the program is to stop
 
@@ -69,7 +69,7 @@ def without_class(options: argparse.Namespace) -> str:
     session = opened(options)
     with locked(session.home):
         session.labels.read_again()
-        return session.remove_class(options.remove_class)
+        return remove_class(session, options.remove_class)
 
 
 def folders_named_like_classes(session: Session) -> list[str]:
@@ -99,3 +99,16 @@ def label(session: Session, options: argparse.Namespace) -> None:
                 f"Go on: al-bench label {folder}\nOr end: al-bench finish {folder}",
                 flush=True,
             )  # fmt: skip
+
+
+def remove_class(session: Session, name: str) -> str:
+    """Remove a class that no image has. Returns a sentence. Raises UserError."""
+    with session.lock:
+        if name not in session.classes:
+            raise UserError(f"{one_line(name)} is none of the classes: {', '.join(map(one_line, session.classes))}.")
+        if n := sum(label.answer == name for label in session.labels.current.values()):
+            raise UserError(
+                f"{n:,} images are labelled {one_line(name)}. Give them other answers first: al-bench ingest."
+            )
+        begun = session.set_classes([other for other in session.classes if other != name])
+        return f"The class {one_line(name)} is removed.{' A new run begins. All labels are kept.' if begun else ''}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from al_bench.data.photo import ORIENTATION, opened, upright_rgb, why_bad
+from al_bench.data.photo import ORIENTATION, opened, scale_jpeg, upright_rgb, why_bad
 from al_bench.errors import UserError
 from al_bench.text import one_line
 
@@ -74,7 +74,7 @@ def displayed(content: bytes) -> Displayed:
         return Displayed(content, AS_IT_IS[image.format])
     share = min(1.0, SIDE / max(image.size))
     target = (max(1, round(image.width * share)), max(1, round(image.height * share)))
-    image.draft(None, target)  # libjpeg decodes at a half, a quarter or an eighth, never below the target
+    scale_jpeg(image, target)
     rgb = _stretched(image) if image.mode[0] in "IF" else upright_rgb(image, content, None)[0]
     rgb.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
     file = io.BytesIO()

@@ -113,7 +113,8 @@ def benchmark(found: Labelled, out: Path) -> str | None:
     ]
     words = [
         "al-bench", "-m", "dataset=image_folder", f"dataset.root={plain(str((out / 'classes').absolute()))}",
-        f"dataset.name={plain(found.listing.folder.name)}", "dataset.on_bad_image=skip", *carried,
+        f"dataset.name={plain(found.listing.folder.name)}", "dataset.on_bad_image=skip",
+        f"dataset.jpeg_scaling={str(bool(found.config.dataset.jpeg_scaling)).lower()}", *carried,
         f"strategy={','.join(strategies)}", "seed=range(7)", f"budget.initial={query}", f"budget.query={query}",
         f"budget.rounds={rounds}", f"results_dir={plain(str(found.home))}", "study=benchmark",
     ]  # fmt: skip

@@ -21,6 +21,7 @@ from al_bench.records import split_lines
 from al_bench.text import one_line
 
 SKIP, UNSURE = "skip", "unsure"  # answers that name no class: the image leaves the pool and is not trained on
+FOLDER, PROGRAM = "folder", "al-bench"  # who labelled: sub-folders named like classes; al_bench, for a lost file
 TEST, VALIDATION, TRAIN = ROLES = "test", "validation", "train"
 
 

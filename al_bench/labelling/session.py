@@ -12,14 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from al_bench import loop, process, signals
+from al_bench import process, signals
 from al_bench.data.pool import NoneUseful
 from al_bench.errors import UserError
 from al_bench.files import is_there
 from al_bench.labelling import labels as answers
 from al_bench.labelling.advice import measured, weak_classes
+from al_bench.labelling.copies import Copies
 from al_bench.labelling.images import LABELS, home_of, labelled_by_folder, list_images, refuse_classes, test_images
-from al_bench.labelling.labels import SKIP, TEST, TRAIN, UNSURE, Label, Labels
+from al_bench.labelling.labels import FOLDER, PROGRAM, SKIP, TEST, TRAIN, UNSURE, Label, Labels
 from al_bench.labelling.predicted import Predicted, predictions
 from al_bench.labelling.progress import Item, Progress, pace, queue_of, tested
 from al_bench.labelling.settings import composed, for_model, next_run, of_run, settings_of, write_settings
@@ -28,8 +29,6 @@ from al_bench.text import one_line
 from al_bench.waiting import LabelsWanted
 
 log = logging.getLogger("al_bench")
-
-FOLDER, PROGRAM = "folder", "al-bench"  # who labelled: sub-folders named like classes; al_bench, for a lost file
 
 
 class Session:
@@ -50,6 +49,8 @@ class Session:
         self.settings, more = for_model(self.settings, self.base.model.name)
         self.notes = (*said, *more, *self.listing.notes, *made.notes)
         self.labels = Labels(self.home / LABELS)
+        self.copies = Copies(self.labels, self.listing)
+        self.decoded = self.copies.find
         self.lock = threading.Condition(threading.RLock())
         self.error: str | None = None
         self.predicted: Predicted | None = None
@@ -98,7 +99,7 @@ class Session:
         with self.lock:
             if name in self.classes:
                 return None
-            begun = self._set_classes([*self.classes, name])
+            begun = self.set_classes([*self.classes, name])
             return f"With the class {one_line(name)} a new run begins. All labels are kept." if begun else None
 
     def add_classes(self, names: Sequence[str]) -> list[str]:
@@ -111,17 +112,14 @@ class Session:
                 said.append(f"Classes that were not named stay: {', '.join(others)}. --remove-class takes one away.")
             return said
 
-    def remove_class(self, name: str) -> str:
-        """Remove a class that no image has. Returns a sentence. Raises UserError."""
-        with self.lock:
-            if name not in self.classes:
-                raise UserError(f"{one_line(name)} is none of the classes: {', '.join(map(one_line, self.classes))}.")
-            if n := sum(label.answer == name for label in self.labels.current.values()):
-                raise UserError(
-                    f"{n:,} images are labelled {one_line(name)}. Give them other answers first: al-bench ingest."
-                )
-            begun = self._set_classes([other for other in self.classes if other != name])
-            return f"The class {one_line(name)} is removed.{' A new run begins. All labels are kept.' if begun else ''}"
+    def set_classes(self, classes: Sequence[str]) -> bool:
+        """Returns whether a new run begins, because the one before has trained on other classes. Raises UserError."""
+        refuse_classes(classes)
+        begun = is_there(self.store.rounds_path)
+        self.settings = replace(self.settings, classes=tuple(classes))
+        self._begin_anew() if begun else write_settings(self.listing.folder, self.settings)
+        self._set_stale()
+        return begun
 
     # -- items and answers --
 
@@ -134,7 +132,7 @@ class Session:
             wanted = [item for item in self._queue if item.path not in self.labels.current]
             wanted.sort(key=lambda item: item.path not in first)  # stable
             found = []
-            for item in wanted:
+            for item in self.copies.once(wanted):
                 if len(found) == n:
                     break
                 try:
@@ -174,6 +172,7 @@ class Session:
             self._note_change(last.path)
             item = Item(last.path, last.sha256 or "", self.listing.file(last.path), last.role, last.round, last.rank)
             self._queue = [item, *(other for other in self._queue if other.path != item.path)]
+            self._follow()
             return item
 
     def item(self, path: str) -> Item:
@@ -229,6 +228,7 @@ class Session:
         with self.lock:
             self._queue = queue_of(wanted, self.listing.file)
             self._outstanding, self._waited = set(wanted.roles), True
+            self._follow()
             if wanted.round == 0:  # only the classes have been read so far
                 self._stale = self.classes != self._run_classes
             elif self.predicted:
@@ -249,15 +249,6 @@ class Session:
 
     # -- inside --
 
-    def _set_classes(self, classes: Sequence[str]) -> bool:
-        """Returns whether a new run begins, because the one before has trained on other classes."""
-        refuse_classes(classes)
-        begun = is_there(self.store.rounds_path)
-        self.settings = replace(self.settings, classes=tuple(classes))
-        self._begin_anew() if begun else write_settings(self.listing.folder, self.settings)
-        self._set_stale()
-        return begun
-
     def _begin_anew(self) -> None:
         """Begin another run, with all labels that are there."""
         self.settings = next_run(self.settings)
@@ -267,6 +258,7 @@ class Session:
     def _work(self) -> None:
         """Run the loop until it has ended. It begins again, and replays its records, where an answer has changed."""
         try:
+            process.step_back()  # a key is answered first
             while not self._closing and not self._finished:
                 self._run()
         except BaseException as error:
@@ -279,6 +271,9 @@ class Session:
 
     def _run(self) -> None:
         """Run the loop until it has ended, waits for other answers than it has read, or has failed for want of some."""
+        from al_bench import loop  # Lightning takes seconds to import, and the page is there before
+
+        process.prepare()  # again: Lightning sets its own log levels
         store = self._begin()
         try:
             with suppress(LabelsWanted), store.at_work():
@@ -327,8 +322,13 @@ class Session:
         before = self.labels.add(label, correct_test)
         if before:
             self._note_change(label.path)
+        self._follow()
         self.lock.notify_all()
         return before
+
+    def _follow(self) -> None:
+        for path in self.copies.follow(self._queue):
+            self._note_change(path)
 
     def _note_change(self, path: str) -> None:
         if self._outstanding is None or path not in self._outstanding:

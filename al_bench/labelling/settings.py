@@ -16,7 +16,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from timm.models import get_pretrained_cfg
 
 from al_bench import arguments, config, hints
 from al_bench.config import Config
@@ -37,6 +36,7 @@ HUB_FILE = "model.safetensors"  # of weights, in a repository of timm's
 DEFAULTS = {
     "dataset": "unlabelled", "strategy": "uncertainty_herding", "budget.start": "typiclust", "budget.rounds": "null",
     "trainer.progress": "false",
+    "trainer.predict_batch_size": "16",  # more need gigabytes with a backbone, and are no faster on a CPU
 }  # fmt: skip
 FROZEN = {"model": "timm", "model.name": BACKBONE, "model.mode": "frozen", "model.head": "logistic"}
 PATHS = ("model.weights", "features.weights", "cache_dir", "results_dir")  # settings that name a file or a folder
@@ -210,6 +210,8 @@ def _model(given: dict[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
 
 def hub_name(name: str) -> str | None:
     """The repository of a timm model's weights, or None."""
+    from timm.models import get_pretrained_cfg  # takes seconds to import, and few commands need it
+
     cfg = None if ":" in name else get_pretrained_cfg(name)
     return (cfg and cfg.hf_hub_id) or None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig
 from al_bench.data import Dataset
-from al_bench.data.cache import cached_array
+from al_bench.data.cache import cached_array, release_pages
 from al_bench.errors import UserError
 from al_bench.models import contract, hardware
 from al_bench.models.learner import Learner
@@ -24,6 +24,7 @@ from al_bench.models.nets import weights_version
 
 log = logging.getLogger("al_bench")
 
+AT_ONCE = 8  # batches of images after which their memory is given back
 PCA_HEAD = "al_bench.models.nets.pca_head"  # the target of model=pca
 
 
@@ -60,7 +61,9 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
 
     def fill(out: Any) -> tuple[int, dict[str, Any]]:
         log.info(f"Computing the features of {n:,} images by {m.name}, once.")
-        out[:] = learner.predict(net(), torch.arange(n), embeddings=True).emb_PD.numpy()
+        for rows in torch.arange(n).split(c.trainer.predict_batch_size * AT_ONCE):
+            out[rows.numpy()] = learner.predict(net(), rows, embeddings=True).emb_PD.numpy()
+            release_pages()
         return n, {}
 
     features, notes = cached_array(c.cache_dir, key, lambda: (n, net().net.head_hidden_size), "float32", fill)
