@@ -120,8 +120,8 @@ def overview(dataset: str) -> str:
     targets = {budget: r["target"] for budget, r in of_random.items() if pd.notna(r["target"])}
     full = rounds["high"][rounds["high"]["budget"] == "full"]
     words = (
-        f"random: its mean accuracy over the labels (with all {full['n_labelled'].max():,} labels, in the same "
-        f"{full['steps'].max()} steps: {full['accuracy'].mean():.1f}%). The others, the best on average first, "
+        f"random: its mean accuracy over the labels (with all {full['n_labelled'].max():,} labels "
+        f"{full['accuracy'].mean():.1f}%). The others, the best on average first, "
         "and last those that were not run with every budget: points "
         "more than that, paired by seed, with 95% intervals that hold for all strategies of the column at once; bold: "
         "significant by the same test (step-down max-T). Then the share of random's labels saved (negative: it takes "
