@@ -2,8 +2,8 @@
 
     python scripts/frozen_features.py --cifar10 FOLDER --dogs-vs-cats train.zip [--weights FILE]
 
-FOLDER holds CIFAR-10 as images, train/<class>/ and test/<class>/. It takes some five hours of one core, and half an
-hour for the features. The same command continues after a stop. Writes results/frozen_features/ and its parts of
+FOLDER holds CIFAR-10 as images, train/<class>/ and test/<class>/. It takes some two and a half hours of one core, and
+half an hour for the features. The same command continues after a stop. Writes results/frozen_features/ and its parts of
 README.md and results/README.md.
 """
 
@@ -122,8 +122,8 @@ def overview(dataset: str) -> str:
     targets = {budget: r["target"] for budget, r in of_random.items() if pd.notna(r["target"])}
     full = rounds["high"][rounds["high"]["budget"] == "full"]
     words = (
-        f"random: its mean accuracy over the labels (with all {full['n_labelled'].max():,} labels, in the same "
-        f"{full['steps'].max()} steps: {full['accuracy'].mean():.1f}%). The others, the best on average first, "
+        f"random: its mean accuracy over the labels (with all {full['n_labelled'].max():,} labels "
+        f"{full['accuracy'].mean():.1f}%). The others, the best on average first, "
         "and last those that were not run with every budget: points "
         "more than that, paired by seed, with 95% intervals that hold for all strategies of the column at once; bold: "
         "significant by the same test (step-down max-T). Then the share of random's labels saved (negative: it takes "
@@ -193,10 +193,13 @@ def cell(summary: pd.DataFrame, name: str) -> str:
 def what_a_target_decides(rounds: dict[str, pd.DataFrame], targets: dict[str, float], best: str) -> str:
     """In words: labels saved at the last budget to its target, and at the last two to the target of the one before."""
     *_, (before, lower), (last, target) = targets.items()
-    at_target, at_lower, at_before = (
-        f"{100 * published.savings(rounds[budget], best, t).savings[0]:.0f}% on the way to {t:.0%}"
-        for budget, t in ((last, target), (last, lower), (before, lower))
-    )
+
+    def saved(budget: str, t: float) -> str:
+        e = published.savings(rounds[budget], best, t)
+        share = f"{100 * e.savings[0]:.0f}%" if e else "no countable share (most initial sets reach it)"
+        return f"{share} on the way to {t:.0%}"
+
+    at_target, at_lower, at_before = saved(last, target), saved(last, lower), saved(before, lower)
     initial = {budget: rounds[budget]["n_labelled"].min() for budget in (before, last)}
     return (
         "A target is the highest whole per cent that random reaches with every seed, so it is known only afterwards; "

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import check_results
+import numpy as np
 import pandas as pd
 
 from al_bench.analysis import compare, figures, notes, report, stats, tables, verdict
@@ -110,10 +111,13 @@ def gain(area: Sequence[float], saved: Sequence[float] | None, significant: bool
     return words
 
 
-def savings(rounds: pd.DataFrame, name: str, target: float) -> Efficiency:
+def savings(rounds: pd.DataFrame, name: str, target: float) -> Efficiency | None:
+    """As in a report: without the seeds whose initial set reaches the target, and None if these are more than half."""
     labels_R, curve = check_results.curves(rounds, (RANDOM, name))
-    reached = (stats.labels_to(100 * target, labels_R, accuracy_SR, "envelope") for accuracy_SR in curve.values())
-    return stats.efficiency(*reached)
+    fair_S = np.stack([accuracy_SR[:, 0] for accuracy_SR in curve.values()]).max(0) < 100 * target
+    if fair_S.mean() < 0.5:
+        return None
+    return stats.efficiency(*(stats.labels_to(100 * target, labels_R, a[fair_S], "envelope") for a in curve.values()))
 
 
 def fill(path: Path, **parts: str) -> None:
@@ -183,7 +187,9 @@ def cost(run: Run) -> dict[str, float]:
     began, ended = (datetime.fromisoformat(t) for t in (run.info["starts"][-1]["time"], run.info["ended"]))
     taken = lines[0]["seconds"].get(SHARED_FIT, 0.0) if run.fit_from else 0.0
     in_one_go = len(run.info["starts"]) == 1
-    whole = (ended - began).total_seconds() + taken if in_one_go else sum(seconds.values())
+    parts = sum(seconds.values())
+    # Start and end are noted in whole seconds, and a run may take less than one.
+    whole = max((ended - began).total_seconds() + taken, parts) if in_one_go else parts
     return {
         "trained": sum(r["steps"] * (members if r in queries else 1) * batch(r) for r in lines),
         "predicted": sum(r["n_candidates"] * times + r["n_labelled"] * of_labelled for r in queries)
@@ -194,5 +200,5 @@ def cost(run: Run) -> dict[str, float]:
         "select": seconds["select"],
         "whole": whole,
         "taken": taken,
-        "outside": 1 - sum(seconds.values()) / whole,
+        "outside": 1 - parts / whole,
     }
