@@ -1,6 +1,7 @@
 """Near-duplicates: which images are the same picture, and that a person is asked for it once."""
 
 import io
+import sys
 import zipfile
 from collections import Counter
 
@@ -11,7 +12,10 @@ from conftest import lines_of
 from labelling import benchmarked, digits_in, label_all, opened, truth
 from PIL import Image
 from sklearn.datasets import load_digits
+from test_cache import mapped_memory
 
+from al_bench.data.cache import cached_array, release_pages
+from al_bench.labelling import copies
 from al_bench.labelling.copies import original_of, same_rows
 from al_bench.labelling.labels import read_lines
 
@@ -209,3 +213,19 @@ def test_digits_are_all_asked_for(tmp_path):
     with opened(tmp_path) as session:
         asked_by(session)
         assert session.copies.groups == {} and session.copies.told() == ()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_comparing_mapped_images_holds_few_of_them_in_memory(tmp_path):
+    def fill(out):
+        for i in range(0, len(out), 50):
+            out[i : i + 50] = np.random.default_rng(i).integers(0, 255, (50, *out.shape[1:]), dtype=np.uint8)
+        return len(out), {}
+
+    shape, held = (1500, 224, 224, 3), []
+    pixels, _ = cached_array(str(tmp_path), {}, shape, "uint8", fill)
+    images, before = torch.from_numpy(pixels).permute(0, 3, 1, 2), mapped_memory()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copies, "release_pages", lambda: held.append(mapped_memory()) or release_pages())
+        copies.same_rows(images)
+    assert len(held) == -(-shape[0] // copies.AT_ONCE) and max(held) - before < pixels.nbytes / 4

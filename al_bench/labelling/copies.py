@@ -38,7 +38,6 @@ def same_pictures(paths: Sequence[str], images: Tensor) -> dict[str, list[str]]:
 def same_rows(images: Tensor) -> list[list[int]]:
     """Groups of rows that show the same picture as the first of them. images: uint8 [N, channels, H, W]."""
     grey_NSS = np.concatenate([_grey(images[i : i + AT_ONCE]) for i in range(0, len(images), AT_ONCE)])
-    release_pages()
     contrast_N = grey_NSS.std((1, 2))
     kept = np.flatnonzero(contrast_N >= FLAT)
     if not len(kept):
@@ -65,6 +64,7 @@ def _grey(images_BCHW: Tensor) -> np.ndarray:
     """[B, S, S], float32"""
     side = min(SIDE, images_BCHW.shape[-1])
     small = F.interpolate(images_BCHW.float(), (side, side), mode="area")
+    release_pages()
     return (small[:, 0] if len(small[0]) == 1 else torch.einsum("bchw,c->bhw", small, torch.tensor(GREY))).numpy()
 
 

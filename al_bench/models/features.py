@@ -24,7 +24,7 @@ from al_bench.models.nets import weights_version
 
 log = logging.getLogger("al_bench")
 
-AT_ONCE = 8  # batches of images after which their memory is given back
+AT_ONCE = 2048  # images after which their memory is given back
 PCA_HEAD = "al_bench.models.nets.pca_head"  # the target of model=pca
 
 
@@ -61,7 +61,8 @@ def freeze(c: Config, dataset: Dataset) -> Dataset:
 
     def fill(out: Any) -> tuple[int, dict[str, Any]]:
         log.info(f"Computing the features of {n:,} images by {m.name}, once.")
-        for rows in torch.arange(n).split(c.trainer.predict_batch_size * AT_ONCE):
+        batch = c.trainer.predict_batch_size
+        for rows in torch.arange(n).split(batch * max(1, AT_ONCE // batch)):  # whole batches, as if all were predicted
             out[rows.numpy()] = learner.predict(net(), rows, embeddings=True).emb_PD.numpy()
             release_pages()
         return n, {}
