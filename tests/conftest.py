@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 
 from al_bench import config, loop, process, signals
 from al_bench.models import first_fit
+from al_bench.models.hardware import ALL_THREADS
 from al_bench.models.learner import Learner
 from al_bench.options import conf_dir
 from al_bench.store import RunStore
@@ -123,6 +124,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)  # on a busy machine threads wait for each other after every tiny layer
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def all_threads() -> None:
+    """As in a process of its own, which records of this one are compared with: a run sets the number of threads."""
+    torch.set_num_threads(ALL_THREADS)
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def test_ctrl_c_in_the_midst_of_an_import_has_the_same_exit_code(tmp_path):
         ("seed=abc", "Value 'abc' of type 'str' could not be converted to Integer"),
         ("trainer.start=bst", "Invalid value 'bst', expected one of [fresh, previous, best]"),
         ("seed=-1", "al_bench: seed=-1: 0 or more"),
-        ("budget=50", "al_bench: budget=50: budget is one of default, full, "),
+        ("budget=50", "al_bench: budget=50: budget is one of cifar10_resnet18, default, full, "),
         ("budget.initial=0", "al_bench: budget.initial=0: 1 or more label"),
         ("dataset=dogs_vs_cats", "al_bench: dataset.root is not set."),
         ("strategy.tempo=2", "Key 'tempo' is not in struct"),
@@ -189,7 +189,7 @@ def test_help_and_the_configuration_are_shown_alike_by_both_commands(tmp_path):
         assert module.returncode == 0 and module.stderr == ""
         console = subprocess.run([script, ask], cwd=tmp_path, capture_output=True, text=True)
         assert console.stdout == command(tmp_path, ask).stdout == module.stdout
-    assert "budget: default, full, gentle_introduction" in command(tmp_path, "--help").stdout
+    assert "budget: cifar10_resnet18, default, full, gentle_introduction" in command(tmp_path, "--help").stdout
     assert list(tmp_path.iterdir()) == []
 
 

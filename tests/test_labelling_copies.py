@@ -19,6 +19,8 @@ from al_bench.labelling import copies
 from al_bench.labelling.copies import original_of, same_rows
 from al_bench.labelling.labels import read_lines
 
+pytestmark = pytest.mark.usefixtures("all_threads")
+
 CLASSES = ("c0", "c1")
 SMALL = ("dataset.image_size=32", "budget.initial=10", "budget.query=5", "budget.rounds=2")
 

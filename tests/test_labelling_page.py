@@ -26,6 +26,8 @@ from al_bench.labelling.labels import read_lines
 from al_bench.labelling.server import Server, served
 from al_bench.records import RoundRecord
 
+pytestmark = pytest.mark.usefixtures("all_threads")
+
 
 @pytest.fixture
 def folder(tmp_path):

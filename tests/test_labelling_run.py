@@ -15,6 +15,8 @@ from al_bench.labelling.labels import SKIP, UNSURE, Label, Labels
 from al_bench.store import RunStore
 from al_bench.waiting import LabelsWanted
 
+pytestmark = pytest.mark.usefixtures("all_threads")
+
 
 @pytest.fixture
 def photos(tmp_path):

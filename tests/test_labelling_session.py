@@ -15,6 +15,8 @@ from al_bench.labelling.command import folders_named_like_classes, remove_class
 from al_bench.labelling.labels import SKIP, UNSURE, ChangesTestLabel
 from al_bench.labelling.session import Session
 
+pytestmark = pytest.mark.usefixtures("all_threads")
+
 
 @pytest.fixture
 def folder(tmp_path):

@@ -434,7 +434,7 @@ def test_the_articles_page_opens_with_the_answer_of_the_last_planned_look(tmp_pa
     write_run(runs, "random", 0, state="interrupted", study="another")
     run_seeds([0], 0.1)
     gentle_introduction.write_trained()
-    assert "trained to the end? Not answered yet: the first 2 seeds are running." in page.read_text()
+    assert "trained to the end? Not answered yet: no planned number of seeds is finished." in page.read_text()
     run_seeds([1, 2, 3], 0.1)
     gentle_introduction.write_trained()
     text = page.read_text()
