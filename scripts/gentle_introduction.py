@@ -127,7 +127,7 @@ def write_trained() -> None:
         published.fill(OUT / "README.md", answer=answer(c))
     else:
         published.fill(
-            OUT / "README.md", answer=f"{QUESTION} Not answered yet: the first {LOOKS[0]} seeds are running."
+            OUT / "README.md", answer=f"{QUESTION} Not answered yet: no planned number of seeds is finished."
         )
 
 
