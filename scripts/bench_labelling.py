@@ -126,7 +126,7 @@ def labelling(folder: Path, *overrides: str) -> Iterator[Command]:
     try:
         yield command
     finally:
-        command.process.terminate()
+        command.process.kill()  # it may be killed at any time, and would finish a part of its work first
         command.process.wait()
 
 
