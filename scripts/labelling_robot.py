@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -109,7 +108,7 @@ def surroundings(cache: Path) -> dict[str, str]:
 
 @contextmanager
 def labelling(home: Path, classes: list[str], overrides: list[str]) -> Iterator[str]:
-    """`al-bench label` at work. Yields the address of its page; Ctrl-C ends it."""
+    """`al-bench label` at work. Yields the address of its page; it is ended afterwards."""
     start = [sys.executable, "-m", "al_bench", "label", "photos", "--classes", ",".join(classes), "--no-browser"]
     process = subprocess.Popen(
         [*start, *overrides], cwd=home, env=surroundings(home / "cache-label"), stdout=subprocess.PIPE, text=True
@@ -120,7 +119,7 @@ def labelling(home: Path, classes: list[str], overrides: list[str]) -> Iterator[
                 sys.exit("al-bench label has ended; its message is above.")
         yield line.split()[-1]
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # Ctrl-C would be ignored where this script runs in the background of a shell
         process.communicate(timeout=60)
 
 
