@@ -68,8 +68,10 @@ def run(c: Config, store: RunStore) -> None:
             metrics = measure(average_prediction(test.log_probs_PSC).float(), learner.dataset.test_labels_V, own)
         # Stop, or let the strategy choose.
         stopped = stop.reason(round, pool, metrics, kept_validation)
-        if stopped or replayed:
-            acquired = Acquired() if stopped else Acquired(replayed[round], len(pool.unlabelled_P))
+        if stopped:
+            acquired = Acquired()
+        elif replayed:
+            acquired = Acquired(replayed[round], len(pool.unlabelled_P))
         else:
             k = c.budget.query_of(round)
             acquired = acquire(strategy.at(round), learner, net, pool, k, round)

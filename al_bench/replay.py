@@ -17,9 +17,7 @@ from al_bench.strategies import PoolView, needs
 
 
 @needs(predictions=False, record=True)
-def replay(
-    view: PoolView, k: int, rng: torch.Generator, *, study: str, of: str, model: str | None = None
-) -> Tensor:  # fmt: skip
+def replay(view: PoolView, k: int, rng: torch.Generator, *, study: str, of: str, model: str | None = None) -> Tensor:
     """The target of strategy=replay. The loop acquires what a record names, and does not call this.
 
     study: the folder of a study, with its runs or their archive. of: the strategy that chose. model: the model that it

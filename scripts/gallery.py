@@ -9,6 +9,7 @@ P pool points, L labelled, S samples of the head's weights, C classes, G points 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,22 +83,11 @@ def make_plane() -> Plane:
         drawn.append(of_class[torch.randperm(len(of_class), generator=stream)[:n]])
     labelled_L = torch.cat(drawn)
     pool_N = torch.ones(len(points_N2), dtype=torch.bool).index_fill(0, labelled_L, False)
-    labels_L = classes_N[labelled_L]
-    x_LE, penalty, weight_CE = optimum(points_N2[labelled_L], labels_L)
+    x_LE, labels_L = logistic.with_ones(points_N2[labelled_L].double()), classes_N[labelled_L]
+    penalty = logistic.penalty_of(x_LE, RELATIVE_PENALTY)
+    weight_CE, _ = logistic.minimise(x_LE, labels_L, len(N_LABELLED), penalty)
     weights_SCE = logistic.sample(weight_CE, x_LE, len(x_LE) * penalty, N_SAMPLES, stream)
     return Plane(points_N2[pool_N], points_N2[labelled_L], labels_L, weight_CE, weights_SCE)
-
-
-def optimum(points_N2: Tensor, labels_N: Tensor) -> tuple[Tensor, float, Tensor]:
-    """(x_NE, its penalty, weight_CE) of the head on these points."""
-    x_NE = logistic.with_ones(points_N2.double())
-    penalty = logistic.penalty_of(x_NE, RELATIVE_PENALTY)
-    return x_NE, penalty, logistic.minimise(x_NE, labels_N, len(N_LABELLED), penalty)[0]
-
-
-def refit_head(points_N2: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    weight_CE = optimum(points_N2, labels_N)[2].float()
-    return weight_CE[:, :-1], weight_CE[:, -1]
 
 
 def by_file() -> dict[str, dict[str, Strategy]]:
@@ -120,7 +110,7 @@ def pick(strategy: Strategy, plane: Plane) -> Tensor:
         len(plane.pool_P2), len(N_LABELLED), log_probs_PSC.float(), plane.pool_P2, plane.labelled_L2, plane.labels_L,
         average_prediction(labelled_log_probs_LSC).float(), on_sphere(plane.pool_P2), on_sphere(plane.labelled_L2),
         plane.weight_CE[:, :-1].float(), plane.weight_CE[:, -1].float(), foreign_emb_OD=torch.tensor(FOREIGN),
-        refit_head=refit_head,
+        refit_head=partial(logistic.fit_head, len(N_LABELLED), RELATIVE_PENALTY),
     )  # fmt: skip
     return select(strategy, only_declared(view, strategy.needs), K, rng.stream(SEED, "select", strategy.name), 0)
 

@@ -1,7 +1,6 @@
-import importlib.util
 import json
 
-import pytest
+import gallery
 import torch
 
 from al_bench.options import conf_dir, shipped, whole_strategies
@@ -9,15 +8,7 @@ from al_bench.options import conf_dir, shipped, whole_strategies
 ROOT = conf_dir().parent
 
 
-@pytest.fixture(scope="module")
-def gallery():
-    spec = importlib.util.spec_from_file_location("gallery", ROOT / "scripts" / "gallery.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_page_shows_every_strategy_and_every_figure(gallery):
+def test_the_page_shows_every_strategy_and_every_figure():
     names = {name for name in whole_strategies() if "schedule" not in shipped("strategy", name)}
     by_file = gallery.by_file()
     assert {name for strategies in by_file.values() for name in strategies} == names
@@ -27,7 +18,7 @@ def test_the_page_shows_every_strategy_and_every_figure(gallery):
         assert f"results/gallery/{file}.png" in page and (gallery.OUT / f"{file}.png").is_file()
 
 
-def test_the_picks_of_margin_are_those_between_two_classes_and_entropy_takes_copies(gallery):
+def test_the_picks_of_margin_are_those_between_two_classes_and_entropy_takes_copies():
     plane, strategies = gallery.make_plane(), gallery.by_file()["uncertainty"]
     top2 = plane.log_probs(plane.pool_P2, sampled=False)[:, 0].exp().topk(2).values
     smallest = (top2[:, 0] - top2[:, 1]).argsort()[: gallery.K]

@@ -4,16 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import gpu_check
 import pytest
 import torch
 import warm
 
+from al_bench.options import whole_strategies
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check.py"
-sys.path.append(str(SCRIPT.parent))
-
-import gpu_check  # noqa: E402
-
-from al_bench.options import whole_strategies  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("commands")  # the tests share the process that forks
 

@@ -9,8 +9,14 @@ from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 
+import calibration
+import check_results
+import digits
+import frozen_features
+import gentle_introduction
 import numpy as np
 import pandas as pd
+import published
 import pytest
 import yaml
 from test_report import the_study, two_arms, write_run
@@ -18,14 +24,6 @@ from test_report import the_study, two_arms, write_run
 from al_bench.analysis import report, results, stats
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "scripts"))
-
-import calibration  # noqa: E402
-import check_results  # noqa: E402
-import digits  # noqa: E402
-import frozen_features  # noqa: E402
-import gentle_introduction  # noqa: E402
-import published  # noqa: E402
 
 
 @pytest.mark.parametrize(

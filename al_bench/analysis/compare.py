@@ -184,9 +184,7 @@ def is_oracle(run: Run) -> bool:
 def areas_of(runs: dict[str, list[Run]], labels_R: np.ndarray, metric: Metric) -> dict[str, np.ndarray]:
     """The area under the curve of each run that has all of these label counts, by name."""
     curves = {
-        name: [
-            run.metrics[metric.name][np.isin(run.labels_R, labels_R)] for run in there if {*labels_R} <= {*run.labels_R}
-        ]
+        name: [at_label_counts(labels_R, run, metric.name) for run in there if {*labels_R} <= {*run.labels_R}]
         for name, there in runs.items()
     }
     return {

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from al_bench.strategies import FIELDS_OF, PoolView, StrategyFunction, needs, take, top_k
+from al_bench.strategies import FIELDS_OF, PoolView, StrategyFunction, needs, top_k
 from al_bench.strategies.diversity import k_center, typicality, typiclust
-from al_bench.strategies.ensembles import forward_bait, random_part
+from al_bench.strategies.ensembles import choice, forward_bait, random_part
 from al_bench.strategies.gradient import badge
 from al_bench.strategies.greedy import random_argmax
 from al_bench.strategies.hybrid import alfa_mix, class_changes, drop_query
@@ -48,8 +48,7 @@ def batch(view: PoolView, strategy: StrategyFunction, k: int, largest: int, rng:
     """k positions that the strategy chooses from a random part of the pool, of a random size."""
     size = int(torch.randint(k, largest + 1, (1,), generator=rng))
     part = random_part(torch.arange(view.n_pool), size, rng)
-    seen = take(view, part)
-    return part[strategy(without_labels(seen) if strategy in HONEST else seen, k, rng)]
+    return choice(without_labels(view) if strategy in HONEST else view, part, strategy, k, rng)
 
 
 def without_labels(view: PoolView) -> PoolView:
