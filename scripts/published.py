@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import filterfalse
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from al_bench.analysis import compare, figures, notes, report, stats, tables, verdict
-from al_bench.analysis.compare import CONTROL, RANDOM, Comparison
+from al_bench.analysis.compare import CONTROL, RANDOM, Comparison, is_oracle
 from al_bench.analysis.metric import ACCURACY
 from al_bench.analysis.results import Run
 from al_bench.analysis.stats import Efficiency
@@ -71,8 +72,9 @@ def keep(
 
 
 def records(c: Comparison, dropped: set[str]) -> list[str]:
+    """Of the strategies and the references: an oracle is a line in the figure, and no result to compare with."""
     lines = []
-    for run in c.all_runs:
+    for run in filterfalse(is_oracle, c.all_runs):
         who = {"dataset": run.setting.dataset, "budget": run.setting.budget, "strategy": run.strategy, "seed": run.seed}
         for record in rounds(run):
             record["metrics"] = {k: v for k, v in record["metrics"].items() if k not in dropped}

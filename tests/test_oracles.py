@@ -4,12 +4,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import asked, lines_of, run_here, seeded
 
 import al_bench
-from al_bench.analysis import compare, results
+from al_bench.analysis import compare, figures, results
+from al_bench.analysis.canvas import new_figure
 from al_bench.check.command import load as load_to_check
 from al_bench.check.rules import RULES, try_rule
 from al_bench.data.oracle import Oracle
@@ -175,6 +177,11 @@ def test_it_beats_the_others_and_a_report_ranks_it_nowhere(tmp_path, caplog):
     (line,) = [note for note in c.notes if note.startswith("oracle: ")]
     mean = float(re.search(r"is ([\d.]+)", line)[1])
     assert mean > 100 * max(c.area(name).mean() for name in c.runs) and "(2 seeds)" in line
+    ax = new_figure().subplots()
+    figures.learning_curves(c).draw(ax)
+    assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["random", "margin", "boss (oracle)"]
+    assert any(np.allclose(drawn.get_ydata(), 100 * c.curve("boss").mean(0)) for drawn in ax.get_lines())
+    assert [run.strategy for run in c.all_runs] == ["random"] * 2 + ["margin"] * 2 + ["boss"] * 2
 
 
 def test_a_resumed_line_equals_an_uninterrupted_one(tmp_path):

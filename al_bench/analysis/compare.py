@@ -76,6 +76,7 @@ class Comparison:
     method: Method = METHODS["max_t"]
     n_looks: int = 1  # how often a report could be read before more seeds were planned, and now
     versus_random: dict[str, VersusRandom] = field(default_factory=dict)
+    oracles: dict[str, list[Run]] = field(default_factory=dict)  # lines of their own, with all of labels_R
 
     @property
     def full(self) -> float | None:
@@ -88,8 +89,9 @@ class Comparison:
 
     @property
     def all_runs(self) -> list[Run]:
-        """Those of the strategies, then the references."""
-        return [*(run for runs in self.runs.values() for run in runs), *self.references]
+        """Those of the strategies, then the references and the oracles."""
+        strategies, oracles = ([run for runs in of.values() for run in runs] for of in (self.runs, self.oracles))
+        return [*strategies, *self.references, *oracles]
 
     @property
     def best_first(self) -> list[str]:
@@ -106,9 +108,9 @@ class Comparison:
     def curve(self, strategy: str, seeds: Sequence[int] | None = None, metric: str | None = None) -> np.ndarray:
         """value_SR at labels_R, of these seeds or of all. metric: another one than the comparison's.
 
-        nan where a run lacks the metric.
+        nan where a run lacks the metric. strategy: or an oracle.
         """
-        runs = [run for run in self.runs[strategy] if seeds is None or run.seed in seeds]
+        runs = [run for run in (self.runs | self.oracles)[strategy] if seeds is None or run.seed in seeds]
         return np.array([at_label_counts(self.labels_R, run, metric or self.metric.name) for run in runs])
 
     def scores(self, strategy: str, seeds: Sequence[int] | None = None) -> np.ndarray:
@@ -147,7 +149,7 @@ def comparisons(
 def comparison(there: list[Run], full: list[Run], metric: Metric, target: float | None, test: str) -> Comparison:
     """there: all runs of one setting; full: those on the full data."""
     runs, left_out = comparable_runs(there, metric.name)
-    oracles = by_strategy([run for run in runs if is_oracle(run)])
+    oracles = [run for run in runs if is_oracle(run)]
     runs = [run for run in runs if not is_oracle(run)]
     references, others = usable_references(full, runs, metric.name)
     labels_R = common_labels(runs, metric)
@@ -163,33 +165,24 @@ def comparison(there: list[Run], full: list[Run], metric: Metric, target: float 
             *map(printable, notes.of_runs(runs, references, labels_R, metric)),
             *notes.not_recorded([*there, *full], metric),
             *about_looks,
-            *map(printable, notes.oracle_lines(areas_of(oracles, labels_R, metric), metric)),
         ],
         target=target,
         method=METHODS[test],
         n_looks=n_looks,
+        oracles=by_strategy([run for run in oracles if {*labels_R} <= {*run.labels_R}]),
     )
     if c.runs and RANDOM not in c.runs:
         return noted(c, ["No finished run of random sampling: there is nothing to compare the strategies with."])
     if len(labels_R) == 1:
         return noted(c, ["One label count only: there is no curve to compare."])
+    areas = {name: c.area(name) for name in c.oracles}
+    c = noted(c, [*map(printable, notes.oracle_lines(areas, metric))])
     return with_random(c) if c.runs else c
 
 
 def is_oracle(run: Run) -> bool:
     """Whether its strategy saw labels that were not acquired. Such a run is a line of its own and is never compared."""
     return bool(run.config.get("strategy.oracle"))
-
-
-def areas_of(runs: dict[str, list[Run]], labels_R: np.ndarray, metric: Metric) -> dict[str, np.ndarray]:
-    """The area under the curve of each run that has all of these label counts, by name."""
-    curves = {
-        name: [at_label_counts(labels_R, run, metric.name) for run in there if {*labels_R} <= {*run.labels_R}]
-        for name, there in runs.items()
-    }
-    return {
-        name: stats.aubc(labels_R, np.array(curve)) for name, curve in curves.items() if curve and len(labels_R) > 1
-    }
 
 
 def noted(c: Comparison, more: list[str]) -> Comparison:

@@ -4,7 +4,7 @@ None: the comparison lacks what the figure shows. To add a figure, write both fu
 """
 
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,9 +36,9 @@ def looks(c: Comparison) -> Mapping[str, Look]:
     return style(rivals(c))
 
 
-def mean_curves(c: Comparison, metric: str) -> dict[str, plots.Curve]:
+def mean_curves(c: Comparison, metric: str, names: Iterable[str]) -> dict[str, plots.Curve]:
     found = {}
-    for name in rivals(c):
+    for name in names:
         value_SR = c.curve(name, metric=metric)
         found[name] = plots.Curve(c.labels_R, *stats.t_interval(value_SR), seen=value_SR)
     return found
@@ -54,10 +54,11 @@ def learning_curves(c: Comparison) -> Drawing:
         f"Mean and 95% interval of the mean, cut at the frame where wide; seeds: {seeds}.",
         partial(
             plots.learning_curves,
-            curves=mean_curves(c, c.metric.name),
+            curves=mean_curves(c, c.metric.name, rivals(c)),
             full=c.full,
             styles=looks(c),
             metric=c.metric,
+            oracles=mean_curves(c, c.metric.name, c.oracles),
         ),
     )
 
@@ -157,7 +158,7 @@ def other_metric(c: Comparison, metric: str, title: str, caption: str) -> Drawin
     """Curves of a metric beside the one that the comparison is by."""
     if metric == c.metric.name:
         return None
-    curves = mean_curves(c, metric)
+    curves = mean_curves(c, metric, rivals(c))
     draw = partial(plots.learning_curves, curves=curves, styles=looks(c), metric=METRICS[metric])
     return Drawing(title, caption, draw)
 

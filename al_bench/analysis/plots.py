@@ -39,6 +39,7 @@ from al_bench.analysis.canvas import (
 from al_bench.analysis.metric import ACCURACY, Metric
 
 FULL_DATA = {"color": "0.35", "linewidth": 1, "linestyle": (0, (6, 3))}
+ORACLE = {"color": "0.35", "linewidth": 1.3, "linestyle": (0, (1, 1.5))}
 NOISE = {"facecolor": "0.92", "edgecolor": "0.7", "hatch": "/////", "linewidth": 0, "zorder": 0}
 MOST_CLASSES_IN_A_BAR = 12
 
@@ -62,8 +63,12 @@ def learning_curves(
     full: float | None = None,
     styles: Mapping[str, Look] | None = None,
     metric: Metric = ACCURACY,
+    oracles: Mapping[str, Curve] | None = None,
 ) -> Axes:
-    """The metric over labels: a line and a band for each strategy. full: its value on the full data."""
+    """The metric over labels: a line and a band for each strategy, a line for each oracle.
+
+    full: its value on the full data.
+    """
     looks, scale = styles or style(curves), metric.scale
     handles, names, seen = [], list(curves), []
     for name, curve in curves.items():
@@ -73,6 +78,11 @@ def learning_curves(
             low_R, high_R = scale * finite(curve.low_R), scale * finite(curve.high_R)
             ax.fill_between(curve.labels_R, low_R, high_R, color=looks[name]["color"], **band(len(looks)))
         seen += [*scale * finite(curve.mean_R if curve.seen is None else curve.seen).ravel()]
+    for name, curve in (oracles or {}).items():
+        mean_R = scale * finite(curve.mean_R)
+        handles += ax.plot(curve.labels_R, mean_R, **ORACLE)
+        names.append(f"{name} (oracle)")
+        seen += [*mean_R]
     if full is not None and math.isfinite(full):
         handles.append(full_data(ax, scale * full))
         names.append(f"full data ({metric.level(full)})")
