@@ -18,6 +18,7 @@ class InitialDraw(Enum):
     typiclust = "typiclust"
     prob_cover = "prob_cover"
     active_ft = "active_ft"
+    bilaf = "bilaf"
 
 
 class Extractor(Enum):

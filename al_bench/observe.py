@@ -31,7 +31,8 @@ COLD_STARTS = {
     InitialDraw.k_means: "al_bench.strategies.diversity.k_means",
     InitialDraw.typiclust: "al_bench.strategies.diversity.typiclust",
     InitialDraw.prob_cover: "al_bench.strategies.coverage.prob_cover",
-    InitialDraw.active_ft: "al_bench.strategies.diversity.active_ft",
+    InitialDraw.active_ft: "al_bench.strategies.active_finetuning.active_ft",
+    InitialDraw.bilaf: "al_bench.strategies.active_finetuning.bilaf",
 }
 
 

@@ -1,4 +1,3 @@
-import math
 import warnings
 from dataclasses import replace
 from itertools import combinations
@@ -13,8 +12,6 @@ from skactiveml.pool import CoreSet
 
 from al_bench.strategies import Needs, PoolView, Size, Strategy, needs_of
 from al_bench.strategies.diversity import (
-    active_ft,
-    active_ft_loss,
     cluster,
     fit_memory,
     k_center,
@@ -331,66 +328,3 @@ def test_what_they_ask_for():
     assert needs_of(typiclust).features and not needs_of(typiclust).embeddings
     imagenet = Size(P=1_280_000, L=1000, S=1, C=1000, D=768, F=768, k=1000)
     assert all(needs_of(s).memory(imagenet) < 1.28e6 * 768 * 4 / 4 for s in (k_means, typiclust))
-
-
-# --- active_ft
-
-
-def test_the_loss_of_active_ft_is_the_papers_by_hand():
-    x_PF = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8]])
-    prototype_KF = torch.tensor([[1.0, 0], [0, 1], [-1, 0]])
-    near = (1 + 1 + 0.8) / 3 / 0.5  # each image to its nearest prototype
-    apart = [math.log(math.exp(a / 0.5) + math.exp(b / 0.5)) for a, b in ((0, -1), (0, 0), (-1, 0))]
-    assert float(active_ft_loss(x_PF, prototype_KF, 0.5)) == pytest.approx(sum(apart) / 3 - near, abs=1e-6)
-    assert float(active_ft_loss(x_PF, prototype_KF[:1], 0.5)) == pytest.approx(-(1 + 0 + 0.6) / 3 / 0.5, abs=1e-6)
-
-
-def active_ft_by_steps(x_PF, prototype_KF, temperature, steps, lr):
-    """The gradient of the loss written out, and Adam by its formula, in float64."""
-    theta, m, v = prototype_KF.double().clone(), 0.0, 0.0
-    x_PF = x_PF.double()
-    for step in range(1, steps + 1):
-        pull = torch.zeros_like(theta)
-        for x in x_PF:
-            pull[(theta @ x).argmax()] -= x / len(x_PF) / temperature
-        similar_KK = (theta @ theta.T / temperature).fill_diagonal_(-torch.inf).softmax(dim=1)
-        pull += (similar_KK + similar_KK.T) @ theta / len(theta) / temperature
-        pull -= (pull * theta).sum(1, keepdim=True) * theta  # theta has length 1 in the loss
-        m, v = 0.9 * m + 0.1 * pull, 0.999 * v + 0.001 * pull**2
-        theta -= lr * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
-        theta /= theta.norm(dim=1, keepdim=True)
-    return theta
-
-
-def test_active_ft_takes_the_images_nearest_to_the_prototypes_of_a_slow_reference():
-    x_PF = torch.nn.functional.normalize(noise(40, 5))
-    found = active_ft(view_of(x_PF), 4, seeded(3), steps=60, lr=0.05)
-    stream = seeded(3)
-    part = torch.randperm(40, generator=stream)
-    begin_K = part[torch.randperm(40, generator=stream)[:4]]
-    theta = active_ft_by_steps(x_PF, x_PF[begin_K], 0.07, 60, 0.05)
-    free, expected = set(range(40)), []
-    for prototype in theta:
-        best = max(free, key=lambda i: float(x_PF[i].double() @ prototype))
-        free.remove(best)
-        expected.append(best)
-    assert found.tolist() == expected != begin_K.tolist()
-
-
-def test_active_ft_leaves_no_planted_group_out_where_random_images_do():
-    x_PF, of = clumps([100, 30, 12, 8], spread=0.3)
-    begun, chosen = [], []
-    for seed in range(10):
-        stream = seeded(seed)
-        part = torch.randperm(len(x_PF), generator=stream)
-        begun.append(len(of[part[torch.randperm(len(x_PF), generator=stream)[:8]]].unique()))
-        chosen.append(len(of[active_ft(view_of(x_PF), 8, seeded(seed), lr=0.02)].unique()))
-    assert sum(chosen) > sum(begun) and min(chosen) >= 3
-
-
-def test_active_ft_refuses_a_temperature_of_zero_and_takes_a_single_image():
-    x_PF = torch.nn.functional.normalize(noise(10))
-    with pytest.raises(ValueError, match="temperature is 0 and has to be above 0"):
-        active_ft(view_of(x_PF), 2, seeded(), temperature=0)
-    assert len(active_ft(view_of(x_PF), 1, seeded(), steps=5)) == 1
-    assert sorted(active_ft(view_of(x_PF), 10, seeded(), steps=5).tolist()) == list(range(10))

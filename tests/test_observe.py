@@ -275,7 +275,7 @@ def test_a_test_with_dropout_of_a_model_without_it_is_refused_before_anything_is
     )
 
 
-@pytest.mark.parametrize("start", ["k_center", "k_means", "typiclust", "prob_cover", "active_ft"])
+@pytest.mark.parametrize("start", ["k_center", "k_means", "typiclust", "prob_cover", "active_ft", "bilaf"])
 def test_the_initial_set_can_be_chosen_without_a_label_and_is_shared_by_all_strategies(tmp_path, start):
     ask = (f"budget.start={start}", "budget.rounds=1")
     runs = [run_here(tmp_path, f"strategy={name}", *ask).info()["initial_set"] for name in ("random", "margin")]
