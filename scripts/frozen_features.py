@@ -16,7 +16,7 @@ import pandas as pd
 import published
 from matplotlib.ticker import MaxNLocator
 
-from al_bench.analysis import canvas, plots, report, results
+from al_bench.analysis import canvas, compare, plots, report, results, verdict
 from al_bench.analysis.compare import CONTROL, RANDOM, Comparison, noise
 from al_bench.analysis.published import ARCHIVE, pack
 
@@ -83,8 +83,15 @@ def write(settings: list[tuple[str, str]]) -> None:
     sections = "\n\n".join(
         section(f"{dataset}-{budget}", c) for dataset, found in comparisons.items() for budget, c in found.items()
     )
-    costs = published.costs(c for found in comparisons.values() for c in found.values())
-    published.fill(OUT / "README.md", overviews=overviews(), verdicts=sections, costs=costs)
+    every = [c for found in comparisons.values() for c in found.values()]
+    published.fill(
+        OUT / "README.md",
+        overviews=overviews(),
+        oracle=oracle_lines(every),
+        across="\n".join(f"- {report.md(text)}" for text in verdict.across_sentences(compare.across(every))),
+        verdicts=sections,
+        costs=published.costs(every),
+    )
     published.fill(published.ROOT / "README.md", frozen_features=first_rows())
     published.fill(check_results.RESULTS / "README.md", frozen_features=overview("cifar10"))
 
@@ -123,7 +130,8 @@ def overview(dataset: str) -> str:
     rows = strategy_table([RANDOM, CONTROL, *names], rounds, summaries)
     of_random = {budget: summary.loc[RANDOM] for budget, summary in summaries.items()}
     targets = {budget: r["target"] for budget, r in of_random.items() if pd.notna(r["target"])}
-    full = rounds["high"][rounds["high"]["budget"] == "full"]
+    last = rounds[BUDGETS[dataset][-1]]
+    full = last[last["budget"] == "full"]
     words = (
         f"random: its mean accuracy over the labels (with all {full['n_labelled'].max():,} labels "
         f"{full['accuracy'].mean():.1f}%). The others, the best on average first, "
@@ -137,6 +145,19 @@ def overview(dataset: str) -> str:
     if len(targets) > 1:
         words += f" {what_a_target_decides(rounds, targets, names[0])}"
     return f"{rows}\n\n{words}"
+
+
+def oracle_lines(comparisons: Sequence[Comparison]) -> str:
+    """How far each oracle comes beside random and the best strategy, as a list in Markdown."""
+    lines = []
+    for c in comparisons:
+        for name, runs in c.oracles.items():
+            best = c.best_first[0]
+            lines.append(
+                f"{c.setting.dataset}, {c.setting.budget}: {name} {c.area(name).mean():.1%} ({len(runs)} seeds), "
+                f"{best} {c.area(best).mean():.1%}, random {c.area(RANDOM).mean():.1%}"
+            )
+    return "\n".join(f"- {report.md(line)}" for line in lines)
 
 
 def first_rows() -> str:
@@ -155,7 +176,7 @@ def first_rows() -> str:
 
 def kept(dataset: str) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
     """(rounds, summary by strategy) of each budget."""
-    names = {budget: f"frozen_features/{dataset}-{budget}" for budget in LABELS_A_CLASS}
+    names = {budget: f"frozen_features/{dataset}-{budget}" for budget in BUDGETS[dataset]}
     summaries = {b: pd.read_csv(check_results.RESULTS / name / "summary.csv") for b, name in names.items()}
     return (
         {budget: check_results.read(name) for budget, name in names.items()},

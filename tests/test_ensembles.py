@@ -1,6 +1,7 @@
 """REFINE's filter and SelectAL: against a slow reference, values computed by hand, and what it needs."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,11 +9,15 @@ from conftest import asked, run_here, seeded
 
 from al_bench import plan
 from al_bench.errors import UserError
+from al_bench.models.logistic import fit_head
 from al_bench.provenance import code_version
 from al_bench.strategies import PoolView, Size, Strategy, ensembles, load, needs, needs_of, take, top_k
+from al_bench.strategies.diversity import typiclust
 from al_bench.strategies.ensembles import REFINE, accuracy_without, cross_validated, progressive_filter, select_al
 from al_bench.strategies.example import example_view, only_declared
+from al_bench.strategies.gradient import badge
 from al_bench.strategies.guard import select
+from al_bench.strategies.random import random_sampling
 
 FILTER = "strategy.filter={_target_:al_bench.strategies.ensembles.progressive_filter,depth:2,batches:9}"
 SMALLEST, LARGEST = "test_ensembles.smallest", "test_ensembles.largest"
@@ -185,6 +190,27 @@ def test_ties_between_the_strategies_are_drawn(monkeypatch):
     firsts = [select_al(view, 4, seeded(i), **CHOOSERS).tolist() for i in range(60)]
     n_low, n_high = firsts.count([0, 1, 2, 3]), firsts.count([26, 27, 28, 29])
     assert min(n_low, n_high, 60 - n_low - n_high) >= 8  # 20 of each are expected
+
+
+def planted(n, seed):
+    """A labelled set of four groups that overlap, and the head that is fit to it."""
+    labels_L = torch.arange(n) % 4
+    emb_LD = torch.eye(4, 16)[labels_L] + 0.5 * torch.randn(n, 16, generator=seeded(seed))
+    weight_CD, bias_C = fit_head(4, None, emb_LD, labels_L)
+    log_probs_LC = (emb_LD @ weight_CD.T + bias_C).log_softmax(1)
+    return PoolView(
+        n, 4, log_probs_LC[:, None], emb_LD, emb_LD, labels_L, log_probs_LC, emb_LD, emb_LD, weight_CD, bias_C,
+        refit_head=partial(fit_head, 4, None),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [40, 400])
+def test_on_planted_groups_the_images_of_badge_are_missed_least(n):
+    """A negative result, which the docstring tells: BADGE removes what is hard, and the rest is easy to validate."""
+    strategies = typiclust, random_sampling, badge
+    accuracy_ST = [[accuracy_without(planted(n, i), s, 0.5, 10, seeded(i)) for s in strategies] for i in range(6)]
+    low, chance, high = torch.tensor(accuracy_ST).mean(0)
+    assert high > 0.1 + max(low, chance)
 
 
 def test_equally_many_of_each_class_are_removed_and_the_rest_is_validated(monkeypatch):

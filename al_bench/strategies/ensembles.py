@@ -120,6 +120,9 @@ def select_al(
     The details are those of the code of Huseljic et al. (2026), who compare with it. Two things differ: it validates
     ten times on a random hundredth of the images, which is one image of a small set. Here each image is validated once,
     in `folds` folds. And it trains a net by gradient descent where the head here is at its optimum.
+
+    On planted groups that overlap, the one for many labels is hardly ever the lowest, with few labels or many: BADGE
+    removes the images that are hard, and the rest is easy to validate.
     """
     if not 0 < removed < 1 or folds < 2:
         raise ValueError(f"removed={removed} has to be above 0 and below 1, and folds={folds} at least 2")
