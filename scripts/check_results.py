@@ -106,9 +106,14 @@ def read(name: str) -> pd.DataFrame:
 
 
 def curves(rounds: pd.DataFrame, strategies: Iterable[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """labels_R, and accuracy_SR of each strategy by seed. Exits unless all have the same seeds and label counts."""
+    """labels_R, and accuracy_SR of each strategy by seed. Exits unless all have the same seeds and label counts.
+
+    A label count is what was paid for: images of no class are in it.
+    """
     loops = rounds[rounds["budget"] != "full"]
-    table = loops.pivot(index=["strategy", "seed"], columns="n_labelled", values="accuracy")
+    n_foreign = loops["n_foreign"].fillna(0).astype(int) if "n_foreign" in loops else 0
+    loops = loops.assign(n_labels=loops["n_labelled"] + n_foreign)
+    table = loops.pivot(index=["strategy", "seed"], columns="n_labels", values="accuracy")
     ours = {name: table.loc[name].sort_index() for name in strategies}
     seeds = {name: list(t.index) for name, t in ours.items()}
     if len(set(map(tuple, seeds.values()))) != 1 or any(t.isna().to_numpy().any() for t in ours.values()):

@@ -8,24 +8,28 @@ features of scripts/frozen_features.py. The same command continues after a stop.
 
 import argparse
 from pathlib import Path
+from statistics import fmean
 
 import published
 
-from al_bench.analysis import results
+from al_bench.analysis import report, results
+from al_bench.analysis.compare import Comparison
 from al_bench.analysis.published import ARCHIVE, pack
 
 OUT = published.ROOT / "results" / "harder_data"
 STUDY = "harder_data"
 COMMON = ["random", "random_control", "margin", "entropy", "badge", "typiclust", "uncertainty_herding"]
 CASES = {
-    # name in results/: settings, strategies beside the common ones, figures
+    # name in results/: settings, the data set's name in run folders, strategies beside the common ones, figures
     "long_tail": (
-        ["stressor=long_tail", "budget.initial=50", "budget.query=50"],
+        ["stressor=long_tail"],
+        "cifar10+imbalance=100",
         ["galaxy", "coreset_unit"],
         ("learning_curves", "difference_to_random", "worst_class", "class_balance"),
     ),
     "foreign": (
-        ["stressor=foreign", "stressor.foreign=4", "budget.initial=50", "budget.query=50"],
+        ["stressor=foreign", "stressor.foreign=4"],
+        "cifar10+foreign=4",
         ["known_margin", "lfosa"],
         ("learning_curves", "difference_to_random"),
     ),
@@ -38,29 +42,32 @@ def main() -> None:
     ask.add_argument("--weights", type=Path, help="where there is no network: timm's weights, a .safetensors file")
     a = ask.parse_args()
     common = ["experiment=frozen_features", f"study={STUDY}", "seed=range(10)", "strategy.candidates=10000"]
+    labels = ["budget.initial=50", "budget.query=50"]
     common += ["dataset=image_folder", "dataset.name=cifar10", f"dataset.root={a.cifar10.resolve()}"]
     common += ["dataset.image_size=128", *([f"model.weights={a.weights.resolve()}"] if a.weights else [])]
-    for settings, more, _ in CASES.values():
-        published.sweep(*common, *settings, f"strategy={','.join([*COMMON, *more])}")
-        published.sweep(*common, *[s for s in settings if s.startswith("stressor")], "budget=full")
+    for settings, _, more, _ in CASES.values():
+        published.sweep(*common, *settings, *labels, f"strategy={','.join([*COMMON, *more])}")
+        published.sweep(*common, *settings, "budget=full")
     write()
 
 
 def write() -> None:
     runs, parts, comparisons = results.find(published.RUNS / STUDY), {}, []
-    for name, (settings, _, figures) in CASES.items():
-        stressor = settings[0].removeprefix("stressor=")
-        ours = [run for run in runs if is_of(run, stressor)]
+    for name, (_, dataset, _, figures) in CASES.items():
+        ours = [run for run in runs if run.setting.dataset == dataset]
         c = published.keep(ours, OUT / name, figures, ("acquired",))
         comparisons.append(c)
         drawn = "\n".join(f"![{name}: {figure}]({name}/{figure}.png)" for figure in figures)
         parts[name] = f"{drawn}\n\n{published.words(c)}"
     pack(runs, published.RUNS, OUT / ARCHIVE)
-    published.fill(OUT / "README.md", **parts, costs=published.costs(comparisons))
+    published.fill(OUT / "README.md", **parts, wasted=wasted(comparisons[-1]), costs=published.costs(comparisons))
 
 
-def is_of(run: results.Run, stressor: str) -> bool:
-    return (run.config["stressor.foreign"] > 0) == (stressor == "foreign")
+def wasted(c: Comparison) -> str:
+    """How many of a run's labels were spent on foreign images, the fewest first, in Markdown."""
+    spent = {name: fmean(published.rounds(run)[-1]["n_foreign"] for run in runs) for name, runs in c.runs.items()}
+    words = ", ".join(f"{report.md(name)} {n:.0f}" for name, n in sorted(spent.items(), key=lambda item: item[1]))
+    return f"Foreign images among the {c.labels_R[-1]:,} that a run acquired, mean over seeds: {words}."
 
 
 if __name__ == "__main__":
