@@ -143,5 +143,6 @@ def run_one(c: config.Config) -> None:
 
         process.prepare()  # again: importing Lightning sets its own log levels
         loop.run(c, store)
+    process.return_freed_memory()  # joblib replaces a worker that holds 300 MB more than after its first run
     if multiprocessing.parent_process():  # a worker, whose rounds are not on the screen
         print(f"Finished: {store.folder}")
