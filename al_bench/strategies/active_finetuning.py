@@ -73,6 +73,10 @@ def bilaf(
 
     core: how many core images; None: five for each class, as in the paper's CIFAR-10, and at most half of k. Where what
     is left out would leave fewer than k images, nothing is.
+
+    Two things differ from the authors' code. It rounds the shares of the pseudo-classes down and gives what is left to
+    the smallest. And in the order by density it takes the distances to images at the neighbours' places in the
+    cluster's list, not to the neighbours.
     """
     if not (0 < step <= 1 and 0 <= removed < 1) or near < 1 or penalty < 1:
         raise ValueError("step has to be above 0 and at most 1, removed from 0 to below 1, near and penalty at least 1")
