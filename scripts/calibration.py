@@ -28,7 +28,8 @@ from al_bench.analysis.stats import ALPHA, FEWEST
 OUT = check_results.RESULTS / "calibration"
 CELLS = ("digits", "frozen_features/dogs_vs_cats-low", "frozen_features/cifar10-high")  # what sweeps look like
 COMMITTED = (
-    "digits", "repeated_mnist", "gentle_introduction/fair",
+    "digits", "repeated_mnist", "gentle_introduction/fair", "harder_data/long_tail", "harder_data/foreign",
+    "frozen_features/fashion_mnist-low", "frozen_features/fashion_mnist-medium",
     *(f"frozen_features/{d}-{b}" for d in ("cifar10", "dogs_vs_cats") for b in ("low", "medium", "high")),
 )  # fmt: skip
 SEEDS, FAMILIES = (3, 5, 6, 7, 8, 10, 15, 20), (1, 5, 15)

@@ -72,7 +72,7 @@ def strategies(dataset: str, budget: str) -> list[str]:
 
 def write(settings: list[tuple[str, str]]) -> None:
     comparisons: dict[str, dict[str, Comparison]] = {dataset: {} for dataset, _ in settings}
-    runs = results.find(published.RUNS / "frozen_features")
+    runs = [run for run in results.find(published.RUNS / "frozen_features") if run.state == results.FINISHED]
     for dataset, budget in settings:
         ours = [run for run in runs if run.setting.dataset == dataset and run.setting.budget in (budget, "full")]
         dropped = ("acquired", "class_counts", "per_class")

@@ -26,6 +26,7 @@ from al_bench.analysis.results import Run
 from al_bench.analysis.stats import Efficiency
 from al_bench.imports import function
 from al_bench.records import SHARED_FIT
+from al_bench.schedule import stages_of
 from al_bench.strategies import needs_of
 
 ROOT = Path(__file__).parents[1]
@@ -174,12 +175,16 @@ def cost(run: Run) -> dict[str, float]:
     made it. taken: what that fit took. outside: the share of the whole that is in none of the others.
     """
     lines, c = rounds(run), run.config
-    needs = needs_of(function("strategy._target_", c["strategy._target_"]))
-    members = c["strategy.members"] or 1
-    by_model = needs.embeddings or (needs.features and c["features.extractor"] == "model")
-    times = members * (c["strategy.passes"] or 1) if needs.predictions else by_model
-    of_labelled = times if needs.labelled else by_model
+    stages = stages_of({key.removeprefix("strategy."): c[key] for key in c if key.startswith("strategy.")})
+    stage_R = [stage for stage in stages for _ in range(stage.get("rounds") or len(lines))]  # of each round
     queries = [r for r in lines if r["acquired"]]
+
+    def fits(record: dict[str, Any]) -> int:
+        return (stage_R[record["round"]]["members"] or 1) if record in queries else 1
+
+    def predicted(record: dict[str, Any]) -> int:
+        of_pool, of_labelled = passes(stage_R[record["round"]], c["features.extractor"] == "model")
+        return record["n_candidates"] * of_pool + record["n_labelled"] * of_labelled
 
     def batch(record: dict[str, Any]) -> int:  # model.head=logistic: each step is on all labelled images
         return record["n_labelled"] if c.get("model.head") else c["trainer.batch_size"]
@@ -193,8 +198,8 @@ def cost(run: Run) -> dict[str, float]:
     # Start and end are noted in whole seconds, and a run may take less than one.
     whole = max((ended - began).total_seconds() + taken, parts) if in_one_go else parts
     return {
-        "trained": sum(r["steps"] * (members if r in queries else 1) * batch(r) for r in lines),
-        "predicted": sum(r["n_candidates"] * times + r["n_labelled"] * of_labelled for r in queries)
+        "trained": sum(r["steps"] * fits(r) * batch(r) for r in lines),
+        "predicted": sum(map(predicted, queries))
         + len(lines) * run.info["dataset"]["n_test"] * (c.get("trainer.test_passes") or 1)
         + (len(lines) + epochs) * lines[0]["n_val"],
         "fit": seconds["fit"] + seconds["committee"],
@@ -204,3 +209,11 @@ def cost(run: Run) -> dict[str, float]:
         "taken": taken,
         "outside": 1 - parts / whole,
     }
+
+
+def passes(strategy: dict[str, Any], features_of_model: bool) -> tuple[int, int]:
+    """How often a round predicts each image of the pool, and each labelled one, for this strategy."""
+    needs = needs_of(function("strategy._target_", strategy["_target_"]))
+    by_model = needs.embeddings or (needs.features and features_of_model)
+    times = (strategy["members"] or 1) * (strategy["passes"] or 1) if needs.predictions else int(by_model)
+    return times, times if needs.labelled else int(by_model)

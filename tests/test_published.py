@@ -294,14 +294,18 @@ def test_a_complete_comparison_is_kept_whole_and_an_incomplete_one_not_at_all(tm
 
 
 def test_what_a_run_took_by_hand(tmp_path):
-    def run_of(strategy, target, passes=None, members=None, patience=None, n_val=0, starts=1, taken=0.0, **trainer):
+    def run_of(
+        strategy, target=None, passes=None, members=None, patience=None, n_val=0, starts=1, taken=0.0, schedule=None,
+        **trainer,
+    ):  # fmt: skip
         folder = write_run(tmp_path, strategy)
         info = json.loads((folder / "run.json").read_text())
         info["starts"] = [info["starts"][0] | {"time": "2026-01-01T10:00:00+00:00"}] * starts
         info |= {"ended": "2026-01-01T10:00:20+00:00", "dataset": info["dataset"] | {"n_test": 7}}
         (folder / "run.json").write_text(json.dumps(info))
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        config["strategy"] |= {"_target_": f"al_bench.strategies.{target}", "passes": passes, "members": members}
+        own = {"_target_": f"al_bench.strategies.{target}", "passes": passes, "members": members}
+        config["strategy"] = {"name": strategy, "schedule": schedule} if schedule else config["strategy"] | own
         config["trainer"] |= {"batch_size": 64, "early_stopping": {"patience": patience}} | trainer
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         lines = list(map(json.loads, (folder / "rounds.jsonl").read_text().splitlines()))
@@ -330,6 +334,11 @@ def test_what_a_run_took_by_hand(tmp_path):
     assert embeddings["predicted"] == 90 + 10 + 20 + 21
     continued = published.cost(run_of("margin", "uncertainty.margin", starts=2))
     assert (continued["predicted"], continued["whole"], continued["outside"]) == (90 + 21, 15, 0)
+    one = {"members": None, "passes": None}
+    stages = [{"_target_": "al_bench.strategies.random.random_sampling", "rounds": 1} | one]
+    stages += [{"_target_": "al_bench.strategies.uncertainty.margin"} | one | {"members": 2}]
+    scheduled = published.cost(run_of("tcm", schedule=stages))  # the second stage looks at 40 images with two nets
+    assert (scheduled["trained"], scheduled["predicted"]) == ((1 + 2 + 1) * 100 * 64, 2 * 40 + 21)
     # A first fit of 4 seconds that another run made counts in each run, and once in the sum over all.
     takes = {"target": "uncertainty.entropy", "taken": 4.0}
     entropy = published.cost(run := run_of("entropy", **takes))
