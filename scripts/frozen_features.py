@@ -148,15 +148,14 @@ def overview(dataset: str) -> str:
 
 
 def oracle_lines(comparisons: Sequence[Comparison]) -> str:
-    """How far each oracle comes beside random and the best strategy, as a list in Markdown."""
+    """How far each oracle comes, and the best strategy and random with the same seeds, as a list in Markdown."""
     lines = []
     for c in comparisons:
-        for name, runs in c.oracles.items():
-            best = c.best_first[0]
-            lines.append(
-                f"{c.setting.dataset}, {c.setting.budget}: {name} {c.area(name).mean():.1%} ({len(runs)} seeds), "
-                f"{best} {c.area(best).mean():.1%}, random {c.area(RANDOM).mean():.1%}"
-            )
+        for oracle, runs in c.oracles.items():
+            seeds = [run.seed for run in runs]
+            areas = {name: c.area(name, seeds).mean() for name in (oracle, c.best_first[0], RANDOM)}
+            words = ", ".join(f"{name} {area:.1%}" for name, area in areas.items())
+            lines.append(f"{c.setting.dataset}, {c.setting.budget}, {len(runs)} seeds: {words}")
     return "\n".join(f"- {report.md(line)}" for line in lines)
 
 

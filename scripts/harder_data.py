@@ -9,6 +9,7 @@ features of scripts/frozen_features.py. The same command continues after a stop.
 import argparse
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import published
 
@@ -19,15 +20,23 @@ from al_bench.analysis.published import ARCHIVE, pack
 OUT = published.ROOT / "results" / "harder_data"
 STUDY = "harder_data"
 COMMON = ["random", "random_control", "margin", "entropy", "badge", "typiclust", "uncertainty_herding"]
-CASES = {
-    # name in results/: settings, the data set's name in run folders, strategies beside the common ones, figures
-    "long_tail": (
+
+
+class Case(NamedTuple):
+    settings: list[str]
+    dataset: str  # as run folders name it
+    strategies: list[str]  # beside the common ones
+    figures: tuple[str, ...]
+
+
+CASES = {  # by their names in results/harder_data/
+    "long_tail": Case(
         ["stressor=long_tail"],
         "cifar10+imbalance=100",
         ["galaxy", "coreset_unit"],
         ("learning_curves", "difference_to_random", "worst_class", "class_balance"),
     ),
-    "foreign": (
+    "foreign": Case(
         ["stressor=foreign", "stressor.foreign=4"],
         "cifar10+foreign=4",
         ["known_margin", "lfosa"],
@@ -45,22 +54,27 @@ def main() -> None:
     labels = ["budget.initial=50", "budget.query=50"]
     common += ["dataset=image_folder", "dataset.name=cifar10", f"dataset.root={a.cifar10.resolve()}"]
     common += ["dataset.image_size=128", *([f"model.weights={a.weights.resolve()}"] if a.weights else [])]
-    for settings, _, more, _ in CASES.values():
-        published.sweep(*common, *settings, *labels, f"strategy={','.join([*COMMON, *more])}")
-        published.sweep(*common, *settings, "budget=full")
+    for case in CASES.values():
+        published.sweep(*common, *case.settings, *labels, f"strategy={','.join([*COMMON, *case.strategies])}")
+        published.sweep(*common, *case.settings, "budget=full")
     write()
 
 
 def write() -> None:
-    runs, parts, comparisons = results.find(published.RUNS / STUDY), {}, []
-    for name, (_, dataset, _, figures) in CASES.items():
-        ours = [run for run in runs if run.setting.dataset == dataset]
-        c = published.keep(ours, OUT / name, figures, ("acquired",))
-        comparisons.append(c)
-        drawn = "\n".join(f"![{name}: {figure}]({name}/{figure}.png)" for figure in figures)
-        parts[name] = f"{drawn}\n\n{published.words(c)}"
+    runs = results.find(published.RUNS / STUDY)
+    comparisons = {}
+    for name, case in CASES.items():
+        ours = [run for run in runs if run.setting.dataset == case.dataset]
+        comparisons[name] = published.keep(ours, OUT / name, case.figures, ("acquired",))
     pack(runs, published.RUNS, OUT / ARCHIVE)
-    published.fill(OUT / "README.md", **parts, wasted=wasted(comparisons[-1]), costs=published.costs(comparisons))
+    parts = {name: section(name, c) for name, c in comparisons.items()}
+    costs = published.costs(comparisons.values())
+    published.fill(OUT / "README.md", **parts, wasted=wasted(comparisons["foreign"]), costs=costs)
+
+
+def section(name: str, c: Comparison) -> str:
+    drawn = "\n".join(f"![{name}: {figure}]({name}/{figure}.png)" for figure in CASES[name].figures)
+    return f"{drawn}\n\n{published.words(c)}"
 
 
 def wasted(c: Comparison) -> str:

@@ -180,7 +180,7 @@ def cost(run: Run) -> dict[str, float]:
     queries = [r for r in lines if r["acquired"]]
 
     def fits(record: dict[str, Any]) -> int:
-        return (stage_R[record["round"]]["members"] or 1) if record in queries else 1
+        return (stage_R[record["round"]]["members"] or 1) if record["acquired"] else 1
 
     def predicted(record: dict[str, Any]) -> int:
         of_pool, of_labelled = passes(stage_R[record["round"]], c["features.extractor"] == "model")
