@@ -613,6 +613,7 @@ def test_the_page_says_that_training_goes_on_or_has_failed_and_takes_keys(tabs, 
 
     with page_at_work(tabs, folder) as (session, page):
         monkeypatch.setattr(type(session), "trained", broken)
+        until_asked(session)  # an answer before would count as a change, which the failed run goes on from
         label_by_keys(page, 60)
         page.until("document.body.innerText.includes('Training on your answers')")
         page.press("Backspace")
