@@ -616,11 +616,11 @@ def test_the_page_says_that_training_goes_on_or_has_failed_and_takes_keys(tabs, 
         until_asked(session)  # an answer before would count as a change, which the failed run goes on from
         label_by_keys(page, 60)
         page.until("document.body.innerText.includes('Training on your answers')")
+        page.until("document.body.innerText.includes('the disk of the run is broken')")
         page.press("Backspace")
         path = page.until(READY)
         page.press(key_of(path))
         page.until(IDLE)
-        page.until("document.body.innerText.includes('the disk of the run is broken')")
         assert len(session.labels.current) == 60
 
 
