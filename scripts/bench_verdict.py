@@ -147,7 +147,7 @@ def main() -> None:
     kept = json.loads(OUT.read_text())["sweeps"] if OUT.exists() else {}
     with checkout(a.old) as old, tempfile.TemporaryDirectory() as images:
         copy_images(a.cifar10, Path(images))
-        data = ["dataset=image_folder", "dataset.name=cifar10", f"dataset.root={images}", "dataset.image_size=128"]
+        data = published.cifar10(Path(images))
         data += [f"model.weights={a.weights.resolve()}"] if a.weights else []
         versions = {THEN: (old, []), NOW: (published.ROOT, ["model.head=logistic"])}
         found = kept | measured(a.only, a.seeds, versions, data)

@@ -16,7 +16,7 @@ import pandas as pd
 import published
 from matplotlib.ticker import MaxNLocator
 
-from al_bench.analysis import canvas, compare, plots, report, results, verdict
+from al_bench.analysis import canvas, compare, plots, report, verdict
 from al_bench.analysis.compare import CONTROL, RANDOM, Comparison, noise
 from al_bench.analysis.published import ARCHIVE, pack
 
@@ -46,11 +46,10 @@ def main() -> None:
     common = ["experiment=frozen_features", "seed=range(10)", "strategy.candidates=10000"]
     common += [f"model.weights={a.weights.resolve()}"] if a.weights else []
     data = {
-        "cifar10": ["dataset=image_folder", "dataset.name=cifar10", f"dataset.root={a.cifar10.resolve()}",
-                    "dataset.image_size=128"],
+        "cifar10": published.cifar10(a.cifar10),
         "dogs_vs_cats": ["dataset=dogs_vs_cats", f"dataset.root={a.dogs_vs_cats.resolve()}"],
         "fashion_mnist": ["dataset=fashion_mnist", f"dataset.root={a.fashion_mnist.resolve()}"],
-    }  # fmt: skip
+    }
     settings = [(dataset, budget) for dataset, budgets in BUDGETS.items() for budget in budgets]
     for dataset, budget in settings:
         n = labels_per_round(dataset, budget)
@@ -72,7 +71,7 @@ def strategies(dataset: str, budget: str) -> list[str]:
 
 def write(settings: list[tuple[str, str]]) -> None:
     comparisons: dict[str, dict[str, Comparison]] = {dataset: {} for dataset, _ in settings}
-    runs = [run for run in results.find(published.RUNS / "frozen_features") if run.state == results.FINISHED]
+    runs = published.finished(published.RUNS / "frozen_features")
     for dataset, budget in settings:
         ours = [run for run in runs if run.setting.dataset == dataset and run.setting.budget in (budget, "full")]
         dropped = ("acquired", "class_counts", "per_class")
@@ -81,7 +80,9 @@ def write(settings: list[tuple[str, str]]) -> None:
     for dataset, found in comparisons.items():
         draw(OUT / f"{dataset}.png", found)
     sections = "\n\n".join(
-        section(f"{dataset}-{budget}", c) for dataset, found in comparisons.items() for budget, c in found.items()
+        f"### {dataset}-{budget}\n\n{published.as_section(f'{dataset}-{budget}', c, FIGURES)}"
+        for dataset, found in comparisons.items()
+        for budget, c in found.items()
     )
     every = [c for found in comparisons.values() for c in found.values()]
     published.fill(
@@ -230,11 +231,6 @@ def what_a_target_decides(rounds: dict[str, pd.DataFrame], targets: dict[str, fl
         f"{at_lower}, where {initial[last]:,} labels are the initial set that all share; with the {before} budget, "
         f"which starts with {initial[before]:,}, it saves {at_before}."
     )
-
-
-def section(name: str, c: Comparison) -> str:
-    figures = "\n".join(f"![{name}: {figure}]({name}/{figure}.png)" for figure in FIGURES)
-    return f"### {name}\n\n{figures}\n\n{published.words(c)}"
 
 
 if __name__ == "__main__":

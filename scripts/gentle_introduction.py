@@ -59,7 +59,7 @@ def main() -> None:
 
 def write_faithful() -> None:
     """Write the article's part of the page: the full data and, once it is finished, the loop."""
-    runs = finished(FAITHFUL)
+    runs = published.finished(RUNS / FAITHFUL)
     looped = any(run.setting.budget != "full" for run in runs)
     c = published.keep(runs, OUT / "as_published", LOOP if looped else {})
     published.fill(
@@ -113,12 +113,12 @@ def precision(run: Run) -> str:
 
 def write_fair(n_seeds: int) -> None:
     """Write the part of the page with fresh weights, equal steps and random sampling."""
-    write_compared([run for run in finished(FAIR) if run.seed < n_seeds], "fair", "verdict")
+    write_compared([run for run in published.finished(RUNS / FAIR) if run.seed < n_seeds], "fair", "verdict")
 
 
 def write_trained() -> None:
     """Write the answer, and the part with a net trained to the end: the seeds of the last planned look."""
-    runs = finished(TRAINED)
+    runs = published.finished(RUNS / TRAINED)
     done = {(run.strategy, run.setting.budget == "full", run.seed) for run in runs}
     arms = [*((name, False) for name in ARMS), ("random", True)]
     n_seeds = max((n for n in LOOKS if done >= {(*arm, seed) for arm in arms for seed in range(n)}), default=0)
@@ -156,10 +156,6 @@ def answer(c: Comparison) -> str:
     n = len(c.seeds(RANDOM))
     more = f" {LOOKS[-1]} seeds are planned, and {n} are done." if n < LOOKS[-1] else ""
     return report.md(f"{QUESTION} {says} {' '.join(verdict.sentences(c))}{more}")
-
-
-def finished(study: str) -> list[Run]:
-    return [run for run in results.find(RUNS / study) if run.state == results.FINISHED]
 
 
 def as_markdown(folder: str, figures: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import published
 
-from al_bench.analysis import report, results
+from al_bench.analysis import report
 from al_bench.analysis.compare import Comparison
 from al_bench.analysis.published import ARCHIVE, pack
 
@@ -52,8 +52,7 @@ def main() -> None:
     a = ask.parse_args()
     common = ["experiment=frozen_features", f"study={STUDY}", "seed=range(10)", "strategy.candidates=10000"]
     labels = ["budget.initial=50", "budget.query=50"]
-    common += ["dataset=image_folder", "dataset.name=cifar10", f"dataset.root={a.cifar10.resolve()}"]
-    common += ["dataset.image_size=128", *([f"model.weights={a.weights.resolve()}"] if a.weights else [])]
+    common += [*published.cifar10(a.cifar10), *([f"model.weights={a.weights.resolve()}"] if a.weights else [])]
     for case in CASES.values():
         published.sweep(*common, *case.settings, *labels, f"strategy={','.join([*COMMON, *case.strategies])}")
         published.sweep(*common, *case.settings, "budget=full")
@@ -61,20 +60,15 @@ def main() -> None:
 
 
 def write() -> None:
-    runs = results.find(published.RUNS / STUDY)
+    runs = published.finished(published.RUNS / STUDY)
     comparisons = {}
     for name, case in CASES.items():
         ours = [run for run in runs if run.setting.dataset == case.dataset]
         comparisons[name] = published.keep(ours, OUT / name, case.figures, ("acquired",))
     pack(runs, published.RUNS, OUT / ARCHIVE)
-    parts = {name: section(name, c) for name, c in comparisons.items()}
+    parts = {name: published.as_section(name, c, CASES[name].figures) for name, c in comparisons.items()}
     costs = published.costs(comparisons.values())
     published.fill(OUT / "README.md", **parts, wasted=wasted(comparisons["foreign"]), costs=costs)
-
-
-def section(name: str, c: Comparison) -> str:
-    drawn = "\n".join(f"![{name}: {figure}]({name}/{figure}.png)" for figure in CASES[name].figures)
-    return f"{drawn}\n\n{published.words(c)}"
 
 
 def wasted(c: Comparison) -> str:

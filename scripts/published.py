@@ -19,7 +19,7 @@ import check_results
 import numpy as np
 import pandas as pd
 
-from al_bench.analysis import compare, figures, notes, report, stats, tables, verdict
+from al_bench.analysis import compare, figures, notes, report, results, stats, tables, verdict
 from al_bench.analysis.compare import CONTROL, RANDOM, Comparison, is_oracle
 from al_bench.analysis.metric import ACCURACY
 from al_bench.analysis.results import Run
@@ -43,6 +43,16 @@ def sweep(*overrides: str, runs: Path = RUNS) -> None:
         code = process.wait()
     if code:
         sys.exit(code)
+
+
+def cifar10(folder: Path) -> list[str]:
+    """The settings of CIFAR-10 as images, train/<class>/ and test/<class>/, decoded larger for a pretrained net."""
+    data = ["dataset=image_folder", "dataset.name=cifar10", "dataset.image_size=128"]
+    return [*data, f"dataset.root={folder.resolve()}"]
+
+
+def finished(folder: Path) -> list[Run]:
+    return [run for run in results.find(folder) if run.state == results.FINISHED]
 
 
 def keep(
@@ -70,6 +80,12 @@ def keep(
     for name in kept:
         report.save(makers[name](), out, name)
     return c
+
+
+def as_section(name: str, c: Comparison, figures: Iterable[str]) -> str:
+    """The figures of results/.../<name>/ and the verdict, in Markdown."""
+    drawn = "\n".join(f"![{name}: {figure}]({name}/{figure}.png)" for figure in figures)
+    return f"{drawn}\n\n{words(c)}"
 
 
 def records(c: Comparison, dropped: set[str]) -> list[str]:
