@@ -71,9 +71,9 @@ def test_the_article_trained_to_the_end_differs_from_the_fair_protocol_in_length
     names = "gentle_introduction_trained", "gentle_introduction_fair"
     c, fair = (asked(f"experiment={name}", "dataset.root=train.zip") for name in names)
     counts = [c.budget.initial + sum(c.budget.query_of(r) for r in range(n)) for n in range(c.budget.rounds + 1)]
-    assert counts == [1000, 2500, 5000, 8000, 10_800]
+    assert counts == [1000, 4000, 7000, 10_800]
     t = c.trainer
-    assert (t.max_steps, t.augment, t.precision) == (4000, config.Augment.flip, "bf16-mixed")
+    assert (t.max_steps, t.augment, t.precision) == (3000, config.Augment.flip, "bf16-mixed")
     same = {"max_steps": 1000, "augment": config.Augment.none, "precision": "auto", "dropout_masks": None}
     assert replace(t, **same) == fair.trainer
     assert (c.model, c.dataset) == (fair.model, fair.dataset)
