@@ -6,7 +6,11 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
+
+from threadpoolctl import threadpool_limits
 
 LOW = 10  # a priority; 0 is usual and 19 the lowest
 
@@ -24,6 +28,8 @@ QUIET = (
 )
 
 COMPUTING = "al_bench run"  # the name of a thread that may still compute when the command ends
+
+_limited = threading.RLock()
 
 
 def end(code: int) -> NoReturn:
@@ -59,6 +65,17 @@ def _keep_freed_memory() -> None:
     """
     _libc("mallopt", -3, 2**30)  # M_MMAP_THRESHOLD: blocks up to this size come from the heap
     _libc("mallopt", -1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap is not cut back below this
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Within it numpy, scipy and scikit-learn compute with one thread: several add up in another order each time.
+
+    That limit holds for the whole process, and the first of two threads to end would lift it for the other one. So they
+    take turns.
+    """
+    with _limited, threadpool_limits(1):
+        yield
 
 
 def step_back() -> None:

@@ -1,13 +1,15 @@
 """Frozen backbones, their embeddings, and the principal components of pixels."""
 
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import asked, run_here
 from test_learner import configured, fitted, learner, setting
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from al_bench import process
 from al_bench.data import sources
 from al_bench.errors import UserError
 from al_bench.models import features
@@ -70,6 +72,26 @@ def test_principal_components_are_the_same_on_any_number_of_threads():
         with threadpool_limits(n):
             found.append(features.principal_components(dataset, 64))
     assert torch.equal(*found)
+
+
+def test_threads_take_turns_to_compute_with_one_blas_thread():
+    """The limit of a BLAS holds for the process: the first of two threads to end would lift it for the other one."""
+    inside, seen = threading.Event(), []
+
+    def second():
+        with process.one_blas_thread():
+            inside.set()
+            seen.extend(library["num_threads"] for library in threadpool_info())
+
+    other = threading.Thread(target=second)
+    with process.one_blas_thread():
+        other.start()
+        assert not inside.wait(0.3)
+        with process.one_blas_thread():  # a fit within a decomposition
+            seen.extend(library["num_threads"] for library in threadpool_info())
+    assert inside.wait(10)
+    other.join()
+    assert {*seen} == {1} and len(seen) >= 4
 
 
 @pytest.mark.parametrize(

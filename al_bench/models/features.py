@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from al_bench import process
 from al_bench.config import Augment, Config, Extractor, Mode, ModelConfig
 from al_bench.data import Dataset
 from al_bench.data.cache import cached_array, release_pages
@@ -140,7 +140,7 @@ def backbone_features(c: Config, dataset: Dataset) -> Tensor:
 def principal_components(dataset: Dataset, width: int) -> Tensor:
     """Pixels, at 32x32 at most, on the `width` main axes of up to 10,000 training images: [N, width], centred."""
     parts = torch.arange(len(dataset.images)).split(10_000)
-    with threadpool_limits(1):  # more threads add up in another order: a cold start might choose other images
+    with process.one_blas_thread():  # a cold start might choose other images
         pca = fitted_pca(dataset, width)
         return torch.cat([torch.from_numpy(pca.transform(_pixels(dataset, rows).numpy())) for rows in parts]).float()
 
@@ -151,7 +151,7 @@ def fitted_pca(dataset: Dataset, width: int) -> Any:
 
     some = dataset.train_idx[:: -(-len(dataset.train_idx) // 10_000)]
     flat = _pixels(dataset, some)
-    with threadpool_limits(1):
+    with process.one_blas_thread():
         return PCA(min(width, *flat.shape), svd_solver="randomized", random_state=0).fit(flat.numpy())
 
 

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from al_bench import strategies
+from al_bench import process, strategies
 from al_bench.strategies import PoolView, by_chunks, needs, top_k
 from al_bench.strategies.centred import Points, centred
 from al_bench.strategies.greedy import draw, random_argmax, rounded
@@ -138,8 +137,7 @@ def fit_centres(
     }
     model = KMeans(n_clusters, copy_x=False, **options) if n_clusters <= 50 else MiniBatchKMeans(n_clusters, **options)
     part = part.sort().values
-    # Several OpenMP threads would sum in a different order each time.
-    with warnings.catch_warnings(), threadpool_limits(1, "openmp"):
+    with process.one_blas_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: harmless here
         model.fit(rows(part).numpy(), sample_weight=weight_N[part].numpy())
     return torch.from_numpy(model.cluster_centers_).float()

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from al_bench import process
 from al_bench.strategies import PoolView, by_chunks, needs, top_k
 from al_bench.strategies.greedy import rounded
 from al_bench.strategies.uncertainty import margin_score
@@ -28,7 +29,7 @@ def class_logits(view: PoolView, labels_N: Tensor) -> Tensor:
     mean_D, std_D = x_ND.mean(0), x_ND.std(0, correction=0)
     std_D = torch.where(std_D > 1e-6 * (1 + mean_D.abs()), std_D, torch.inf)  # a constant column tells nothing
     model = LogisticRegression(tol=1e-9, max_iter=1000)
-    with warnings.catch_warnings():
+    with process.one_blas_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a little short of the optimum will do
         model.fit(((x_ND - mean_D) / std_D).numpy(), labels_N.numpy())
     weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
@@ -99,7 +100,7 @@ def upper_share(activation_N: Tensor) -> Tensor:
         2, means_init=[[low], [high]], weights_init=[0.5, 0.5], precisions_init=[[[4 / (high - low) ** 2]]] * 2,
         tol=1e-6, max_iter=200, random_state=0,
     )  # fmt: skip
-    with warnings.catch_warnings():
+    with process.one_blas_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(activation_N.sort().values[:, None].numpy())
     share_N2 = torch.from_numpy(mixture.predict_proba(activation_N[:, None].numpy()))
