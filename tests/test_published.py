@@ -425,29 +425,35 @@ def test_the_articles_page_opens_with_the_answer_of_the_last_planned_look(tmp_pa
     monkeypatch.setattr(check_results, "RESULTS", tmp_path)
     monkeypatch.setattr(published, "costs", lambda studies: "hours")
     page.parent.mkdir()
-    parts = ("answer", "trained", "checks_of_trained", "costs_of_trained")
+    parts = ("answer", "trained", "steps", "checks_of_trained", "costs_of_trained")
     page.write_text("".join(f"<!-- {part} -->\n<!-- /{part} -->\n" for part in parts))
     study = {"study": "gentle_introduction_trained"}
 
-    def run_seeds(seeds, gain):
+    def run_seeds(seeds, *strategies):
         for seed in seeds:
             level = 0.01 * seed
-            write_run(runs, "random", seed, (0.5 + level, 0.6 + level, 0.7 + level), **study)
-            for name in ("entropy", "badge"):
-                own = gain + 0.002 * seed
+            for name in strategies:
+                own = 0 if name == "random" else 0.1 + 0.002 * seed
                 write_run(runs, name, seed, (0.5 + level, 0.6 + level + own, 0.7 + level + own), **study)
-            write_run(runs, "random", seed, (0.9,), labels=(500,), budget="full", **study)
+            if "random" in strategies:
+                write_run(runs, "random", seed, (0.9,), labels=(500,), budget="full", **study)
 
     write_run(runs, "random", 0, state="interrupted", study="another")
-    run_seeds([0], 0.1)
+    for n, accuracy in ((3000, 0.87), (2500, 0.86), (1000, 0.8)):
+        study_of_steps = {"study": f"gentle_introduction_steps_{n}"}
+        write_run(runs, "random", 100, (accuracy,), labels=(500,), budget="full", **study_of_steps)
+    run_seeds([0], "random", "entropy", "badge")
     gentle_introduction.write_trained()
     assert "trained to the end? Not answered yet: no planned number of seeds is finished." in page.read_text()
-    run_seeds([1, 2, 3], 0.1)
+    run_seeds([1, 2, 3], "random", "entropy")
     gentle_introduction.write_trained()
     text = page.read_text()
     assert "trained to the end? Not answered yet. " in text and "6 seeds are planned, and 2 are done." in text
     assert "n = 2 pairs" in text and "n = 4" not in text and "full data: 90.0 %, n = 2 (wanted: at least 87" in text
-    run_seeds([4, 5], 0.1)
+    assert "are done. Planned too and not done: badge." in text and "badge |" not in text
+    assert "not compared: 80.00% after 1,000 steps, 86.00% after 2,500 steps, 87.00% after 3,000 steps." in text
+    run_seeds([4, 5], "random", "entropy")
+    run_seeds([1, 2, 3, 4, 5], "badge")
     gentle_introduction.write_trained()
     text = page.read_text()
     assert "trained to the end? Yes, by badge and entropy. " in text and "planned" not in text.partition("Target")[0]
