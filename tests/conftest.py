@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,6 +112,15 @@ def not_asked_to_stop() -> Iterator[None]:
     """A signal that a test sends is kept in this process until the next run begins. It is not to stop other tests."""
     yield
     signals._asked = None
+
+
+@pytest.fixture(autouse=True)
+def no_run_goes_on() -> Iterator[None]:
+    """A session that is left may compute a little longer. It is not to set the number of threads of another test."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == process.COMPUTING:
+            thread.join(60)
 
 
 @pytest.fixture(autouse=True)
