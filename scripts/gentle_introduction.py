@@ -4,7 +4,7 @@
 
 Runs three full-data references and the article's loop once. Then random, margin and BADGE, with fresh weights and equal
 steps at six label counts, and the full data with the same steps. It takes some twenty hours of one core. Then random,
-entropy and BADGE with a net that is trained to the end, in some six hours. The same command continues after a stop.
+entropy and BADGE with a net that is trained to the end, in some seven hours. The same command continues after a stop.
 Writes results/gentle_introduction/.
 """
 
