@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from threadpoolctl import threadpool_limits
-
 LOW = 10  # a priority; 0 is usual and 19 the lowest
 
 # Lightning's warnings that concern no run of ours: whole batches need no loader processes, torch deprecates a part that
@@ -74,6 +72,8 @@ def one_blas_thread() -> Iterator[None]:
     That limit holds for the whole process, and the first of two threads to end would lift it for the other one. So they
     take turns.
     """
+    from threadpoolctl import threadpool_limits  # milliseconds that a command without numpy need not wait
+
     with _limited, threadpool_limits(1):
         yield
 
