@@ -12,10 +12,11 @@ import argparse
 from statistics import fmean
 
 import check_results
+import frozen_features
 import published
 
 from al_bench.analysis import report, results, stats, verdict
-from al_bench.analysis.compare import RANDOM, Comparison
+from al_bench.analysis.compare import CONTROL, RANDOM, Comparison
 from al_bench.analysis.metric import ACCURACY
 from al_bench.analysis.results import Run
 from al_bench.analysis.tables import last_round
@@ -141,11 +142,17 @@ def write_trained() -> None:
         arms = [name for name in ARMS if has(n_seeds, name)]
         looked_at = [run for run in runs if run.seed < n_seeds and run.strategy in arms]
         c = write_compared(looked_at, "trained", "trained")
-        published.fill(OUT / "README.md", answer=answer(c), steps=how_long())
+        published.fill(OUT / "README.md", answer=answer(c), steps=how_long(), on_frozen_features=on_frozen_features())
     else:
         published.fill(
             OUT / "README.md", answer=f"{QUESTION} Not answered yet: no planned number of seeds is finished."
         )
+
+
+def on_frozen_features() -> str:
+    """The same question on the same images for a linear layer on a pretrained net's features, in Markdown."""
+    names = (RANDOM, CONTROL, *ARMS[1:], "uncertainty_herding")
+    return frozen_features.strategy_table(names, *frozen_features.kept("dogs_vs_cats"))
 
 
 def how_long() -> str:

@@ -425,8 +425,9 @@ def test_the_articles_page_opens_with_the_answer_of_the_last_planned_look(tmp_pa
     monkeypatch.setattr(gentle_introduction, "FULL", 2)
     monkeypatch.setattr(check_results, "RESULTS", tmp_path)
     monkeypatch.setattr(published, "costs", lambda studies: "hours")
+    monkeypatch.setattr(gentle_introduction, "on_frozen_features", lambda: "of frozen features")
     page.parent.mkdir()
-    parts = ("answer", "trained", "steps", "checks_of_trained", "costs_of_trained")
+    parts = ("answer", "trained", "steps", "on_frozen_features", "checks_of_trained", "costs_of_trained")
     page.write_text("".join(f"<!-- {part} -->\n<!-- /{part} -->\n" for part in parts))
     study = {"study": "gentle_introduction_trained"}
 
@@ -458,6 +459,14 @@ def test_the_articles_page_opens_with_the_answer_of_the_last_planned_look(tmp_pa
     gentle_introduction.write_trained()
     text = page.read_text()
     assert "trained to the end? Yes, by badge and entropy. " in text and "planned" not in text.partition("Target")[0]
+
+
+def test_the_articles_page_has_the_same_question_on_frozen_features():
+    page = "results/gentle_introduction/README.md"
+    assert block("on_frozen_features", page) == f"{gentle_introduction.on_frozen_features()}\n"
+    fewest = check_results.read("frozen_features/dogs_vs_cats-low").query("strategy == 'random' and budget != 'full'")
+    all_labels = check_results.read("gentle_introduction/trained").query("budget == 'full'")
+    assert fewest["accuracy"].mean() > all_labels["accuracy"].mean(), "The page says so."
 
 
 def test_what_is_missing_to_the_full_data_is_paired_by_seed(tmp_path):
