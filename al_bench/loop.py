@@ -45,7 +45,7 @@ def run(c: Config, store: RunStore) -> None:
     to_replay = replay.runs(c) if strategy.needs.record else []
     learner, oracle, pool, records, stop = begin(c, store, strategy)
     try_out(own, len(learner.dataset.test_labels_V), learner.dataset.n_classes)
-    replayed = replay.picks(c, to_replay, store.info()) if to_replay else []
+    replayed = replay.picks(c, to_replay, store.info(), records) if to_replay else []
     warm, test = WarmStart(c.trainer.start, store.folder / "weights"), None
     first_fit = FirstFit(c, learner, "/".join(store.folder.parts[-6:]), store.info())
     track = store.at_end.enter_context(tracking.opened(c, store.folder, learner.dataset.class_names, records))

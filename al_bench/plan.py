@@ -7,11 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from al_bench import process
+from al_bench import observe, process, replay
 from al_bench.config import Config, Extractor, Head, Mode
 from al_bench.data import Dataset, pool, sources
 from al_bench.data.stressors import Split
 from al_bench.models import contract, nets
+from al_bench.models.features import PCA_HEAD
 from al_bench.models.learner import images_trained
 from al_bench.recipe import run_folder
 from al_bench.strategies import Strategy, load
@@ -52,8 +53,12 @@ def show(c: Config) -> None:
 
 
 def make(c: Config) -> Plan:
-    """Raises UserError, as the run would, if the data set has too few images for the budget."""
+    """Raises UserError, as the run would, for options that do not fit and for a budget that the pool does not have."""
     strategy = load(c.strategy)
+    for stage in strategy.stages:
+        observe.try_options(stage, c.model)
+    if strategy.needs.record:
+        replay.runs(c)
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     used = sources.stressed(c.dataset, source, torch.arange(len(source.labels_N)), c.seed, c.stressor)
     pool.check_budget(len(used.train_idx), c.budget)
@@ -106,7 +111,7 @@ def _memory(c: Config, image_shape: tuple[int, ...], used: Split, stages: list[S
     image = torch.zeros(1, *image_shape, dtype=torch.float32 if computed else torch.uint8)
     mean, std = tuple(c.dataset.mean), tuple(c.dataset.std)
     fake = Dataset(c.dataset.name, image, one, one, one, used.class_names, mean, std, checksum="")
-    net = contract.build(replace(c.model, pretrained=False, weights=None), fake).eval()
+    net = _net(c, fake).eval()
     frozen = c.model.mode is Mode.frozen
     weights = sum(p.nbytes for p in net.parameters())
     n_train, n_classes = len(used.train_idx), len(used.class_names)
@@ -123,6 +128,14 @@ def _memory(c: Config, image_shape: tuple[int, ...], used: Split, stages: list[S
         "a training batch": 2 * activations,
         "predictions of the pool": 4 * max(seen),
     }
+
+
+def _net(c: Config, fake: Dataset) -> nn.Module:
+    """The net, without a backbone's pretrained weights. That of model=pca takes components in place of the images."""
+    if c.model._target_ != PCA_HEAD:
+        return contract.build(replace(c.model, pretrained=False, weights=None), fake)
+    width = c.features.width
+    return nets.LinearHead(replace(fake, images=torch.zeros(1, width), mean=(0.0,) * width, std=(1.0,) * width))
 
 
 def _activations(net: nn.Module, image: Tensor) -> int:

@@ -35,13 +35,19 @@ def with_stages(strategy: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"strategy.schedule of {name}: a list of stages, such as {{strategy: typiclust, rounds: 3}}.")
     if extra := [key for key, value in strategy.items() if key not in OWN and value is not None]:
         raise UserError(f"strategy {name} is a schedule, so {extra[0]} belongs into one of its stages.")
-    if (there := shipped("strategy", str(name))) and "schedule" not in there:
+    if (there := shipped("strategy", str(name))) and [*map(_chosen_by, stages)] != [
+        *map(_chosen_by, there.get("schedule", []))
+    ]:
         raise UserError(f"strategy.name={name} belongs to another strategy. Give the schedule a name of its own.")
     found = [_complete(stage, f"strategy {name}, stage {i}") for i, stage in enumerate(stages, start=1)]
     for i, stage in enumerate(found, start=1):
         _check_rounds(stage.get("rounds"), i, len(found), f"strategy {name}, stage {i}")
     inherited = {key: strategy.get(key) for key in ("candidates", "filter")}
     return strategy | {"schedule": [inherited | stage for stage in found]}
+
+
+def _chosen_by(stage: dict[str, Any]) -> Any:
+    return stage.get("_target_") or (shipped("strategy", str(stage.get("strategy"))) or {}).get("_target_")
 
 
 def _complete(stage: dict[str, Any], where: str) -> dict[str, Any]:

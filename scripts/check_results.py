@@ -156,7 +156,7 @@ def fair(rounds: pd.DataFrame) -> list[Band]:
 
 
 def trained(rounds: pd.DataFrame) -> list[Band]:
-    """Whether the net is trained to the end: with all labels it reaches what the article's does."""
+    """Whether the net is trained long enough: with all labels it reaches what the article's does."""
     full = rounds[rounds["budget"] == "full"]
     value, n = full["accuracy"].mean(), full["seed"].nunique()
     return [Band("gentle_introduction/trained", "full data", value, "%", ARTICLE, n, low=87)]
@@ -197,8 +197,8 @@ def repeated_mnist(rounds: pd.DataFrame) -> list[Band]:
         bounds = around(theirs, half_interval_of_difference(sd, 6))
         found.append(band(f"{name}, {over}", area[name].mean(), "%", PAPER_FULL, **bounds))
     found += [
-        band("copies among what bald bought", copies["bald"], "%", PAPER, low=50),
-        band("copies among what batchbald bought", copies["batchbald"], "%", PAPER, high=10),
+        band("copies among what bald acquired", copies["bald"], "%", PAPER, low=50),
+        band("copies among what batchbald acquired", copies["batchbald"], "%", PAPER, high=10),
         band("power_bald to 90%, median", **to_90["power_bald"], source=PILOT, high=120),
         band("random to 90%, median", **to_90["random"], source=PILOT, low=140, high=230),
         band("random to 90%, median", **to_90["random"], source=PAPER_FULL, low=150, high=190),

@@ -77,8 +77,11 @@ def write(settings: list[tuple[str, str]]) -> None:
         dropped = ("acquired", "class_counts", "per_class")
         comparisons[dataset][budget] = published.keep(ours, OUT / f"{dataset}-{budget}", FIGURES, dropped)
     pack(runs, published.RUNS, OUT / ARCHIVE)
+    compared = dict.fromkeys(name for found in comparisons.values() for c in found.values() for name in c.versus_random)
+    looks = canvas.style(compared)
     for dataset, found in comparisons.items():
-        draw(OUT / f"{dataset}.png", found)
+        draw(OUT / f"{dataset}.png", found, looks)
+    draw(OUT / "first.png", comparisons["cifar10"], {name: looks[name] for name in FIRST if name in looks})
     sections = "\n\n".join(
         f"### {dataset}-{budget}\n\n{published.as_section(f'{dataset}-{budget}', c, FIGURES)}"
         for dataset, found in comparisons.items()
@@ -97,13 +100,12 @@ def write(settings: list[tuple[str, str]]) -> None:
     published.fill(check_results.RESULTS / "README.md", frozen_features=overview("cifar10"))
 
 
-def draw(path: Path, comparisons: dict[str, Comparison]) -> None:
-    """Draw the budgets side by side. A strategy has the same look in all of them."""
+def draw(path: Path, comparisons: dict[str, Comparison], looks: dict[str, canvas.Look]) -> None:
+    """Draw the budgets side by side: the strategies that have a look, the same in all figures."""
     figure = canvas.new_figure(canvas.PAGE, 3.6)
     axes = figure.subplots(1, len(comparisons))
-    looks = canvas.style(dict.fromkeys(name for c in comparisons.values() for name in c.versus_random))
     for ax, (budget, c) in zip(axes, comparisons.items(), strict=True):
-        differences = {name: v.difference for name, v in c.versus_random.items()}
+        differences = {name: v.difference for name, v in c.versus_random.items() if name in looks}
         plots.difference_to_random(ax, c.labels_R, differences, noise(c), looks)
         ax.set_title(f"{c.setting.dataset}, {budget} budget", fontsize=canvas.FONT)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -140,8 +142,9 @@ def overview(dataset: str) -> str:
         "more than that, paired by seed, with 95% intervals that hold for all strategies of the column at once; bold: "
         "significant by the same test (step-down max-T). Then the share of random's labels saved (negative: it takes "
         "more) on the way to an accuracy of "
-        f"{', '.join(f'{target:.0%} ({budget})' for budget, target in targets.items())}, where every seed reaches it. "
-        f"{report.md(CONTROL)} is a second random arm: the noise. Empty: not run."
+        f"{', '.join(f'{target:.0%} ({budget})' for budget, target in targets.items())}, where every seed reaches it; "
+        f"its intervals hold for one strategy alone. {report.md(CONTROL)} is a second random arm: the noise, its "
+        "intervals alone. Empty: not run."
     )
     if len(targets) > 1:
         words += f" {what_a_target_decides(rounds, targets, names[0])}"
@@ -163,13 +166,13 @@ def oracle_lines(comparisons: Sequence[Comparison]) -> str:
 def first_rows() -> str:
     """The table on the README's first screen, and how to read it in short, in Markdown."""
     rounds, summaries = kept("cifar10")
-    n_all = len(best_first(summaries)) + 2
+    targets = ", ".join(f"{summary.loc[RANDOM]['target']:.0%}" for summary in summaries.values())
     return (
         f"{strategy_table(FIRST, rounds, summaries)}\n\n"
-        "*random*: its accuracy, the mean over the labels. The others: percentage points more than random, in pairs of "
-        "one seed, with 95% intervals for all strategies at once. Bold: significant, by the same test. *saves*: how "
-        "many labels fewer than random it needs for the same accuracy. random\\_control is random a second time, so "
-        f"its differences are chance. [All {n_all} strategies, and how the numbers come about]"
+        "*random*: its accuracy, the mean over the labels. The others: percentage points more than random, paired by "
+        "seed, with 95% intervals for all strategies at once. Bold: significant, by the same test. *saves*: labels "
+        f"saved on the way to {targets}, each interval alone. random\\_control is random a second time: chance, its "
+        f"intervals alone. [All {len(best_first(summaries))} strategies, and how the numbers come about]"
         "(results/README.md#frozen-features)."
     )
 

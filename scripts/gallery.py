@@ -121,9 +121,10 @@ def on_sphere(points_N2: Tensor) -> Tensor:
 
 
 def draw(path: Path, plane: Plane, picks: Mapping[str, Tensor], strategies: Mapping[str, Strategy]) -> None:
-    n_rows = -(-len(picks) // COLUMNS)
-    figure = canvas.new_figure(canvas.PAGE, 1.55 * n_rows)
-    axes = figure.subplots(n_rows, COLUMNS, squeeze=False).flatten()
+    n_columns = min(COLUMNS, len(picks))
+    n_rows = -(-len(picks) // n_columns)
+    figure = canvas.new_figure(canvas.PAGE * n_columns / COLUMNS, 1.55 * n_rows)
+    axes = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
     for ax in axes[len(picks) :]:
         ax.set_axis_off()
     for ax, (name, positions_K) in zip(axes, picks.items(), strict=False):
@@ -148,7 +149,8 @@ def draw_one(ax: Axes, plane: Plane, positions_K: Tensor, sampled: bool) -> None
     for rank, (x, y) in enumerate(plane.pool_P2[positions_K].tolist(), start=1):
         ax.scatter([x], [y], s=22, color="#D55E00", linewidths=0)
         ax.text(x, y, str(rank), fontsize=4, color="white", ha="center", va="center_baseline")
-    ax.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), xticks=[], yticks=[])
+    edge = 1.05 * REACH  # of picks at the edge all is seen
+    ax.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import published
 
 from al_bench.analysis import report
-from al_bench.analysis.compare import Comparison
+from al_bench.analysis.compare import RANDOM, Comparison
 from al_bench.analysis.published import ARCHIVE, pack
 
 OUT = published.ROOT / "results" / "harder_data"
@@ -68,7 +68,19 @@ def write() -> None:
     pack(runs, published.RUNS, OUT / ARCHIVE)
     parts = {name: published.as_section(name, c, CASES[name].figures) for name, c in comparisons.items()}
     costs = published.costs(comparisons.values())
-    published.fill(OUT / "README.md", **parts, wasted=wasted(comparisons["foreign"]), costs=costs)
+    found = {"wasted": wasted(comparisons["foreign"]), "rarest": rarest(comparisons["long_tail"])}
+    published.fill(OUT / "README.md", **parts, **found, costs=costs)
+
+
+def rarest(c: Comparison) -> str:
+    """The recall of the rarest class, which is the last one, the best strategy first, in Markdown."""
+    name = c.runs[RANDOM][0].info["dataset"]["classes"][-1]
+    recall = {
+        strategy: fmean(published.rounds(run)[-1]["metrics"]["per_class"][-1] for run in runs)
+        for strategy, runs in c.runs.items()
+    }
+    words = ", ".join(f"{report.md(s)} {100 * r:.1f}%" for s, r in sorted(recall.items(), key=lambda item: -item[1]))
+    return f"Recall of the rarest class, {name}, after {c.labels_R[-1]:,} labels, mean over seeds: {words}."
 
 
 def wasted(c: Comparison) -> str:

@@ -119,6 +119,19 @@ def test_a_plan_counts_every_prediction():
     )
     planned("trainer.test_passes=5")
     assert tested == [359, 359, 359, 5 * 359]
+    assert planned("model=pca", "features.width=16") == ([0, 0], 4 * (16 + 10) * 1438)
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["strategy=select_al"], "trains last layers on features that stay the same"),
+        (["strategy=replay", "strategy.study=nowhere", "strategy.of=entropy"], "There is no folder nowhere"),
+    ],
+)
+def test_what_a_run_refuses_its_plan_refuses(overrides, said):
+    with pytest.raises(UserError, match=said):
+        plan.make(asked(*overrides))
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,7 @@ def test_a_run_with_a_filter(tmp_path):
         ({"depth": -1}, "depth has to be 0 or more, batches 9 or more, and share above 0"),
         ({"batches": 8}, "depth has to be 0 or more, batches 9 or more, and share above 0"),
         ({"share": 0}, "depth has to be 0 or more, batches 9 or more, and share above 0"),
+        ({"ensemble": []}, "strategy.filter.ensemble=[]: name one strategy or more"),
         ({"ensemble": ["no.such"]}, "strategy.filter.ensemble=no.such cannot be loaded"),
         ({"_target_": "test_ensembles.first_three"}, "the filter kept 3 images, and 5 are to be chosen"),
         ({"_target_": "no.such"}, "strategy margin_refined, filter: no.such cannot be loaded"),
@@ -202,6 +203,12 @@ def planted(n, seed):
         n, 4, log_probs_LC[:, None], emb_LD, emb_LD, labels_L, log_probs_LC, emb_LD, emb_LD, weight_CD, bias_C,
         refit_head=partial(fit_head, 4, None),
     )  # fmt: skip
+
+
+def test_a_strategy_for_open_set_pools_may_be_one_of_the_two():
+    view = planted(40, 0)
+    found = select_al(view, 3, seeded(), low="al_bench.strategies.open_set.known_margin")
+    assert len(found.unique()) == 3
 
 
 @pytest.mark.parametrize("n", [40, 400])

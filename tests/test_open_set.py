@@ -91,11 +91,6 @@ def test_where_foreign_images_lie_between_the_classes_margin_takes_them_and_the_
     assert taken == {"margin": 10, "known_margin": 0, "lfosa": 0}
 
 
-def test_a_temperature_of_zero_is_refused():
-    with pytest.raises(ValueError, match="temperature is 0 and has to be above 0"):
-        lfosa(view_of(column(0.0), column(1.0), [0], column(2.0)), 1, seeded(), temperature=0)
-
-
 @pytest.mark.parametrize("name", ["known_margin", "lfosa"])
 def test_a_run_with_foreign_images_shows_them_to_the_strategy(tmp_path, name, monkeypatch):
     seen, function = [], {"known_margin": known_margin, "lfosa": lfosa}[name]

@@ -86,6 +86,14 @@ def test_the_class_with_the_fewest_labels_gets_its_best_image_computed_by_hand()
     assert sorted(by_class(view, torch.arange(6), 6, seeded(), lambda at: values[at]).tolist()) == [0, 1, 2, 3, 4, 5]
 
 
+def test_images_of_no_class_come_last():
+    truth_P = torch.tensor([-1, 0, -1, 1, -1, 1])
+    view = PoolView(6, 2, labelled_labels_L=torch.tensor([0, 0, 1]), truth_P=truth_P)
+    for k, known in ((2, {3, 5}), (3, {1, 3, 5}), (5, {1, 3, 5})):
+        found = by_class(view, torch.arange(6), k, seeded(), lambda at: torch.zeros(len(at)).double()).tolist()
+        assert set(found[: len(known)]) == known and len(set(found)) == k
+
+
 def test_typical_of_class_takes_the_middle_of_each_class():
     line = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0, 12.0, 13.0, 14.0])
     truth_P = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])

@@ -7,7 +7,7 @@ import pytest
 from conftest import command
 from test_report import the_study, two_arms, write_run
 
-from al_bench.analysis import planned, verdict
+from al_bench.analysis import planned, power, verdict
 from al_bench.analysis.compare import VersusRandom
 from al_bench.analysis.stats import PairedDifference
 from al_bench.errors import UserError
@@ -85,6 +85,11 @@ def test_each_look_takes_its_share_of_alpha(tmp_path):
     assert once.test.p == 2 / 2**6 and once.significant
     assert twice.n_looks == 2 and twice.versus_random["margin"].test.p == 2 * 2 / 2**7
     assert verdict.sentences(twice)[0].endswith("n = 7 pairs, p = 0.031.")
+    could = power.detectable(7, twice.versus_random["margin"].area.sd, 0.05 / 2)
+    assert (
+        verdict.how_close(twice, "margin")
+        == f"A difference of {100 * could:.1f} points would have shown {power.DELIVERED}."
+    )
     (note,) = (note for note in twice.notes if "looks" in note)
     assert note.startswith("Seeds were added after results could be read (6): 2 looks at the data.")
     add_pair(tmp_path, 7)

@@ -122,6 +122,8 @@ def test_a_formula_in_a_name_would_be_noticed():
 def test_many_strategies_all_look_different_also_without_colour():
     looks = canvas.style(MANY)
     assert len(looks) == len({(look["marker"], look["linestyle"]) for look in looks.values()}) == 38
+    apart = canvas.style(MANY[:25]).values()
+    assert len(apart) == len({(look["color"], look["linestyle"]) for look in apart}) == 25
     assert looks["random"] == canvas.style(["margin"])["random"] == {"color": "black", "marker": "o", "linestyle": "-"}
     assert canvas.style([*MANY[1:], "random"]) == looks
     assert len(canvas.style(map(str, range(500)))) == 501

@@ -1,5 +1,8 @@
 """strategy=replay: what another study's strategy acquired is acquired again, with another model."""
 
+import json
+import shutil
+
 import pytest
 from conftest import asked, lines_of, run_here
 
@@ -22,6 +25,13 @@ def proxy(tmp_path_factory):
 
 def replayed(folder, study, *overrides):
     return run_here(folder, "strategy=replay", f"strategy.study={study}", "strategy.of=margin", *OTHER_NET, *overrides)
+
+
+def another_order(file):
+    """Turn round the order of what was acquired first."""
+    first, *rest = map(json.loads, file.read_text().splitlines())
+    first["acquired"].reverse()
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in (first, *rest)))
 
 
 def test_the_same_images_are_acquired_with_another_net(tmp_path, proxy):
@@ -71,10 +81,60 @@ def test_of_several_models_one_has_to_be_chosen(tmp_path, proxy):
             there.mkdir(parents=True)
             for file in published.KEPT:
                 (there / file).write_bytes((run.folder / file).read_bytes().replace(b"small_cnn", name.encode()))
+    another_order(there / "rounds.jsonl")
     with pytest.raises(UserError, match="is there for several models. Choose one: strategy.model=a or b."):
         replayed(tmp_path, copy / "study")
     store = replayed(tmp_path, copy / "study", "strategy.model=b")
-    assert [line["acquired"] for line in lines_of(store.folder)] == acquired
+    assert [line["acquired"] for line in lines_of(store.folder)] == [acquired[0][::-1], *acquired[1:]]
+
+
+def test_the_stressors_have_to_be_the_same_too(tmp_path, proxy):
+    noisy = run_here(tmp_path, "strategy=margin", "study=noisy", "stressor.label_noise=0.2")
+    with pytest.raises(UserError, match="has other images, another dataset.image_size or other stressors"):
+        replayed(tmp_path, noisy.folder.parents[4], "study=clean")
+    both = tmp_path / "both"
+    shutil.copytree(proxy[0], both / "clean")
+    shutil.copytree(noisy.folder.parents[4], both / "noisy")
+    store = replayed(tmp_path, both, "stressor.label_noise=0.2")
+    assert [line["acquired"] for line in lines_of(store.folder)] == [r["acquired"] for r in lines_of(noisy.folder)]
+
+
+def test_of_several_runs_that_acquired_others_none_is_guessed(tmp_path, proxy):
+    shutil.copytree(proxy[0], tmp_path / "all" / "a")
+    run_here(tmp_path / "all", "strategy=margin", "study=b", *OTHER_NET)
+    with pytest.raises(UserError, match=r"(?s)is there several times, and each acquired others.*all/a/.*all/b/"):
+        replayed(tmp_path, tmp_path / "all")
+    shutil.rmtree(tmp_path / "all" / "b")
+    shutil.copytree(proxy[0], tmp_path / "all" / "b")  # twice the same is no question
+    replayed(tmp_path, tmp_path / "all", "budget.rounds=1")
+
+
+def test_an_oracle_is_not_replayed(tmp_path, proxy):
+    study = tmp_path / "oracle"
+    shutil.copytree(proxy[0], study)
+    (config,) = study.rglob("config.yaml")
+    config.write_text(config.read_text().replace("strategy:\n", "strategy:\n  oracle: true\n"))
+    with pytest.raises(UserError, match="margin of strategy.study=.* is an oracle: it saw all labels"):
+        replayed(tmp_path, study)
+
+
+def test_a_run_that_was_killed_does_not_go_on_with_another_source(tmp_path, proxy):
+    study = tmp_path / "source"
+    shutil.copytree(proxy[0], study)
+    store = replayed(tmp_path, study)
+    (rounds,) = store.folder.glob("rounds.jsonl")
+    rounds.write_text(rounds.read_text().splitlines(keepends=True)[0])
+    info = json.loads((store.folder / "run.json").read_text())
+    (store.folder / "run.json").write_text(json.dumps(info | {"state": "running"}))
+    another_order(*study.rglob("rounds.jsonl"))
+    with pytest.raises(UserError, match="is not the one that this run began to replay"):
+        replayed(tmp_path, study)
+
+
+@pytest.mark.parametrize("setting", ["candidates=100", "filter=al_bench.strategies.ensembles.progressive_filter"])
+def test_settings_of_a_choice_are_refused(tmp_path, proxy, setting):
+    with pytest.raises(UserError, match=f"so strategy.{setting.partition('=')[0]} would have no effect"):
+        replayed(tmp_path, proxy[0], f"strategy.{setting}")
 
 
 def test_an_unfinished_run_is_not_replayed_and_what_is_missing_on_the_command_line_is_named(tmp_path, proxy):

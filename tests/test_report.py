@@ -655,7 +655,7 @@ def test_several_studies_count_once_each(tmp_path, n):
     # Area of margin minus random's: three quarters of the gain, which grows by 0.002 with each of the seeds 0, 1, 2.
     assert found.area_BM[0, 2] - found.area_BM[0, 0] == pytest.approx(0.75 * (0.02 + 0.002))
     words = verdict.across_sentences(found)
-    assert words[1].startswith(f"margin: above random on {n} of {n} data sets, ")
+    assert words[1].startswith(f"margin: the mean is above random's on {n} of {n} data sets, ")
     assert (found.ranks is None) == (n < 7) and ("Bayesian" in words[1]) == (n > 5)
     refused = f"No diagram of mean ranks. Ranks of 3 strategies need at least 7 data sets, and there are {n}."
     assert (refused in words) == (n < 7)
@@ -758,7 +758,7 @@ def test_a_second_random_arm_alone_is_a_page(tmp_path):
     assert "nothing to compare" in report.write(tmp_path).read_text()
 
 
-def test_a_redundant_pool_shows_how_much_of_what_was_bought_was_there_already(tmp_path):
+def test_a_redundant_pool_shows_how_much_of_what_was_acquired_was_there_already(tmp_path):
     for run in (write_run(tmp_path, name, seed) for name in ("random", "margin") for seed in range(2)):
         with open(run / "config.yaml", "a") as config:
             config.write("stressor: {copies: 2}\n")
@@ -771,7 +771,7 @@ def test_a_redundant_pool_shows_how_much_of_what_was_bought_was_there_already(tm
     (found,) = compare.comparisons(results.find(tmp_path))
     assert tables.row(found, "random")["duplicate_share"] == pytest.approx(0.5)
     assert tables.row(found, "margin")["duplicate_share"] == pytest.approx((0.5 + 6 / 20) / 2)
-    assert tables.section(found).table[1]["copies of what it had bought"] == "40.0%"
+    assert tables.section(found).table[1]["copies of what it had acquired"] == "40.0%"
 
 
 def test_the_report_is_one_page_with_tables_and_figures(tmp_path):

@@ -67,6 +67,30 @@ def test_runs_that_both_have_count_once_and_are_ours(tmp_path, study, capsys):
     assert "Left out: random, seed 0: there twice, and counted once" in words
 
 
+def test_a_few_runs_of_ones_own_by_newer_code_do_not_replace_the_published_ones(tmp_path, capsys):
+    for seed in range(6):
+        write_run(tmp_path / "made", "random", seed, (0.5, 0.6, 0.7), study="theirs", code="old")
+        write_run(tmp_path / "made", "margin", seed, (0.5, 0.7 + 0.01 * seed, 0.8), study="theirs", code="old")
+    folder = tmp_path / "frozen"
+    folder.mkdir()
+    published.pack(results.find(tmp_path / "made"), tmp_path / "made", folder / published.ARCHIVE)
+    newcomer(tmp_path / "results")
+    write_run(tmp_path / "results", "random", 0, (0.5, 0.6, 0.7), study="own", code="new", time="2026-02-02")
+    _, words = told(capsys, tmp_path / "results" / "own", "--with", folder)
+    assert "Left out: random, seed 0: another version of its code than the published runs of random, which" in words
+    assert "n = 6 pairs" in words and "no call" not in words and "delete" not in words
+
+
+def test_each_of_several_studies_gets_the_published_runs(tmp_path, study, capsys):
+    newcomer(tmp_path / "results" / "one")
+    newcomer(tmp_path / "results" / "two")
+    for name in ("one", "two"):
+        (tmp_path / "results" / name / "own").rename(tmp_path / "results" / f"own_{name}")
+        (tmp_path / "results" / name).rmdir()
+    _, words = told(capsys, tmp_path / "results", "--with", study)
+    assert words.count("margin is better than random") == words.count("mine is better than random") == 2
+
+
 def test_a_setting_without_a_match_is_named_and_with_none_at_all_it_is_an_error(tmp_path, study, capsys):
     newcomer(tmp_path / "results", dataset="mnist")
     code, words = told(capsys, tmp_path / "results" / "own", "--with", study)

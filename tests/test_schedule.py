@@ -17,6 +17,7 @@ from al_bench.strategies.uncertainty import margin
 
 MINE = "strategy.schedule=[{strategy:mc_margin,rounds:1},{_target_:test_schedule.every_other,step:3}]"
 ROUNDS = ("budget.rounds=5",)
+MARGIN = "al_bench.strategies.uncertainty.margin"
 
 
 @needs(predictions=False, embeddings=True)
@@ -105,6 +106,12 @@ def test_the_check_tries_each_stage():
         (schedule({"strategy": "margin", "beta": 1}), "strategy mine (margin): al_bench.strategies.uncertainty.margin"),
         (schedule({"strategy": "margin"}, passes=4), "mine is a schedule, so passes belongs into one of its stages."),
         (schedule({"strategy": "margin"}, name="badge"), "strategy.name=badge belongs to another strategy."),
+        (schedule({"strategy": "margin"}, name="tcm"), "strategy.name=tcm belongs to another strategy."),
+        (
+            schedule({"strategy": "replay", "study": "a", "of": "margin"}),
+            "strategy mine (replay_${strategy.of}): a run that replays another one does so in all rounds.",
+        ),
+        ({"name": "margin", "_target_": MARGIN, "rounds": 1}, "unexpected keyword argument 'rounds'"),
     ],
 )
 def test_a_mistake_in_a_schedule_gets_a_sentence(settings, said):
@@ -114,22 +121,23 @@ def test_a_mistake_in_a_schedule_gets_a_sentence(settings, said):
 
 
 def test_what_contradicts_the_other_settings_is_found_in_each_stage():
-    few = "strategy.schedule=[{strategy:margin,candidates:5}]"
+    mine = ("strategy=tcm", "strategy.name=mine")
     with pytest.raises(UserError, match="strategy.candidates=5: 20 or more"):
-        asked("strategy=tcm", few)
+        asked(*mine, "strategy.schedule=[{strategy:margin,candidates:5}]")
     with pytest.raises(UserError, match="strategy.members trains its nets from fresh weights"):
-        asked("strategy=tcm", "strategy.schedule=[{strategy:margin,members:3}]", "trainer.start=previous")
+        asked(*mine, "strategy.schedule=[{strategy:margin,members:3}]", "trainer.start=previous")
 
 
 def test_a_bad_option_of_a_later_stage_stops_before_anything_is_trained(tmp_path):
     c = asked(
         f"results_dir={tmp_path}",
         "strategy=tcm",
+        "strategy.name=mine",
         "strategy.schedule=[{strategy:random,rounds:9},{strategy:falcun,gamma:-1}]",
     )
     store = RunStore(c)
     with (
-        pytest.raises(UserError, match=r"strategy tcm \(falcun\), round 0: gamma has to be at least 0"),
+        pytest.raises(UserError, match=r"strategy mine \(falcun\), round 0: gamma has to be at least 0"),
         store.at_work(),
     ):
         run(c, store)

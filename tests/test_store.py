@@ -20,8 +20,8 @@ from al_bench.store import RunStore
 
 
 def record(round: int, acquired: tuple[int, ...] | None = None) -> RoundRecord:
-    bought = [2 * round + 1, 2 * round] if acquired is None else list(acquired)
-    return RoundRecord(round, 20 + 2 * round, 10, {"accuracy": 0.5}, None, bought, round, 1, 20, [], {"fit": 1.0}, 1)
+    indices = [2 * round + 1, 2 * round] if acquired is None else list(acquired)
+    return RoundRecord(round, 20 + 2 * round, 10, {"accuracy": 0.5}, None, indices, round, 1, 20, [], {"fit": 1.0}, 1)
 
 
 WHOLE = [record(0), record(1, acquired=())]

@@ -86,7 +86,7 @@ def test_without_a_spread_there_is_nothing_to_plan_with(tmp_path):
     assert verdict.planner(the_study(tmp_path)) == ""
 
 
-def test_bought_is_what_the_fit_at_the_last_compared_count_had(tmp_path):
+def test_acquired_is_what_the_fit_at_the_last_compared_count_had(tmp_path):
     found = cut_to_two(tmp_path)
     assert found.labels_R.tolist() == [10, 20]
     assert tables.acquired_by(found, found.runs["random"][0]).tolist() == list(range(10))  # those of round 0
@@ -97,7 +97,7 @@ def test_seconds_are_those_up_to_the_last_compared_count(tmp_path):
     assert (row["seconds_fit"], row["seconds_predict"]) == (4, 2)
 
 
-def test_the_balance_of_what_was_bought_leaves_the_initial_set_out(tmp_path):
+def test_the_balance_of_what_was_acquired_leaves_the_initial_set_out(tmp_path):
     folder = write_run(tmp_path, accuracy=(0.5, 0.6), labels=(10, 30))
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     for line, counts in zip(lines, ([10, 0], [15, 15]), strict=True):

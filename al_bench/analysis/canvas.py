@@ -25,8 +25,8 @@ FONT, SMALL = 8, 7  # points
 LINE = 0.125  # inches from line to line of small letters
 # Okabe & Ito (2008). Black is random's; yellow is left out, a thin line of it is lost on white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# Eleven and four have no common divisor: 44 strategies pass before a marker meets the same dashes again.
-MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
+# After each twelve strategies the dashes shift by one: 24 differ in colour and dashes, 48 in marker and dashes.
+MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")
 DASHES = ("-", "--", ":", "-.")
 MANY = 14  # curves; a legend of more takes a figure as wide as a page
 NAME = 28  # letters of a name in one line beside a row
@@ -48,7 +48,7 @@ def style(names: Iterable[str]) -> dict[str, Look]:
         looks[name] = {
             "color": COLOURS[i % len(COLOURS)],
             "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": DASHES[i % len(DASHES)],
+            "linestyle": DASHES[(i + i // len(MARKERS)) % len(DASHES)],
         }
     return looks
 

@@ -24,11 +24,11 @@ def comparable_runs(runs: list[Run], metric: str = "accuracy") -> tuple[list[Run
     An unfinished run is never part of a mean, and a run that is there twice counts once.
     """
     left_out = {run: why for run in runs if (why := why_unusable(run, metric))}
+    left_out |= incomparable([run for run in runs if run not in left_out])
     counted: dict[tuple[str, int], Run] = {}
     for run in runs:
         if run not in left_out and (first := counted.setdefault((run.strategy, run.seed), run)) is not run:
             left_out[run] = f"there twice, and counted once: {first.folder}"
-    left_out |= incomparable([run for run in runs if run not in left_out])
     return [run for run in runs if run not in left_out], [(run.name, why) for run, why in left_out.items()]
 
 
@@ -91,8 +91,8 @@ def damage(run: Run) -> str | None:
 def incomparable(runs: list[Run]) -> dict[Run, str]:
     """The runs that cannot be compared with the others of their setting, each with the first reason.
 
-    The usual value is the most common one; of a strategy's code it is the latest run's. Where two are equally common,
-    random's is usual.
+    The usual value is the most common one; of a strategy's code it is the latest run's, or that of published runs.
+    Where two are equally common, random's is usual.
     """
     runs, by_path = sorted(runs, key=lambda run: run.strategy != "random"), weights_by_path(runs)
     copies = any(run.config.get("stressor.copies", 1) > 1 for run in runs)  # whose noise is another for each seed
@@ -101,7 +101,10 @@ def incomparable(runs: list[Run]) -> dict[Run, str]:
     def check(of: Callable[[Run], str | None], group: Callable[[Run], Any], words: str, usual=most_common_of) -> None:
         for run, value, others in unusual(runs, of, group, usual):
             text = difference(*map(json.loads, (value, others))) if value.startswith("{") else ""
-            found.setdefault(run, words.format(run=run, value=value, others=others, text=text))
+            newest = f"the latest run of {run.strategy}: delete it and run it again"
+            if any(other.published for other in runs if other.strategy == run.strategy):
+                newest = f"the published runs of {run.strategy}, which stay"
+            found.setdefault(run, words.format(run=run, value=value, others=others, text=text, newest=newest))
 
     everywhere, strategy, seed = (lambda run: None), (lambda run: run.strategy), (lambda run: run.seed)
     check(lambda run: as_text(recipe(run, by_path)), everywhere, "another configuration: {text}")
@@ -110,9 +113,8 @@ def incomparable(runs: list[Run]) -> dict[Run, str]:
         check(partial(checksum, fact), everywhere, "another version of its net's code than most runs")
     other_settings = "other settings than most runs of {run.strategy}: {text}"
     check(lambda run: as_text(own_settings(run, by_path)), strategy, other_settings)
-    older = "another version of its code than the latest run of {run.strategy}: delete it and run it again"
     for fact in ("strategy_version", "strategy_code"):
-        check(partial(checksum, fact), strategy, older, latest_of)
+        check(partial(checksum, fact), strategy, "another version of its code than {newest}", latest_of)
     other_images = f"other images than most runs{' of seed {run.seed}' if copies else ''} (dataset checksum)"
     check(lambda run: checksum("dataset", run) or "none", seed if copies else everywhere, other_images)
     other_set = "another initial set than most runs of seed {run.seed}"
@@ -138,8 +140,8 @@ def most_common_of(runs: list[Run], values: dict[Run, str]) -> str:
 
 
 def latest_of(runs: list[Run], values: dict[Run, str]) -> str:
-    """The value of the run that was started last."""
-    return max(((run.info.get("starts") or [{}])[-1].get("time") or "", values[run]) for run in runs)[1]
+    """The value of the run that was started last; where some are published, of the last one of these."""
+    return max((run.published, (run.info.get("starts") or [{}])[-1].get("time") or "", values[run]) for run in runs)[2]
 
 
 def most_common(values: Iterable[Any]) -> Any:

@@ -172,8 +172,8 @@ def class_balance(c: Comparison) -> Drawing | None:
     known = (c.runs[names[0]][0].info.get("dataset") or {}).get("classes")
     classes = known or [str(i) for i in range(len(counts_MC[0]))]
     return Drawing(
-        "Classes of what was bought",
-        "After the initial set; mean over seeds.",
+        "Classes of what was acquired",
+        "After the initial set; mean over seeds; from left to right as in the legend.",
         partial(plots.class_balance, names=names, counts_MC=counts_MC, class_names=classes, styles=looks(c)),
     )
 
@@ -187,7 +187,7 @@ def overlap(c: Comparison) -> Drawing | None:
     of_seeds = [[tables.acquired_by(c, runs[name, seed]) for name in names] for seed in seeds]
     jaccard_MM = np.mean([acquired.jaccard(acquired_M) for acquired_M in of_seeds], axis=0)
     return Drawing(
-        "Overlap of what was bought",
+        "Overlap of what was acquired",
         "Up to the last label count, mean over seeds in common.",
         partial(plots.overlap, names=names, jaccard_MM=jaccard_MM),
     )

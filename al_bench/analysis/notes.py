@@ -13,7 +13,7 @@ from al_bench.errors import UserError
 from al_bench.records import FINISHED
 
 SHOWN = 4  # runs, or values of a fact, that a sentence names
-FAIRER = ("macro_f1", "balanced_accuracy", "worst_class")  # metrics in which each class counts the same
+SHOWS_A_CLASS = ("worst_class", "macro_f1", "balanced_accuracy")  # metrics that fall if one class is not learned
 
 
 def of_runs(runs: list[Run], references: list[Run], labels_R: np.ndarray, metric: Metric) -> list[str]:
@@ -134,11 +134,11 @@ def misleading(runs: list[Run], metric: Metric) -> list[str]:
     why += [f"it holds images of no class (stressor.foreign={foreign})"] if foreign else []
     if not why:
         return []
-    better = next((name for name in FAIRER if all(name in run.metrics for run in runs)), None)
-    instead = f" In {better} each class counts the same: al-bench report ... --metric {better}." if better else ""
+    better = next((name for name in SHOWS_A_CLASS if all(name in run.metrics for run in runs)), None)
+    instead = f" See {better}: al-bench report ... --metric {better}." if better else ""
     return [
-        f"Accuracy may mislead on this pool: {' and '.join(why)}. Accuracy can rise while a class with few acquired "
-        f"labels is not learned.{instead}"
+        f"Accuracy may mislead on this pool: {' and '.join(why)}. The mean over the test images can rise while a class "
+        f"with few acquired labels is not learned.{instead}"
     ]
 
 

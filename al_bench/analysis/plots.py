@@ -200,7 +200,7 @@ def overlap(ax: Axes, names: Sequence[str], jaccard_MM: ArrayLike) -> Axes:
     m = len(names)
     shown_MM = np.where(np.tri(m, k=-1, dtype=bool), finite(jaccard_MM).reshape(m, m), np.nan)
     heat_map(ax, shown_MM[1:, :-1], names[1:], names[:-1])
-    dress(ax, "Images bought by both / by either", "", grid=False)
+    dress(ax, "Images acquired by both / by either", "", grid=False)
     return ax
 
 
@@ -322,7 +322,7 @@ def _stacked_shares(ax: Axes, share: Mapping[str, NDArray[np.float64]], class_na
                 color="white" if tone_C[c] < 0.5 else "black",
             )  # fmt: skip
     fit_rows(ax, list(share))
-    dress(ax, "Share of the images bought (%)", "", grid=False)
+    dress(ax, "Share of the images acquired (%)", "", grid=False)
     names_on(ax.yaxis, list(share))
     ax.set(xlim=(0, 100), ylim=(len(share) - 0.4, -0.6))
     legend(ax, [Patch(color=colour) for colour in colours[: len(class_names)]], class_names)
@@ -339,7 +339,7 @@ def _sorted_shares(ax: Axes, share: Mapping[str, NDArray[np.float64]], looks: Ma
     handles = []
     for name, share_C in share.items():
         handles += line(ax, np.arange(1, len(share_C) + 1), np.sort(share_C)[::-1], looks[name])
-    dress(ax, "Classes, from the most to the least bought", "Share of the images bought (%)")
+    dress(ax, "Classes, from the most to the least acquired", "Share of the images acquired (%)")
     count_on_x(ax)
     ax.set_ylim(bottom=0)
     legend(ax, handles, list(share))

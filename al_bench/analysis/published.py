@@ -32,11 +32,13 @@ class Published:
     runs: list[Run]
 
     def joined(self, ours: list[Run]) -> tuple[list[Run], list[str]]:
-        """Our runs, then theirs of the same data sets, models and budgets as if they were of our study.
+        """Our runs, then theirs of the same data sets, models and budgets as if they were of each study of ours.
 
         The second is a sentence for each of our settings that has no runs there. Raises UserError if none has.
         """
-        studies = {run.setting[1:]: run.setting.study for run in ours}
+        studies: dict[tuple[str, ...], dict[str, None]] = {}  # of ours by data set, model and budget, in their order
+        for run in ours:
+            studies.setdefault(run.setting[1:], {})[run.setting.study] = None
         there = {run.setting[1:] for run in self.runs}
         alone = [" / ".join(key) for key in studies if key not in there]
         if len(alone) == len(studies):
@@ -45,11 +47,12 @@ class Published:
                 f"{self.name} has no runs of {', '.join(alone)}. It has runs of these data sets, models and "
                 f"budgets:{listed}"
             )
-        studies |= {(*key[:2], "full"): study for key, study in studies.items()}  # the references
+        for key, names in [*studies.items()]:
+            studies.setdefault((*key[:2], "full"), {}).update(names)  # the references
         theirs = [
-            replace(run, setting=Setting(studies[run.setting[1:]], *run.setting[1:]))
+            replace(run, setting=Setting(study, *run.setting[1:]), published=True)
             for run in self.runs
-            if run.setting[1:] in studies
+            for study in studies.get(run.setting[1:], ())
         ]
         return [*ours, *theirs], [printable(f"{self.name} has no runs of {words}.") for words in alone]
 

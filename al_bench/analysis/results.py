@@ -73,6 +73,7 @@ class Run:
     acquired: list[np.ndarray] = field(default_factory=list)  # of each round: indices in the order they were picked
     class_counts_RC: np.ndarray | None = None  # of the labelled images of each round
     torn: bool = False  # the last line of its records was cut short and is not counted
+    published: bool = False  # of the study that a report sets beside one's own
 
     @property
     def name(self) -> str:

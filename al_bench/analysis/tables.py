@@ -147,7 +147,7 @@ def readable(c: Comparison, r: dict[str, Any]) -> dict[str, str]:
         f"p ({c.method.short})": "no call" if r.get("why_no_call") else in_words(r.get("p"), "{:.2g}".format),
     }
     if "duplicate_share" in r:  # only where the pool has copies
-        cells["copies of what it had bought"] = f"{100 * r['duplicate_share']:.1f}%"
+        cells["copies of what it had acquired"] = f"{100 * r['duplicate_share']:.1f}%"
     return cells
 
 

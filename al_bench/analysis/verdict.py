@@ -43,7 +43,7 @@ def how_close(c: Comparison, name: str) -> str:
     v, metric = c.versus_random[name], c.metric
     if v.area.equal_within(margin := metric.negligible(c.area(RANDOM).mean())):
         return f"Equal to random within {metric.amount(margin)}, by two one-sided t-tests at 0.05."
-    could = metric.amount(power.detectable(v.area.n, v.area.sd, ALPHA / v.test.n_strategies))
+    could = metric.amount(power.detectable(v.area.n, v.area.sd, ALPHA / c.n_looks / v.test.n_strategies))
     return f"A difference of {could} would have shown {power.DELIVERED}."
 
 
@@ -71,7 +71,9 @@ def labels_saved(v: VersusRandom, metric: Metric, target: float | None) -> str:
     if v.of_all_labels:
         share_of_all, _ = fewer_labels(v.of_all_labels)
         of_all = f" ({share_of_all} of all labels, those for validation included)"
-    return f"needs {share} {fewer} training labels{of_all} than random to reach {level}; "
+    _, low, high = e.savings
+    chance = " (this may be chance)" if v.significant and low is not None and low <= 0 <= high else ""
+    return f"needs {share} {fewer} training labels{of_all} than random to reach {level}{chance}; "
 
 
 def fewer_labels(e: Efficiency) -> tuple[str, str]:
@@ -159,7 +161,7 @@ def versus_random_across(metric: Metric, area_B: np.ndarray, random_B: np.ndarra
     gain_B, b = area_B - random_B, len(area_B)
     side = "above" if metric.higher_is_better else "below"
     n_better = int((metric.sign * gain_B > 0).sum())
-    text = f"{side} random on {n_better} of {b} data sets, {metric.gain(gain_B.mean())} on average"
+    text = f"the mean is {side} random's on {n_better} of {b} data sets, {metric.gain(gain_B.mean())} on average"
     if b < stats.FEWEST:
         return text
     rope = metric.negligible(random_B.mean())

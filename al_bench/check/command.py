@@ -48,7 +48,7 @@ def _stage(asked: dict[str, Any]) -> Strategy:
         raise UserError(f"{name} acquires what a record names. It chooses nothing, so there is nothing to check.")
     if needs_of(found).passes and not (asked.get("passes") or asked.get("members")):
         asked = asked | {"passes": 4}
-    return strategies.load(asked)
+    return strategies.load({key: value for key, value in asked.items() if key != "rounds"})  # those of a stage
 
 
 def settings(name: str) -> dict[str, Any]:

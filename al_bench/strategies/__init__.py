@@ -21,7 +21,7 @@ from al_bench.signals import stop_behind
 from al_bench.text import in_a_line
 
 # Keys of a strategy's yaml that are no options of its function.
-SETTINGS = ("name", "passes", "members", "candidates", "filter", "rounds", "oracle")
+SETTINGS = ("name", "passes", "members", "candidates", "filter", "oracle")
 ORACLES = ("al_bench.strategies.oracles.boss",)  # all that may see labels that were not acquired
 ONE_PREDICTION = (  # why a strategy refuses a single prediction
     "compares several predictions of an image. Set strategy.passes=20 (dropout) or strategy.members=5 (nets trained "
@@ -174,7 +174,11 @@ def load(settings: dict[str, Any]) -> Strategy:
     if stages:
         found = None
         for stage in reversed(stages):
-            found = replace(load(stage | {"name": f"{name} ({stage['name']})"}), rounds=stage.get("rounds"), then=found)
+            alone = {key: value for key, value in stage.items() if key != "rounds"}
+            strategy = load(alone | {"name": f"{name} ({stage['name']})"})
+            if strategy.needs.record:
+                raise UserError(f"strategy {strategy.name}: a run that replays another one does so in all rounds.")
+            found = replace(strategy, rounds=stage.get("rounds"), then=found)
         return found
     options = {key: value for key, value in settings.items() if key not in SETTINGS}
     function = imported(name, options)
@@ -183,6 +187,11 @@ def load(settings: dict[str, Any]) -> Strategy:
         function = partial(after_filter, choose=function, keep=keep)
     several = [key for key in ("passes", "members") if settings.get(key)]
     needs = needs_of(function)
+    for key in ("candidates", "filter"):
+        if needs.record and settings.get(key):
+            raise UserError(
+                f"strategy {name} replays another run, so strategy.{key} would have no effect. Leave it out."
+            )
     if several and not needs.predictions:
         raise UserError(
             f"strategy {name} uses no predictions, so strategy.{several[0]} would have no effect. "

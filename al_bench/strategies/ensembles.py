@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from al_bench.errors import UserError
 from al_bench.imports import function
 from al_bench.strategies import Needs, PoolView, Size, StrategyFunction, needs_by_options, needs_of, take, top_k, union
 from al_bench.strategies.coverage import max_herding, uncertainty_herding
@@ -33,6 +34,8 @@ REFINE = (
 
 def members_of(ensemble: list[str] | None) -> list[StrategyFunction]:
     """The functions at these dotted paths; None: the nine of the paper."""
+    if ensemble == []:
+        raise UserError("strategy.filter.ensemble=[]: name one strategy or more, or null for the nine of the paper.")
     return [*REFINE] if ensemble is None else [function("strategy.filter.ensemble", path) for path in ensemble]
 
 
@@ -167,6 +170,7 @@ def as_pool(view: PoolView, rows: Tensor) -> PoolView:
         labelled_features_LF=view.labelled_features_LF[:0],
         head_weight_CD=view.head_weight_CD,
         head_bias_C=view.head_bias_C,
+        foreign_emb_OD=view.labelled_emb_LD[:0],
     )
 
 

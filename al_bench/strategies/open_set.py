@@ -62,22 +62,21 @@ def known_margin(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
 
 
 @needs(embeddings=True, foreign=True)
-def lfosa(view: PoolView, k: int, rng: torch.Generator, *, temperature: float = 0.5) -> Tensor:
+def lfosa(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
     """The images that most surely belong to a class (Ning et al., 2022: LfOSA). It asks for purity, not uncertainty.
 
     A classifier has the foreign images as a class of their own, after C classes. Of the images that it predicts to be
     of a known class, the largest activation of a known class is modelled by two Gaussians, class by class. The score is
     the probability of the Gaussian with the larger mean. Images predicted to be foreign come last.
 
-    Differences from the paper: its detector is a second deep net, trained each round with this temperature in its
-    softmax. Here it is a logistic regression on the embeddings of the round's net, and its activations are divided by
-    the temperature. While no foreign image was acquired all images count as known, by the net's own log-probabilities.
+    Differences from the paper: its detector is a second deep net, trained each round with a temperature of 0.5 in its
+    softmax. Here it is a logistic regression on the embeddings of the round's net. It has no temperature, for neither
+    the prediction nor the fit of two Gaussians depends on the scale of activations. While no foreign image was acquired
+    all images count as known, by the net's own log-probabilities.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature} and has to be above 0")
     if len(view.foreign_emb_OD) and len(view.labelled_emb_LD):
         foreign_O = torch.full((len(view.foreign_emb_OD),), view.n_classes)
-        logits = rounded(class_logits(view, torch.cat([view.labelled_labels_L, foreign_O])) / temperature)
+        logits = rounded(class_logits(view, torch.cat([view.labelled_labels_L, foreign_O])))
         activation_P, class_P = logits[:, :-1].max(dim=1)
         is_known_P = activation_P > logits[:, -1]
     else:

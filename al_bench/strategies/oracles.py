@@ -96,7 +96,15 @@ def changing_of_class(view: PoolView, k: int, rng: torch.Generator) -> Tensor:
 def by_class(
     view: PoolView, among_M: Tensor, k: int, rng: torch.Generator, score: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """k of the images: each time the one of the highest score in the class with the fewest labels, picks included."""
+    """k of the images: each time the one of the highest score in the class with the fewest labels, picks included.
+
+    Images of no class come last, for they teach nothing.
+    """
+    is_known_M = view.truth_P[among_M] >= 0
+    if is_known_M.sum() < k:
+        known_M, foreign_M = among_M[is_known_M], among_M[~is_known_M]
+        return torch.cat([known_M, random_part(foreign_M, k - len(known_M), rng)])
+    among_M = among_M[is_known_M]
     label_M = view.truth_P[among_M]
     count = {int(c): int((view.labelled_labels_L == c).sum()) for c in label_M.unique()}
     order = {c: best_last(among_M[label_M == c], score, rng) for c in count}
