@@ -7,6 +7,7 @@ number as a boolean and turns any value into a text.
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -58,6 +59,9 @@ def check(arguments: list[str]) -> None:
         )
     in_sweep = asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides
     groups = files_by_group(asked.config_dir)
+    n_times = Counter(text.partition("=")[0] for text in asked.overrides)
+    if twice := [key for key in ("seed", *groups) if n_times[key] > 1]:  # of other keys the last one counts
+        raise UserError(f"{twice[0]} is set twice. For several runs: -m {twice[0]}=FIRST,SECOND")
     found = {text: mistake for text in asked.overrides if (mistake := find_mistake(text, groups, in_sweep))}
     lines = [mistake.message for mistake in found.values()]
     if found and all(mistake.correction for mistake in found.values()):

@@ -65,6 +65,8 @@ def main() -> None:
         sweep.register()
         with signals.handled():
             run()
+    except BrokenPipeError:
+        sys.exit(unread())
     except KeyboardInterrupt:
         print("al_bench: Interrupted; what is finished is kept.", file=sys.stderr)
         sys.exit(130)
@@ -89,12 +91,17 @@ def command(name: str, arguments: list[str]) -> int:
             finally:
                 sys.stdout.flush()  # a closed pipe is told here, and not while Python ends
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
-        return 128 + signal.SIGPIPE
+        return unread()
     except KeyboardInterrupt:
         return 130
     except SystemExit as asked:  # of SIGTERM, or of argparse
         return asked.code if isinstance(asked.code, int) else 1 if asked.code else 0
+
+
+def unread() -> int:
+    """The exit code where nobody reads what is printed. Nothing is printed any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+    return 128 + signal.SIGPIPE
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

@@ -32,6 +32,9 @@ def in_words(error: Exception, arguments: list[str]) -> str:
         said = no_option_of_group(error, arguments)
     elif isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
         said = plain(error)
+        key = re.search(r"Could not override '(strategy\.\w+)'", said)
+        if key and any(argument.startswith("strategy._target_=") for argument in arguments):
+            said = f"{said}\nAn option that no yaml holds is added with a plus: +{key[1]}=..."
     elif isinstance(error, OSError):
         said = f"{error.filename}: {error.strerror}."
     else:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from al_bench import observe, pictures, replay, rng, signals, stopping, tracking
 from al_bench.config import Annotator, Config, Extractor, Head, Mode
@@ -21,7 +21,7 @@ from al_bench.data.pool import Pool, check_budget, start
 from al_bench.labelling.oracle import PersonOracle
 from al_bench.metrics import measure, own_metrics, try_out
 from al_bench.models import features, hardware, nets
-from al_bench.models.classifier import Classifier, build_optimizer
+from al_bench.models.classifier import Classifier
 from al_bench.models.first_fit import FirstFit
 from al_bench.models.learner import Learner, Prediction
 from al_bench.models.logistic import learner_of
@@ -105,9 +105,7 @@ def begin(
     Raises UserError. A bad option of the strategy or the optimizer and a missing reference are reported before images
     are decoded, everything else before anything is trained.
     """
-    for stage in strategy.stages:
-        observe.try_options(stage, c.model)
-    build_optimizer(c.model.optimizer, [nn.Parameter(torch.zeros(1, 1))])
+    observe.try_settings(strategy, c.model)
     reference = stopping.find_reference(c)
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)
     dataset, oracle = sources.load(c.dataset, source, c.seed, c.stressor, c.cache_dir, store.folder.parents[3])

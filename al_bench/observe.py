@@ -17,7 +17,7 @@ from al_bench.config import Head, InitialDraw, Mode, ModelConfig
 from al_bench.data.pool import Pool
 from al_bench.errors import UserError
 from al_bench.imports import function
-from al_bench.models.classifier import Classifier, Passes
+from al_bench.models.classifier import Classifier, Passes, build_optimizer
 from al_bench.models.learner import Learner
 from al_bench.models.logistic import fit_head
 from al_bench.strategies import PoolView, Size, Strategy
@@ -34,6 +34,13 @@ COLD_STARTS = {
     InitialDraw.active_ft: "al_bench.strategies.active_finetuning.active_ft",
     InitialDraw.bilaf: "al_bench.strategies.active_finetuning.bilaf",
 }
+
+
+def try_settings(strategy: Strategy, model: ModelConfig) -> None:
+    """Raises UserError if a bad option of the strategy or the optimizer can be told before anything is read."""
+    for stage in strategy.stages:
+        try_options(stage, model)
+    build_optimizer(model.optimizer, [torch.nn.Parameter(torch.zeros(1, 1))])
 
 
 def try_options(strategy: Strategy, model: ModelConfig) -> None:

@@ -55,8 +55,7 @@ def show(c: Config) -> None:
 def make(c: Config) -> Plan:
     """Raises UserError, as the run would, for options that do not fit and for a budget that the pool does not have."""
     strategy = load(c.strategy)
-    for stage in strategy.stages:
-        observe.try_options(stage, c.model)
+    observe.try_settings(strategy, c.model)
     if strategy.needs.record:
         replay.runs(c)
     source = sources.find(c.dataset, nets.preferred_size(c.model), c.cache_dir)

@@ -66,7 +66,7 @@ class Sweeper(SweeperPlugin):
         if not jobs:
             raise UserError(message_of_empty_sweep(overrides))
         configs = list(self.composed(jobs))  # all of them first: a misspelt key stops the sweep before any run
-        finished, todo, failed = sort_out(jobs, configs)
+        finished, todo, refused = sort_out(jobs, configs)
         studies = {folder.parents[4] for folder in finished | todo.keys()}
         for study in studies:
             try:
@@ -89,12 +89,10 @@ class Sweeper(SweeperPlugin):
                 note_interrupted([store for _, store in todo.values()])
                 raise
         signals.stop_if_asked()
-        for folder, (_, store) in todo.items():
-            if why := why_missing(store):
-                failed[str(folder)] = why
+        failed = {str(folder): why for folder, (_, store) in todo.items() if (why := why_missing(store))}
         reports = {f"the report of {study}": why for study in studies if (why := report_on(study))}
         signals.stop_if_asked()
-        conclude(finished, list(todo), failed, reports)
+        conclude(finished, list(todo), refused, failed, reports)
 
     def composed(self, jobs: list[Job]) -> Iterator[DictConfig]:
         """Yield the configuration of each job. It is the one that the launcher composes, ten times faster.
@@ -276,19 +274,32 @@ def report_on(study: Path) -> str | None:
 
 
 def first_line(why: object) -> str:
-    """The first line of an error in run.json. It may be of any type, since people may have edited the file."""
-    return str(why).partition("\n")[0]
+    """The first line of an error in run.json, and the next one if it announces that.
+
+    The error may be of any type, since people may have edited the file.
+    """
+    first, *rest = str(why).split("\n")
+    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first
 
 
-def conclude(finished: set[Path], todo: list[Path], failed: dict[str, str], reports: dict[str, str]) -> None:
-    """Print one line of counts. Raises SystemExit if runs or reports are missing, with one more line for each."""
-    if not (finished or todo or failed):
+def conclude(
+    finished: set[Path], todo: list[Path], refused: dict[str, str], failed: dict[str, str], reports: dict[str, str]
+) -> None:
+    """Print one line of counts. Raises SystemExit if runs or reports are missing, with one more line for each.
+
+    refused, failed, reports: what is missing and why. A run that is refused never began.
+    """
+    if not (finished or todo or refused):
         return
-    n_finished = sum(str(folder) not in failed for folder in todo)
-    lines = [f"Sweep: {n_finished} finished, {len(finished)} there already, {len(failed)} failed."]
-    lines += [f"  {name}: {first_line(why)}" for name, why in (failed | reports).items()]
+    n_finished, n_failed = len(todo) - len(failed), len(refused) + len(failed)
+    lines = [f"Sweep: {n_finished} finished, {len(finished)} there already, {n_failed} failed."]
+    lines += [f"  {name}: {first_line(why)}" for name, why in (refused | failed | reports).items()]
+    if refused:
+        lines.append(f"{len(refused)} of them cannot begin until this is corrected.")
     if failed or reports:
-        sys.exit("\n".join([*lines, "The same command again runs only what is missing."]))
+        lines.append("The same command again runs only what is missing.")
+    if len(lines) > 1:
+        sys.exit("\n".join(lines))
     print(lines[0])
 
 

@@ -212,3 +212,24 @@ def test_a_command_line_that_cannot_be_meant_ends_with_a_sentence(tmp_path, type
 def test_hydras_traceback_is_shown_to_those_who_ask_for_it(tmp_path):
     done = command(tmp_path, "trainer.max_stes=5", env=os.environ | {"HYDRA_FULL_ERROR": "1"})
     assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_a_choice_that_is_typed_twice_is_refused_and_of_other_settings_the_last_one_counts():
+    for twice in (["strategy=random", "strategy=margin"], ["-m", "seed=0", "seed=1"], ["model=pca", "model=pca"]):
+        key = twice[-1].partition("=")[0]
+        with pytest.raises(UserError, match=f"{key} is set twice. For several runs: -m {key}=FIRST,SECOND"):
+            arguments.check(twice)
+    arguments.check(["budget.rounds=1", "budget.rounds=2"])
+
+
+def test_an_option_of_a_function_of_ones_own_is_added_with_a_plus(tmp_path):
+    typed = ("strategy._target_=fn.longest", "strategy.name=longest", "strategy.power=2.0")
+    done = command(tmp_path, *typed)
+    assert done.returncode == 1 and "is added with a plus: +strategy.power=..." in done.stderr
+    assert "a plus" not in command(tmp_path, "strategy=entropy", "strategy.power=2.0").stderr
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_error(tmp_path):
+    program = f"set -o pipefail; {shlex.quote(sys.executable)} -m al_bench --help | head -1"
+    done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) in ((0, ""), (141, ""))

@@ -125,6 +125,7 @@ def test_a_plan_counts_every_prediction():
 @pytest.mark.parametrize(
     "overrides, said",
     [
+        (["model.optimizer.lr=-1"], "model.optimizer"),
         (["strategy=select_al"], "trains last layers on features that stay the same"),
         (["strategy=replay", "strategy.study=nowhere", "strategy.of=entropy"], "There is no folder nowhere"),
     ],

@@ -11,6 +11,7 @@ from al_bench import signals
 from al_bench.analysis import results
 from al_bench.errors import UserError
 from al_bench.labelling.advice import Measured, advise, expected_gain, wilson
+from al_bench.labelling.answering import Answering
 from al_bench.labelling.command import folders_named_like_classes, remove_class
 from al_bench.labelling.labels import SKIP, UNSURE, ChangesTestLabel
 from al_bench.labelling.session import Session
@@ -444,3 +445,36 @@ def test_a_file_that_cannot_be_decoded_is_left_out_and_moves_no_other(folder):
     assert (info["dataset"]["skipped"], info["dataset"]["n_test"]) == (sorted(broken), 39)
     acquired = [paths[i] for record in session.store.records() for i in record.acquired]
     assert acquired == [line.path for line in session.labels.order() if line.round] and {*acquired} < {*asked}
+
+
+def test_files_that_cannot_be_decoded_are_named_and_do_not_end_the_labelling(tmp_path):
+    home = digits_in(tmp_path / "photos", 46)
+    for name in ("empty", "text", "torn"):
+        (home / f"{name}.png").write_bytes({"empty": b"", "text": b"no image"}.get(name, (b"\x89PNG\r\n\x1a\n")))
+    with Session(home, CLASSES, ("dataset.image_size=16", "trainer.progress=false", cached(tmp_path))) as session:
+        asked = label_all(session)
+        now = session.progress()
+        state = Answering(session).state()
+    assert (now.state, now.error, now.labelled, now.images) == ("finished", None, 46, 46)
+    assert len({*asked} & {path for path in session.listing.paths if "/" in path}) == 46
+    assert "3 files cannot be decoded and are left out: empty.png, text.png, torn.png." in state["notes"]
+    assert "All images are labelled." in state["advice"]
+
+
+def test_a_full_disk_before_the_first_round_is_told_and_does_not_end_the_session(folder, monkeypatch):
+    begin, full = Session._begin, [UserError("settings.json cannot be written (No space left on the disk).")]
+    monkeypatch.setattr(Session, "_begin", lambda self: begin(self) if not full else raised(full.pop()))
+    with opened(folder) as session:
+        until = time.monotonic() + 60
+        while not session.progress().error and time.monotonic() < until:
+            time.sleep(0.05)
+        assert session.progress().error == "settings.json cannot be written (No space left on the disk)."
+        (first,) = session.next()
+        session.answer(first.path, UNSURE, seconds=1)
+        session.answer(first.path, truth(first.path), seconds=1, correct_test=True)  # an answer that changes
+        label_all(session)
+        assert session.progress().state == "finished"
+
+
+def raised(error):
+    raise error

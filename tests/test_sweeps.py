@@ -206,6 +206,20 @@ def test_forty_finished_runs_typed_again_take_less_than_five_seconds(tmp_path):
     assert after.children_user + after.children_system - before.children_user - before.children_system < 5
 
 
+def test_what_is_refused_needs_another_command_and_what_failed_the_same_one(capsys):
+    here = [Path("a"), Path("b")]
+    other = "r was made by another configuration:\n  trainer.max_steps: there 20, asked 25\n  more"
+    for failed, last in (({}, "1 of them cannot begin until this is corrected."), ({"b": "killed"}, AGAIN)):
+        with pytest.raises(SystemExit) as end:
+            sweep.conclude(set(), here, {"seed=0": other}, failed, {})
+        first, why, *_ = lines = end.value.code.splitlines()
+        assert first == f"Sweep: {2 - len(failed)} finished, 0 there already, {1 + len(failed)} failed."
+        assert why == "  seed=0: r was made by another configuration: trainer.max_steps: there 20, asked 25"
+        assert lines[-1] == last and "1 of them cannot begin until this is corrected." in lines
+    sweep.conclude(set(), here, {}, {}, {})
+    assert capsys.readouterr().out == "Sweep: 2 finished, 0 there already, 0 failed.\n"
+
+
 # In one process
 
 
@@ -215,7 +229,8 @@ def test_what_one_run_raises_lies_in_its_folder_and_the_others_go_on(place):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.count("al_bench: strategy.passes=1: from 2 to 10,000, or null.") == 4
     assert f"al_bench: {BREAKS}" in done.stderr and f"al_bench: {LEAVES}" in done.stderr
-    *_, first, a, b, c, d, e, f, g, last = done.stderr.splitlines()
+    *_, first, a, b, c, d, e, f, g, refused, last = done.stderr.splitlines()
+    assert refused == "4 of them cannot begin until this is corrected."
     assert first == "Sweep: 1 finished, 0 there already, 7 failed." and last == AGAIN
     assert b == "  strategy=breaks strategy.passes=1: strategy.passes=1: from 2 to 10,000, or null."
     assert e.endswith(f"/leaves/seed=0: {LEAVES}") and f.endswith(f"/breaks/seed=0: {BREAKS}")
@@ -257,8 +272,9 @@ def test_run_folders_that_cannot_be_read_are_failures_of_their_runs_and_the_repo
     finally:
         (runs / "seed=7").chmod(0o755)
     assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout
-    *_, first, last = (line for line in done.stderr.splitlines() if not line.startswith("  "))
+    *_, first, refused, last = (line for line in done.stderr.splitlines() if not line.startswith("  "))
     assert (first, last) == ("Sweep: 1 finished, 1 there already, 16 failed.", AGAIN)
+    assert refused == "15 of them cannot begin until this is corrected."
     lines = [line for line in done.stderr.splitlines() if line.startswith("  ")]
     assert all(
         sum(f"sweep/digits/small_cnn/20+1x10/random/seed={seed}" in line for line in lines) for seed in range(1, 8)

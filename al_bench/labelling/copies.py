@@ -17,6 +17,7 @@ from al_bench.data.cache import release_pages
 from al_bench.labelling.images import Listing
 from al_bench.labelling.labels import PROGRAM, Label, Labels
 from al_bench.labelling.progress import Item
+from al_bench.text import one_line
 
 WHO = "copy of "  # of a copy's label, before the path of the image whose answer it is
 # Two pictures are the same if their grey pixels, SIDE x SIDE, differ by less than SHARE of the contrast, as root mean
@@ -68,16 +69,33 @@ def _grey(images_BCHW: Tensor) -> np.ndarray:
     return (small[:, 0] if len(small[0]) == 1 else torch.einsum("bchw,c->bhw", small, torch.tensor(GREY))).numpy()
 
 
+def left_out(undecoded: Sequence[str]) -> list[str]:
+    """A sentence on files that cannot be decoded, which names the first ones; none if there are none."""
+    if not undecoded:
+        return []
+    names, n_more = ", ".join(map(one_line, undecoded[:3])), len(undecoded) - 3
+    return [
+        f"{len(undecoded):,} files cannot be decoded and are left out: {names}{f' and {n_more:,} more' * (n_more > 0)}."
+    ]
+
+
 class Copies:
-    """The answers that images of the same picture share."""
+    """The answers that images of the same picture share, and the files that hold no picture."""
 
     def __init__(self, labels: Labels, listing: Listing) -> None:
         self.labels, self.listing = labels, listing
         self.groups: dict[str, list[str]] = {}  # of `same_pictures`
+        self.undecoded: list[str] = []  # the paths of files that cannot be decoded
 
     def find(self, paths: Sequence[str], images: Tensor) -> None:
-        """images: uint8 [N, channels, H, W], of these paths"""
+        """paths: of the listed images that could be decoded. images: uint8 [N, channels, H, W], of these paths"""
+        decoded = {*paths}
+        self.undecoded = [path for path in self.listing.paths if path not in decoded]
         self.groups = same_pictures(paths, images)
+
+    def n_images(self) -> int:
+        """How many of the listed images have an answer or can get one."""
+        return len(self.listing.images) - sum(path not in self.labels.current for path in self.undecoded)
 
     def once(self, items: Iterable[Item]) -> list[Item]:
         """The items without those that show the same picture as an earlier one."""
@@ -110,13 +128,12 @@ class Copies:
         return changed
 
     def told(self) -> tuple[str, ...]:
-        """What the person is told of the copies, in sentences."""
+        """What the person is told of the copies and of files that cannot be decoded, in sentences."""
         n = len(self._copied())
-        return (
-            (f"{n:,} images show the picture of another file and take its answer: labels.jsonl says which.",)
-            if n
-            else ()
+        said = [f"{n:,} images show the picture of another file and take its answer: labels.jsonl says which."] * (
+            n > 0
         )
+        return (*said, *left_out(self.undecoded))
 
     def _picture(self, path: str) -> str:
         return self.groups[path][0] if path in self.groups else path

@@ -10,6 +10,7 @@ from al_bench import process
 from al_bench.errors import told
 from al_bench.files import accessible, write_atomically
 from al_bench.labelling import card, finished_model, links, tables
+from al_bench.labelling.copies import left_out
 from al_bench.labelling.final import Final, Labelled, labelled, tensors_of, train
 from al_bench.labelling.finished_model import FinishedModel
 from al_bench.labelling.labels import TRAIN
@@ -128,8 +129,7 @@ def _said(final: Final, out: Path, confidence: float, command: str | None, sizes
     counts = Counter(label.answer for label in found.answers.values() if label.of_class)
     missing = [name for name in final.classes if name not in {*found.of(TRAIN).values()}]
     few = [f"No training image is {one_line(name)}, so the model does not know this class." for name in missing]
-    lost = sum(path not in final.rows for path in found.answers)
-    few += [f"{lost:,} labelled images cannot be decoded and are left out of the model."] if lost else []
+    few += left_out([path for path in found.listing.paths if path not in final.rows])
     few += [f"{copies:,} images of classes/ are copies: this disk has no links."] if copies else []
     by_class = ", ".join(f"{one_line(name)} {counts[name]:,}" for name in final.classes)
     compare = f"Too few labels to compare strategies on them: {SEVERAL} of each class and {8 * SEVERAL} in all."

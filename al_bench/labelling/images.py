@@ -262,7 +262,9 @@ def refuse_classes(classes: Sequence[str]) -> None:
     if twice:
         raise UserError(f"The class {one_line(twice[0])} is named twice. Name each class once.")
     for name in classes:
-        if name in ("skip", "unsure") or not name.strip():
+        if not name.strip():
+            raise UserError("A class has no name. Name each class.")
+        if name in ("skip", "unsure"):
             raise UserError(f"A class cannot be named {name!r}: skip and unsure are answers of their own. Rename it.")
 
 

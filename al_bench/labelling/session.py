@@ -198,7 +198,7 @@ class Session:
                 done=len(self._queue) - left,
                 left=left,
                 labelled=len(current),
-                images=len(self.listing.images),
+                images=self.copies.n_images(),
                 seconds=pace(self.labels.order()),
                 counts=dict(Counter(label.answer for label in current.values())),
                 accuracy=measured(records, self.store.info()),
@@ -274,14 +274,14 @@ class Session:
         from al_bench import loop  # Lightning takes seconds to import, and the page is there before
 
         process.prepare()  # again: Lightning sets its own log levels
-        store = self._begin()
         try:
+            store = self._begin()
             with suppress(LabelsWanted), store.at_work():
                 loop.run(store.config, store)
                 self._finished = True
         except NoneUseful:
             with self.lock:
-                if len(self.labels.current) < len(self.listing.images):
+                if len(self.labels.current) < self.copies.n_images():
                     self._begin_anew()  # other images are asked for
                 else:
                     self._wait_for_another_answer("No image has a class, so there is nothing to train on.")

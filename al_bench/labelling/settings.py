@@ -147,7 +147,7 @@ def composed(listing: Listing, overrides: Sequence[str]) -> Composed:
     model, notes = _model(given)
     n = len(listing.images)
     n_test = max(1, min(TEST_IMAGES, round(LARGEST_TEST_SHARE * n)))
-    batch = str(min(BATCH, (n - n_test) // 2))  # two batches of a small folder
+    batch = str(max(1, min(BATCH, (n - n_test) // 3)))  # a third is left for files that cannot be decoded
     ours = DEFAULTS | model | {
         "budget.initial": batch, "budget.query": batch,
         "dataset.root": quoted(str(listing.folder)), "dataset.name": quoted(listing.folder.name),
