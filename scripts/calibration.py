@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import check_results
 import numpy as np
@@ -24,11 +25,13 @@ from al_bench.analysis import family, power, report, stats
 from al_bench.analysis.compare import CONTROL, RANDOM
 from al_bench.analysis.family import FamilyTest
 from al_bench.analysis.stats import ALPHA, FEWEST
+from al_bench.provenance import sha256_of
 
 OUT = check_results.RESULTS / "calibration"
 CELLS = ("digits", "frozen_features/dogs_vs_cats-low", "frozen_features/cifar10-high")  # what sweeps look like
 COMMITTED = (
-    "digits", "repeated_mnist", "gentle_introduction/fair", "harder_data/long_tail", "harder_data/foreign",
+    "digits", "repeated_mnist", "gentle_introduction/fair", "gentle_introduction/trained",
+    "harder_data/long_tail", "harder_data/foreign",
     "frozen_features/fashion_mnist-low", "frozen_features/fashion_mnist-medium",
     *(f"frozen_features/{d}-{b}" for d in ("cifar10", "dogs_vs_cats") for b in ("low", "medium", "high")),
 )  # fmt: skip
@@ -176,7 +179,15 @@ def main() -> None:
     a = ask.parse_args()
     with ProcessPoolExecutor(2) as pool:
         of_cells = list(pool.map(partial(of_cell, sweeps=a.sweeps), CELLS))
-    write(a.out, a.sweeps, {what: [r for found in of_cells for r in found[what]] for what in of_cells[0]})
+    simulated = {what: [r for found in of_cells for r in found[what]] for what in of_cells[0]}
+    numbers = {"sweeps": a.sweeps, "records": checksums(), **simulated}
+    (a.out / "calibration.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    write(a.out, numbers)
+
+
+def checksums() -> dict[str, str]:
+    """The records that sweeps are drawn from, as they are now: cell -> sha256."""
+    return {name: sha256_of(check_results.RESULTS / name / "records.jsonl") for name in CELLS}
 
 
 def of_cell(name: str, sweeps: int) -> dict[str, list[dict]]:
@@ -193,9 +204,9 @@ def of_cell(name: str, sweeps: int) -> dict[str, list[dict]]:
     return {"found": found, "curves": curves, "plans": plans, "looks": looks}
 
 
-def write(out: Path, sweeps: int, numbers: dict[str, list[dict]]) -> None:
-    (out / "calibration.json").write_text(json.dumps({"sweeps": sweeps} | numbers, indent=1) + "\n")
-    found, curves, plans, looks = (numbers[what] for what in ("found", "curves", "plans", "looks"))
+def write(out: Path, numbers: dict[str, Any]) -> None:
+    """Fill the page of the calibration with what main has simulated."""
+    sweeps, found, curves, plans, looks = (numbers[what] for what in ("sweeps", "found", "curves", "plans", "looks"))
     page = out / "README.md"
     heads = ["comparison", "strategy", "points", *(f"p ({test})" for test in TESTS), "p alone"]
     published.fill(

@@ -568,6 +568,10 @@ def test_the_committed_calibration_holds_what_the_verdict_promises():
     assert means("looks", "corrected")[15, 1] <= 0.055 < means("looks", "plain")[15, 1]
 
 
+def test_the_calibration_was_drawn_from_the_committed_records():
+    assert json.loads((CALIBRATION / "calibration.json").read_text())["records"] == calibration.checksums()
+
+
 def test_the_page_of_the_calibration_has_its_numbers():
     page, numbers = (CALIBRATION / "README.md").read_text(), json.loads((CALIBRATION / "calibration.json").read_text())
     assert calibration.table(numbers["found"], [f"false, {test}" for test in calibration.TESTS]) in page
@@ -578,7 +582,8 @@ def test_the_page_of_the_calibration_has_its_numbers():
 def test_sweeps_are_simulated_from_records_as_they_are(tmp_path):
     c, rng = calibration.cell("digits"), np.random.default_rng(0)
     labels_R, accuracy_MSR, names = calibration.committed("digits")
-    assert names[0] == "random" and accuracy_MSR.shape == (7, 10, len(labels_R)) and accuracy_MSR.max() <= 1
+    assert names[0] == "random" and set(names) == set(digits.STRATEGIES)
+    assert accuracy_MSR.shape == (len(names), 10, len(labels_R)) and accuracy_MSR.max() <= 1
     curves_SR = np.concatenate([c.sweep(10, 1, rng)[0] for _ in range(400)])
     # Mean and spread of simulated curves are those of the records' random arm, and of all arms.
     assert curves_SR.mean(0) == pytest.approx(accuracy_MSR[0].mean(0), abs=0.01)
