@@ -35,9 +35,8 @@ def with_stages(strategy: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"strategy.schedule of {name}: a list of stages, such as {{strategy: typiclust, rounds: 3}}.")
     if extra := [key for key, value in strategy.items() if key not in OWN and value is not None]:
         raise UserError(f"strategy {name} is a schedule, so {extra[0]} belongs into one of its stages.")
-    if (there := shipped("strategy", str(name))) and [*map(_chosen_by, stages)] != [
-        *map(_chosen_by, there.get("schedule", []))
-    ]:
+    there = shipped("strategy", str(name)) or {}
+    if there and [*map(_chosen_by, there.get("schedule", []))] != [*map(_chosen_by, stages)]:
         raise UserError(f"strategy.name={name} belongs to another strategy. Give the schedule a name of its own.")
     found = [_complete(stage, f"strategy {name}, stage {i}") for i, stage in enumerate(stages, start=1)]
     for i, stage in enumerate(found, start=1):
@@ -47,6 +46,7 @@ def with_stages(strategy: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chosen_by(stage: dict[str, Any]) -> Any:
+    """The function that chooses in a stage; None where the stage names no strategy that there is."""
     return stage.get("_target_") or (shipped("strategy", str(stage.get("strategy"))) or {}).get("_target_")
 
 

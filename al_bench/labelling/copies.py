@@ -129,11 +129,10 @@ class Copies:
 
     def told(self) -> tuple[str, ...]:
         """What the person is told of the copies and of files that cannot be decoded, in sentences."""
-        n = len(self._copied())
-        said = [f"{n:,} images show the picture of another file and take its answer: labels.jsonl says which."] * (
-            n > 0
-        )
-        return (*said, *left_out(self.undecoded))
+        said = left_out(self.undecoded)
+        if n := len(self._copied()):
+            said.append(f"{n:,} images show the picture of another file and take its answer: labels.jsonl says which.")
+        return (*said,)
 
     def _picture(self, path: str) -> str:
         return self.groups[path][0] if path in self.groups else path
