@@ -967,3 +967,11 @@ def test_the_page_draws_its_curves_from_disk_without_an_error(tmp_path):
     )  # fmt: skip
     assert done.stdout.count('class="legendtext"') == 2  # plotly drew both strategies
     assert "CONSOLE" not in done.stderr
+
+
+def test_a_run_whose_configuration_was_emptied_is_left_out_and_not_the_others(tmp_path):
+    two_arms(tmp_path, n=2)
+    (tmp_path / "study/digits/small_cnn/10+2x10/margin/seed=1/config.yaml").write_text("")
+    found = the_study(tmp_path)
+    why = "config.yaml is damaged (its seed is None, and its folder says 1)"
+    assert found.left_out == [("margin, seed 1", why)] and found.seeds("random") == [0, 1]

@@ -77,6 +77,8 @@ def why_unusable(run: Run, metric: str) -> str | None:
 
 def damage(run: Run) -> str | None:
     """What a comparison computes with and al_bench would not have written."""
+    if (seed := run.config.get("seed")) != run.seed:
+        return f"config.yaml is damaged (its seed is {seed}, and its folder says {run.seed})"
     for key in ("stressor.copies", "budget.validation"):
         if type(value := run.config.get(key, 0)) is not int:
             return f"config.yaml is damaged ({key} is {value!r}, not a whole number)"
