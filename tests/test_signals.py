@@ -262,3 +262,21 @@ def test_a_run_in_another_thread_ends_with_its_own_error_after_ctrl_c(monkeypatc
     thread.start()
     thread.join()
     assert raised == []
+
+
+def test_ctrl_c_while_modules_are_imported_ends_the_process_without_a_traceback(tmp_path):
+    program = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores the signal
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "al_bench.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from al_bench.__main__ import main
+main()
+"""
+    done = command(tmp_path, "--help", program=("-c", program))
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
