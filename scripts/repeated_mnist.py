@@ -1,4 +1,4 @@
-"""Run Repeated-MNIST from scratch: random, BALD, BatchBALD and PowerBALD in a pool where every image has near copies.
+"""Run Repeated-MNIST from scratch: strategies that score images and strategies that compose batches, among near copies.
 
     python scripts/repeated_mnist.py --mnist data [--seeds 7]
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=7, help="no call can be made below 6")
     args = parser.parse_args()
     common = ("experiment=repeated_mnist", f"dataset.root={args.mnist}", f"seed=range({args.seeds})")
-    published.sweep(*common, "strategy=random", runs=RUNS)
+    published.sweep(*common, "strategy=random,uncertainty_herding", runs=RUNS)
     published.sweep(*common, "strategy=bald,batchbald", "strategy.passes=10", runs=RUNS)
     published.sweep(*common, "strategy=power_bald", "strategy.passes=10", "strategy.beta=8", runs=RUNS)
     published.sweep(*common, "budget=full", runs=RUNS)
