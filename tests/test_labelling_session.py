@@ -137,7 +137,7 @@ def test_a_folder_of_which_nothing_has_a_class_waits_for_another_answer(tmp_path
 def test_test_images_without_a_class_are_told_and_one_answer_mends_it(tmp_path):
     digits_in(tmp_path / "photos", 10)
     with Session(tmp_path / "photos", CLASSES, ["dataset.image_size=16", cached(tmp_path)]) as session:
-        label(session, 6, lambda path: UNSURE if session.item(path).role == "test" else truth(path))
+        label(session, 4, lambda path: UNSURE if session.item(path).role == "test" else truth(path))
         assert "None of the 2 test images has a class, so no accuracy" in session.wait(60).error
         test = next(label.path for label in session.labels.order() if label.role == "test")
         session.answer(test, truth(test), seconds=1, correct_test=True)

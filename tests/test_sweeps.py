@@ -309,7 +309,7 @@ def test_what_a_damaged_run_json_says_is_told_and_ends_no_sweep(sweeper, capsys)
     failed = {str(store.folder): sweep.why_missing(store) for store in stores}
     assert all(failed.values())
     with pytest.raises(SystemExit) as end:
-        sweep.conclude(set(), list(todo), failed, {})
+        sweep.conclude(set(), list(todo), {}, failed, {})
     assert len(str(end.value.code).splitlines()) == 7
 
 
@@ -557,6 +557,6 @@ def test_without_ray_its_launcher_says_what_to_install(tmp_path):
 
 def test_a_report_that_fails_is_no_run_that_failed(tmp_path):
     with pytest.raises(SystemExit) as end:
-        sweep.conclude(set(), [tmp_path / "a"], {}, {"the report of b": "boom"})
+        sweep.conclude(set(), [tmp_path / "a"], {}, {}, {"the report of b": "boom"})
     counts, why, _ = str(end.value).splitlines()
     assert (counts, why) == ("Sweep: 1 finished, 0 there already, 0 failed.", "  the report of b: boom")
