@@ -28,7 +28,7 @@ from al_bench import signals
 from al_bench.config import Annotator, Config, flat
 from al_bench.errors import UserError
 from al_bench.files import DISK, accessible, is_there, read_file, write_atomically
-from al_bench.provenance import circumstances, code_version, file_version, now
+from al_bench.provenance import circumstances, code_version, file_version, now, version_of
 from al_bench.recipe import (
     NOT_COMPARED,
     SAME_IN_ALL_ROUNDS,
@@ -297,7 +297,7 @@ class RunStore:
         info = self.info()
         for name, fact in facts.items():
             there = info.get(name)  # missing before the first start, and in runs of versions that noted no such fact
-            if there and fact and there["checksum"] != fact["checksum"]:
+            if there and fact and version_of(there) != version_of(fact):
                 own = "strategy.name" if name == "strategy_code" else "study"
                 modules = ", ".join(differing_keys(there.get("modules") or {}, fact.get("modules") or {}))
                 raise UserError(

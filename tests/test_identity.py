@@ -20,6 +20,7 @@ from al_bench.analysis import comparable, results
 from al_bench.errors import UserError
 from al_bench.finished import is_finished
 from al_bench.models import nets
+from al_bench.provenance import version_of
 from al_bench.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -345,3 +346,11 @@ def test_a_file_without_permission_is_not_to_be_deleted(open_folder):
         pytest.skip("needs the right to become another user")
     assert "run.json cannot be read (Permission denied). Give yourself the permission" in done.stdout, done.stderr
     assert "Delete" not in done.stdout
+
+
+def test_files_that_choose_alike_are_one_version_and_all_others_are_not(monkeypatch):
+    monkeypatch.setattr(provenance, "CHOOSE_ALIKE", {"a" * 16: "b" * 16})
+    a, b, c = ({"checksum": x, "modules": {"m": x * 64, "n": "d" * 64}} for x in "abc")
+    assert version_of(a) == version_of(b) != version_of(c)
+    assert version_of(a) != version_of({"checksum": "a", "modules": {"m": "a" * 64, "n": "e" * 64}})
+    assert version_of({"checksum": "x"}) == "x"

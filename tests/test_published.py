@@ -22,6 +22,7 @@ import yaml
 from test_report import the_study, two_arms, write_run
 
 from al_bench.analysis import report, results, stats
+from al_bench.provenance import code_version, version_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -479,6 +480,19 @@ def test_what_is_missing_to_the_full_data_is_paired_by_seed(tmp_path):
         "- random: -9.0 points [-21.7, +3.7], n = 2 pairs",  # -10 and -8; 12.706 is t's 0.975 quantile with 1 degree
         "- margin: +1.1 points [-12.9, +15.1], n = 2 pairs",  # 0 and 2.2
     ]
+
+
+COMMITTED_RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/runs/**/run.json"))
+
+
+def test_committed_runs_go_on_with_the_code_of_today():
+    others = []
+    for folder in COMMITTED_RUNS:
+        began_with = json.loads((folder / "run.json").read_text()).get("strategy_code")
+        settings = yaml.safe_load((folder / "config.yaml").read_text())["strategy"]
+        if began_with and version_of(began_with) != version_of(code_version(settings)):
+            others.append(str(folder))
+    assert len(COMMITTED_RUNS) > 90 and not others, "See CHOOSE_ALIKE in provenance.py."
 
 
 def test_a_place_in_a_page_is_filled_and_a_missing_one_is_said(tmp_path):

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from al_bench.analysis.results import Run
+from al_bench.provenance import version_of
 from al_bench.recipe import NOT_COMPARED, differing_keys, matters_where_all_is_labelled
 from al_bench.records import FINISHED
 
@@ -193,7 +194,8 @@ def usual_weights(runs: list[Run]) -> str | None:
 
 
 def checksum(fact: str, run: Run) -> str | None:
-    return (run.info.get(fact) or {}).get("checksum")
+    found = run.info.get(fact) or {}
+    return version_of(found) if "checksum" in found else None
 
 
 def as_text(config: dict[str, Any]) -> str:
