@@ -18,7 +18,7 @@ from typing import Any
 
 import al_bench
 
-# Files of al_bench/strategies: the start of a checksum, and that of a later file by which the same images are chosen. So a
+# Files of al_bench/strategies: the start of a checksum, and that of a later file by which the same images are chosen. A
 # run that began with the earlier one goes on. An entry is for a change of how strategies are loaded, and for no other.
 CHOOSE_ALIKE = {"fe2d3447c64cb5a7": "299285689cabe6a9"}
 
