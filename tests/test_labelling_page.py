@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing, contextmanager
 
@@ -607,8 +608,10 @@ def test_with_many_classes_the_likely_ones_come_first_and_keys_stay(tabs, folder
 
 @browser_test
 def test_the_page_says_that_training_goes_on_or_has_failed_and_takes_keys(tabs, folder, monkeypatch):
+    seen = threading.Event()
+
     def broken(*_):
-        time.sleep(1.5)
+        seen.wait(60)
         raise UserError("the disk of the run is broken")
 
     with page_at_work(tabs, folder) as (session, page):
@@ -616,6 +619,7 @@ def test_the_page_says_that_training_goes_on_or_has_failed_and_takes_keys(tabs, 
         until_asked(session)  # an answer before would count as a change, which the failed run goes on from
         label_by_keys(page, 60)
         page.until("document.body.innerText.includes('Training on your answers')")
+        seen.set()
         page.until("document.body.innerText.includes('the disk of the run is broken')")
         page.press("Backspace")
         path = page.until(READY)

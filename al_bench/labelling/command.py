@@ -83,10 +83,13 @@ def folders_named_like_classes(session: Session) -> list[str]:
 def label(session: Session, options: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C."""
     with served(session, options.port) as server:
-        print(f"Label in the browser: {server.url}\nCtrl-C ends the program; every answer is kept at once.", flush=True)
-        if not options.no_browser:
-            threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()  # some do not return
         try:
+            print(
+                f"Label in the browser: {server.url}\nCtrl-C ends the program; every answer is kept at once.",
+                flush=True,
+            )
+            if not options.no_browser:
+                threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()  # some do not return
             while True:  # a wait without end was seen to sleep through a Ctrl-C while the backbone computed
                 time.sleep(LOOK)
                 signals.stop_if_asked()
