@@ -7,9 +7,10 @@ features of scripts/frozen_features.py. The same command continues after a stop.
 """
 
 import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import published
 
@@ -75,19 +76,25 @@ def write() -> None:
 def rarest(c: Comparison) -> str:
     """The recall of the rarest class, which is the last one, the best strategy first, in Markdown."""
     name = c.runs[RANDOM][0].info["dataset"]["classes"][-1]
-    recall = {
-        strategy: fmean(published.rounds(run)[-1]["metrics"]["per_class"][-1] for run in runs)
-        for strategy, runs in c.runs.items()
-    }
-    words = ", ".join(f"{report.md(s)} {100 * r:.1f}%" for s, r in sorted(recall.items(), key=lambda item: -item[1]))
+    recall = last_round(c, lambda record: record["metrics"]["per_class"][-1])
+    words = in_words(reversed(recall), ".1%")
     return f"Recall of the rarest class, {name}, after {c.labels_R[-1]:,} labels, mean over seeds: {words}."
 
 
 def wasted(c: Comparison) -> str:
     """How many of a run's labels were spent on foreign images, the fewest first, in Markdown."""
-    spent = {name: fmean(published.rounds(run)[-1]["n_foreign"] for run in runs) for name, runs in c.runs.items()}
-    words = ", ".join(f"{report.md(name)} {n:.0f}" for name, n in sorted(spent.items(), key=lambda item: item[1]))
+    words = in_words(last_round(c, lambda record: record["n_foreign"]), ".0f")
     return f"Foreign images among the {c.labels_R[-1]:,} that a run acquired, mean over seeds: {words}."
+
+
+def last_round(c: Comparison, value: Callable[[dict[str, Any]], float]) -> list[tuple[str, float]]:
+    """(strategy, the mean over seeds of a value of the last record), the lowest first."""
+    means = {name: fmean(value(published.rounds(run)[-1]) for run in runs) for name, runs in c.runs.items()}
+    return sorted(means.items(), key=lambda item: item[1])
+
+
+def in_words(means: Iterable[tuple[str, float]], form: str) -> str:
+    return ", ".join(f"{report.md(name)} {mean:{form}}" for name, mean in means)
 
 
 if __name__ == "__main__":
